@@ -1,0 +1,36 @@
+# make run: pictures in outputs/. make test: the tests. make lint: style and types. All set themselves up in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+DATA_ROOT ?= data
+DATASET ?= auto
+OUTPUT_DIR ?= outputs
+
+.PHONY: run test lint bench clean
+
+run: .venv/run.stamp
+	$(BIN)/python ae_pca.py --dataset $(DATASET) --data-root $(DATA_ROOT) --output-dir $(OUTPUT_DIR)
+	$(BIN)/python ae_train.py --dataset $(DATASET) --data-root $(DATA_ROOT) --output-dir $(OUTPUT_DIR)
+
+test: .venv/dev.stamp
+	$(BIN)/python -m pytest
+
+lint: .venv/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/run.stamp
+	$(BIN)/python benchmarks/bench.py --data-root $(DATA_ROOT)
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
+
+# A stamp is written when its install has ended well: an interrupted one is taken up again.
+.venv/run.stamp: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+.venv/dev.stamp: requirements-dev.txt .venv/run.stamp
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	touch $@

@@ -1,0 +1,113 @@
+"""Command-line habits that every script shares: argument types, one-line errors, exit statuses.
+
+Exit statuses: 0 all is well, 1 a fault of the world, 2 a mistake in what was asked for, 130 / 143 stopped
+by Ctrl-C / SIGTERM. Only the standard library is imported here, so that `--help` answers at once.
+"""
+
+import argparse
+import contextlib
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+from ae_files import Fault, Mistake
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, and whose help shows every default."""
+
+    def __init__(self, description: str | None) -> None:
+        super().__init__(
+            description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+
+    def error(self, message: str) -> NoReturn:
+        fail(f"{message}; see {self.prog} --help", status=2)
+
+
+def fail(message: str, status: int) -> NoReturn:
+    """One line on stderr, then the exit status."""
+    line = " ".join(message.split())
+    print(f"error: {line}", file=sys.stderr)
+    raise SystemExit(status)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a script's `main`, turning what can go wrong outside of our code into one line and a status."""
+    try:
+        main()
+        sys.stdout.flush()
+    except Mistake as error:
+        fail(str(error), status=2)
+    except Fault as error:
+        fail(str(error), status=1)
+    except MemoryError:
+        fail("out of memory; use a smaller model, batch or image set", status=1)
+    except BrokenPipeError:
+        # The reader of our output has left (`| head`); Python would complain once more while it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except OSError as error:
+        fail(f"{error.filename or 'file'}: {error.strerror or error}; check the disk and its permissions", status=1)
+    except KeyboardInterrupt:
+        fail("stopped by Ctrl-C", status=130)
+
+
+def integer(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
+    """An argparse type: a whole number from `least` to `most`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from None
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"must be from {least} to {most}, got {text}")
+        return value
+
+    return parse
+
+
+def number(least: float, most: float = math.inf, above: bool = False) -> Callable[[str], float]:
+    """An argparse type: a finite number from `least` (or `above` it) to `most`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected a number, got {text!r}") from None
+        if not math.isfinite(value) or value > most or value < least or (above and value == least):
+            upper = "" if most == math.inf else f" and at most {most:g}"
+            raise argparse.ArgumentTypeError(
+                f"must be finite, {'above' if above else 'at least'} {least:g}{upper}, got {text}"
+            )
+        return value
+
+    return parse
+
+
+def sizes(text: str) -> tuple[int, ...]:
+    """An argparse type: comma-separated layer widths; the empty text is no hidden layer."""
+    return tuple(integer(1)(part.strip()) for part in text.split(",")) if text.strip() else ()
+
+
+def code_size(text: str) -> int | str:
+    """An argparse type: a whole number, or `auto` for what the PCA says."""
+    return text if text == "auto" else integer(1)(text)
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, on a terminal only; call what it yields with (step, steps) after each step."""
+    from tqdm import tqdm
+
+    with tqdm(unit="step", leave=False, disable=None) as bar:
+
+        def on_step(step: int, steps: int) -> None:
+            if step == 1:
+                bar.reset(total=steps)
+            bar.update()
+
+        yield on_step

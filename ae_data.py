@@ -1,0 +1,164 @@
+"""Image sets as NumPy arrays: 28 x 28 grey levels, flattened to (N, 784) uint8, and labels (N,) uint8.
+
+`load_images(name, root)` knows `mnist`, `fashion-mnist`, `kmnist` (IDX files under ROOT/<Set>/raw, downloaded by
+torchvision when missing), `digits` (ships inside scikit-learn) and `auto` (mnist when it can be had, else
+digits, saying so). The IDX files are read here: four lines of format, and it spares every run the seconds and
+the memory that importing torchvision takes.
+"""
+
+import hashlib
+import math
+import socket
+import sys
+import threading
+import time
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from ae_files import Fault, read_bytes
+
+IDX_SETS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}  # torchvision's class names
+DATASETS = (*IDX_SETS, "digits", "auto")
+_PARTS = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+_SIDE = 28
+_PATIENCE = 20.0  # seconds without a byte after which a download is given up
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Training and test images (N, 784) uint8 with labels (N,) uint8; `title` is for people, `name` for files."""
+
+    name: str
+    title: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all pixels and labels, in order: two sets with the same one are the same set."""
+        digest = hashlib.sha256()
+        for array in (self.train_images, self.train_labels, self.test_images, self.test_labels):
+            digest.update(str(array.shape).encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+    def epochs(self, epochs: int) -> int:
+        """The passes that a recipe, which counts in passes over MNIST, needs over this set.
+
+        A set forty times smaller gives forty times fewer steps per pass; ten times the passes is enough to
+        make its reconstructions readable and stays quick.
+        """
+        return epochs * 10 if len(self.train_images) < 10_000 else epochs
+
+
+def load_images(name: str, root: Path) -> ImageSet:
+    """The image set called `name`; IDX files are looked for, and downloaded to, below `root`.
+
+    Raises Fault when the files are missing and cannot be downloaded, or are damaged.
+    """
+    if name == "digits":
+        return _load_digits()
+    if name != "auto":
+        return _load_idx(name, root)
+    try:
+        _ensure_downloaded("mnist", root)
+    except Fault as fault:
+        print(f"warning: {fault}", file=sys.stderr)
+        print("warning: MNIST IS NOT AVAILABLE: using the 1,797 digits of scikit-learn instead", file=sys.stderr)
+        return replace(_load_digits(), title="scikit-learn digits in place of MNIST")
+    return _load_idx("mnist", root)
+
+
+def _load_digits() -> ImageSet:
+    """scikit-learn's 8 x 8 digits, enlarged to 28 x 28: 1,500 to train on, 297 to test on."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    small = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    large = [np.asarray(Image.fromarray(image).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)) for image in small]
+    images = np.stack(large).reshape(len(large), -1)
+    labels = digits.target.astype(np.uint8)
+    return ImageSet("digits", "scikit-learn digits", images[:1500], labels[:1500], images[1500:], labels[1500:])
+
+
+def _load_idx(name: str, root: Path) -> ImageSet:
+    folder = _ensure_downloaded(name, root)
+    train_images, train_labels, test_images, test_labels = (_read_idx(folder / part, name) for part in _PARTS)
+    for images, labels, part in ((train_images, train_labels, _PARTS[1]), (test_images, test_labels, _PARTS[3])):
+        if len(images) != len(labels):
+            raise Fault(_damaged(folder / part, f"{len(labels)} labels for {len(images)} images", name))
+    title = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "kmnist": "KMNIST"}[name]
+    return ImageSet(name, title, train_images, train_labels, test_images, test_labels)
+
+
+def _read_idx(path: Path, name: str) -> np.ndarray:
+    """One IDX file: two zero bytes, type 8 (uint8), the rank, the sizes as big-endian int32, then the bytes."""
+    remedy = f"put a good copy there, or delete it to have {name} downloaded again"
+    data = read_bytes(path, remedy)
+    rank = 3 if "idx3" in path.name else 1
+    header = 4 + 4 * rank
+    if data[:4] != bytes((0, 0, 8, rank)) or len(data) < header:
+        raise Fault(_damaged(path, "it does not begin like an IDX file of images or labels", name))
+    shape = tuple(int(n) for n in np.frombuffer(data, ">u4", rank, offset=4))
+    if rank == 3 and shape[1:] != (_SIDE, _SIDE):
+        raise Fault(_damaged(path, f"its images are {shape[1]} x {shape[2]}, not 28 x 28", name))
+    stated = header + math.prod(shape)
+    if shape[0] == 0 or len(data) != stated:
+        raise Fault(_damaged(path, f"it has {len(data):,} bytes, not the {stated:,} that its header states", name))
+    array = np.frombuffer(data, np.uint8, offset=header).reshape(shape[0], -1).squeeze()
+    if rank == 1 and array.max() > 9:
+        raise Fault(_damaged(path, f"it holds a label {array.max()}, above 9", name))
+    return array
+
+
+def _damaged(path: Path, why: str, name: str) -> str:
+    return f"{path}: is damaged: {why}; put a good copy there, or delete it to have {name} downloaded again"
+
+
+def _ensure_downloaded(name: str, root: Path) -> Path:
+    """The folder with the four IDX files of `name`, unpacked or downloaded first where one is missing."""
+    folder = root / IDX_SETS[name] / "raw"
+    if not all((folder / part).is_file() for part in _PARTS):
+        print(f"{name} is not in {folder}: downloading it", file=sys.stderr)
+        reason = _download(name, root, folder)
+        if not all((folder / part).is_file() for part in _PARTS):
+            raise Fault(
+                f"{name} is not in {folder} and could not be downloaded ({reason}); put its four files "
+                f"({', '.join(_PARTS)}) there, or use --dataset digits, which needs no download"
+            )
+    return folder
+
+
+def _download(name: str, root: Path, folder: Path) -> str:
+    """Let torchvision download and unpack the set; return why it failed, or an empty string.
+
+    It runs in a daemon thread that is left behind when no byte has come for a while: neither a name server
+    nor a web server that stays silent can hold the run, and a slow but living download is let finish.
+    """
+    outcome: list[str] = []
+
+    def work() -> None:
+        try:
+            from torchvision import datasets
+
+            getattr(datasets, IDX_SETS[name])(str(root), download=True)
+            outcome.append("")
+        except Exception as error:  # whatever torchvision or the network raises is the reason we report
+            outcome.append(" ".join(str(error).split())[:200] or type(error).__name__)
+
+    socket.setdefaulttimeout(_PATIENCE)
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    size, since = -1, time.monotonic()
+    while thread.is_alive() and time.monotonic() - since < _PATIENCE:
+        thread.join(0.2)
+        seen = sum(file.stat().st_size for file in folder.glob("*")) if folder.is_dir() else 0
+        if seen != size:
+            size, since = seen, time.monotonic()
+    return outcome[0] if outcome else f"no answer for {_PATIENCE:.0f} seconds"

@@ -1,0 +1,93 @@
+"""Every PNG the suite makes. Functions draw and return the file's bytes; the caller writes them.
+
+Figures are made without pyplot: no display is needed, and nothing is kept once a figure is drawn.
+Images come as (n, 784) arrays in unit range.
+"""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREY = "#2563a8", "#d9722b", "#8a8f98"
+_STYLE: Any = {
+    "font.size": 11, "axes.titlesize": 13, "axes.titleweight": "bold", "figure.titlesize": 13,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e8eb",
+    "axes.axisbelow": True, "legend.frameon": False,
+    "figure.constrained_layout.w_pad": 0.12, "figure.constrained_layout.h_pad": 0.12,
+}  # fmt: skip
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
+
+
+def _chart(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set(title=title, xlabel=x_label, ylabel=y_label)
+    return figure, axes
+
+
+@rc_context(_STYLE)
+def variance_curve(cumulative: np.ndarray, variance: float, count: int, images: str) -> bytes:
+    """Cumulative explained variance against the number of components, the wanted share and the chosen number."""
+    title = f"{images}: {count} components explain {variance:.4g} of the variance"
+    figure, axes = _chart(title, "number of components", "cumulative explained variance")
+    axes.plot(np.arange(len(cumulative) + 1), np.concatenate(([0.0], cumulative)), color=BLUE, linewidth=2)
+    axes.axhline(variance, color=GREY, linestyle="--", linewidth=1)
+    axes.axvline(count, color=ORANGE, linestyle="--", linewidth=1)
+    axes.plot([count], [cumulative[count - 1]], "o", color=ORANGE)
+    right = count < len(cumulative) / 2
+    axes.annotate(
+        f"k = {count}", (count, cumulative[count - 1]), xytext=(10 if right else -10, -22),
+        textcoords="offset points", ha="left" if right else "right", color=ORANGE, fontweight="bold",
+    )  # fmt: skip
+    axes.text(len(cumulative), variance - 0.015, f"{100 * variance:g} %", ha="right", va="top", color=GREY)
+    axes.set(xlim=(0, len(cumulative)), ylim=(0, 1.02))
+    return _png(figure)
+
+
+@rc_context(_STYLE)
+def loss_curve(batch_losses: Sequence[float], history: Sequence[dict[str, Any]], title: str, label: str) -> bytes:
+    """The loss of every batch, faint, with each epoch's training and test average over it."""
+    figure, axes = _chart(title, "epoch", label)
+    per_epoch = len(batch_losses) / max(len(history), 1)
+    axes.plot((np.arange(len(batch_losses)) + 1) / per_epoch, batch_losses, color=BLUE, alpha=0.3, linewidth=0.8,
+              label="training, every batch")  # fmt: skip
+    epochs = np.array([row["epoch"] for row in history])
+    axes.plot(epochs - 0.5, [row["train_loss"] for row in history], "o-", color=BLUE, markersize=4,
+              label="training, epoch average")  # fmt: skip
+    axes.plot(epochs, [row["test_loss"] for row in history], "s-", color=ORANGE, markersize=4, label="test")
+    # The first batches of an untrained model would flatten all that follows.
+    settled = np.concatenate((batch_losses[len(batch_losses) // 50 :], [row["test_loss"] for row in history]))
+    low, high = float(np.min(settled)), float(np.max(settled))
+    axes.set(xlim=(0, len(history)), ylim=(max(0.0, low - 0.1 * (high - low)), high + 0.05 * (high - low)))
+    axes.legend()
+    return _png(figure)
+
+
+@rc_context(_STYLE)
+def image_rows(rows: dict[str, np.ndarray], title: str, notes: Sequence[str] = ()) -> bytes:
+    """Rows of images (n, 784), each row under its label; `notes` stand under the columns."""
+    columns = len(next(iter(rows.values())))
+    figure = Figure(figsize=(1.05 * columns + 1.5, 1.1 * len(rows) + 0.75), layout="constrained")
+    figure.suptitle(title, fontweight="bold")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axes_row, (label, images) in zip(grid, rows.items()):
+        axes_row[0].set_ylabel(label, rotation=0, ha="right", va="center", labelpad=10)
+        for axes, image in zip(axes_row, images):
+            axes.imshow(image.reshape(28, 28), cmap="gray", vmin=0, vmax=1)
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+    for axes, note in zip(grid[-1], notes):
+        axes.set_xlabel(note, fontsize=9)
+    return _png(figure)

@@ -1,0 +1,126 @@
+"""Files and the two ways a run can fail: the user's mistake and the world's fault.
+
+Everything the suite writes goes through `write_atomic`, everything structured it reads goes through
+`read_json`, `read_npz` or `read_count`. Nothing here needs torch, so that the light commands start fast.
+"""
+
+import io
+import json
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class Mistake(Exception):
+    """What was asked for cannot be done; the message says what to change. Exit status 2."""
+
+
+class Fault(Exception):
+    """The world failed: a missing, damaged or unwritable file. Exit status 1."""
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` so that a reader sees the old file or the new one, never a part.
+
+    The bytes go to a temporary file in the same folder, are flushed to the disk, and are renamed over
+    the old file; the folder is flushed too, so that the rename outlives a power cut.
+    """
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner may read
+        temporary.replace(path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        raise Fault(f"{path}: cannot be written ({error.strerror}); make room or pick another --output-dir") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _flush_folder(folder: Path) -> None:
+    if os.name == "nt":  # Windows cannot open a folder, and its rename is already durable
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def prepare_folder(folder: Path) -> Path:
+    """Make `folder` and prove that it can be written, before an hour of work depends on it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"probe")
+    except OSError as error:
+        raise Fault(f"{folder}: cannot be written ({error.strerror}); pick another --output-dir") from error
+    return folder
+
+
+def read_bytes(path: Path, remedy: str) -> bytes:
+    """The bytes of a file that must be there; `remedy` ends the error when they cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Fault(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
+
+
+def write_json(path: Path, value: object) -> None:
+    write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """The JSON object in `path`; anything else is a Fault that names the file."""
+    try:
+        value = json.loads(read_bytes(path, remedy))
+    except (ValueError, RecursionError) as error:
+        raise Fault(f"{path}: is not valid JSON; {remedy}") from error
+    if not isinstance(value, dict):
+        raise Fault(f"{path}: does not hold a JSON object; {remedy}")
+    return value
+
+
+def write_npz(path: Path, **arrays: Any) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_atomic(path, buffer.getvalue())
+
+
+def read_npz(path: Path, shapes: dict[str, tuple[int, ...]], remedy: str) -> dict[str, np.ndarray]:
+    """The arrays of a .npz written by `write_npz`, each of the shape stated (-1: any); no pickle is ever loaded.
+
+    The archive's own CRC-32 covers every array, so that a flipped bit is refused.
+    """
+    try:
+        with np.load(io.BytesIO(read_bytes(path, remedy)), allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, NotImplementedError, MemoryError) as error:
+        raise Fault(f"{path}: is damaged ({type(error).__name__}); {remedy}") from error
+    for name, shape in shapes.items():
+        found = arrays[name].shape if name in arrays else None
+        if found is None or len(found) != len(shape) or any(s not in (-1, f) for s, f in zip(shape, found)):
+            raise Fault(f"{path}: has no array {name!r} of shape {shape}; {remedy}")
+    return arrays
+
+
+def read_count(path: Path, largest: int, remedy: str) -> int:
+    """The bare integer in `path`, between 1 and `largest`; anything else is the user's to mend."""
+    text = read_bytes(path, remedy)[:64].decode("ascii", errors="replace").strip()
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= largest):
+        raise Mistake(f"{path}: expected one integer between 1 and {largest}, found {text[:20]!r}; {remedy}")
+    return int(text)

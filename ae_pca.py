@@ -1,0 +1,55 @@
+"""How many dimensions does 95 % of the variance need?
+
+Fits PCA on the training images and writes n_components_95.txt, pca.npz and pca_cumulative_variance.png
+into the output folder.
+"""
+
+from pathlib import Path
+
+import ae_cli
+from ae_data import DATASETS, load_images
+from ae_files import prepare_folder, write_atomic
+from ae_linear import count_file, fit_pca, write_pca
+
+
+# fmt: off
+def parser() -> ae_cli.Parser:
+    parser = ae_cli.Parser(__doc__)
+    parser.add_argument(
+        "--output-dir", type=Path, default=Path("outputs"), help="where results go (default: %(default)s)"
+    )
+    parser.add_argument("--data-root", type=Path, default=Path("data"),
+                        help="where the images are, or are downloaded to (default: %(default)s)")
+    parser.add_argument("--dataset", choices=DATASETS, default="mnist",
+                        help="auto is mnist when it can be had, else digits (default: %(default)s)")
+    parser.add_argument("--max-samples", type=ae_cli.integer(2), default=60_000,
+                        help="training images to fit on, a seeded random subset when fewer than all "
+                        "(default: %(default)s)")
+    parser.add_argument("--variance", type=ae_cli.number(0, 1, above=True), default=0.95,
+                        help="share of the variance to explain, up to 1 (default: %(default)s)")
+    parser.add_argument("--seed", type=ae_cli.integer(0), default=0, help="draws the subset (default: %(default)s)")
+    parser.add_argument("--workers", type=ae_cli.integer(0), default=0,
+                        help="taken for the sake of old command lines: the images are read in one go "
+                        "and need no worker (default: %(default)s)")
+    return parser
+# fmt: on
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parser().parse_args(arguments)
+    images = load_images(args.dataset, args.data_root)
+    folder = prepare_folder(args.output_dir)
+    pca = fit_pca(images, args.max_samples, args.seed)
+    count = write_pca(folder, pca, args.variance)
+
+    # Drawn last and imported late: the number must not wait for the picture's library.
+    from ae_figures import variance_curve
+
+    picture = variance_curve(pca.cumulative_variance, args.variance, count, images.title)
+    write_atomic(folder / "pca_cumulative_variance.png", picture)
+    print(f"Number of components to explain {100 * args.variance:g}% variance: {count}")
+    print(f"{images.title}, {pca.samples} training images: wrote {count_file(folder, args.variance)}")
+
+
+if __name__ == "__main__":
+    ae_cli.run(main)

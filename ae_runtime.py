@@ -1,0 +1,65 @@
+"""Device, numeric precision and seeds: decided once, before anything is built."""
+
+import contextlib
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ae_files import Mistake
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; `auto` takes CUDA, then MPS, then the CPU. One that is missing is a Mistake."""
+    cuda, mps = torch.cuda.device_count(), torch.backends.mps.is_available()
+    if name == "auto":
+        name = "cuda" if cuda else "mps" if mps else "cpu"
+    kind, _, index = name.partition(":")
+    if kind not in ("cuda", "mps", "cpu") or (index and not index.isdigit()):
+        raise Mistake(f"--device {name}: expected auto, cuda, cuda:N, mps or cpu")
+    if kind == "cuda" and int(index or 0) >= cuda:
+        raise Mistake(f"--device {name}: PyTorch sees {cuda} CUDA devices here; use --device auto or cpu")
+    if kind == "mps" and not mps:
+        raise Mistake("--device mps: PyTorch sees no Apple GPU here; use --device auto or cpu")
+    return torch.device(name)
+
+
+class Precision:
+    """fp32, or automatic mixed precision: bf16 where the hardware has it, else fp16 with gradient scaling.
+
+    `mode` is `auto` (mixed on CUDA, fp32 elsewhere), `on` or `off`; `on` means bf16 on a CPU.
+    """
+
+    def __init__(self, mode: str, device: torch.device) -> None:
+        self.device = device
+        self.mixed = mode == "on" or (mode == "auto" and device.type == "cuda")
+        half = device.type == "mps" or (device.type == "cuda" and not torch.cuda.is_bf16_supported())
+        self.dtype = (torch.float16 if half else torch.bfloat16) if self.mixed else torch.float32
+        # fp16 underflows where gradients are small; a scaler that is not enabled passes everything through.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Inside of it the forward pass runs in the chosen precision."""
+        if not self.mixed:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def update(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """Backward and one optimiser step, through the scaler when there is one."""
+        self.scaler.scale(loss).backward()
+        self.scaler.step(optimizer)
+        self.scaler.update()
+
+    def __str__(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+
+def seed_for(seed: int, *path: int) -> int:
+    """A 64-bit seed for one place of a run, such as (seed, epoch): near seeds give unrelated streams."""
+    return int(np.random.SeedSequence((seed, *path)).generate_state(1, np.uint64)[0])
+
+
+def device_name(device: torch.device) -> str:
+    """The device as a person knows it."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
