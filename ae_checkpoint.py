@@ -1,6 +1,12 @@
-"""Model files: weights as a plain state dict, and the record of the run beside them."""
+"""Model files: weights as a plain state dict, and `run.json`, the record of the run, beside them.
 
+Loading runs no code (`weights_only`), checks the SHA-256 that `run.json` keeps of the weights, and compares every
+shape with the recipe's model before any memory is taken for it.
+"""
+
+import hashlib
 import io
+import pickle
 import platform
 from pathlib import Path
 from typing import Any
@@ -8,15 +14,68 @@ from typing import Any
 import numpy as np
 import torch
 
-from ae_files import write_atomic
+from ae_files import Fault, Mistake, read_bytes, read_json, write_atomic
+from ae_models import Autoencoder
+from ae_recipes import Recipe
+
+RUN_FILE = "run.json"
 
 
-def save_weights(path: Path, model: torch.nn.Module) -> None:
-    """The model's state dict, on the CPU, so that anyone's PyTorch loads it anywhere."""
-    state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+def save_weights(path: Path, model: torch.nn.Module) -> str:
+    """Write the model's state dict, on the CPU, so that anyone's PyTorch loads it anywhere; return its SHA-256."""
+    data = to_bytes({name: tensor.cpu() for name, tensor in model.state_dict().items()})
+    write_atomic(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def to_bytes(value: Any) -> bytes:
     buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_atomic(path, buffer.getvalue())
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def from_bytes(data: bytes, path: Path, remedy: str) -> Any:
+    """What `to_bytes` was given: tensors and plain containers only; anything else, or damage, is a Fault."""
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, KeyError, EOFError, TypeError, AttributeError,
+            IndexError, OSError, AssertionError, MemoryError) as error:  # fmt: skip
+        raise Fault(f"{path}: is damaged or is not a file of tensors; {remedy}") from error
+
+
+def load_run(folder: Path, device: torch.device) -> tuple[Autoencoder, Recipe, dict[str, Any]]:
+    """The trained model in `folder`, its recipe, and the record in its run.json.
+
+    Raises Mistake when there is no run, Fault when its files are damaged or do not belong together.
+    """
+    path = folder / RUN_FILE
+    if not path.exists():
+        raise Mistake(f"{path}: is not there; train first, with ae_train.py --output-dir {folder}")
+    remedy = f"train again with ae_train.py --output-dir {folder}"
+    record = read_json(path, remedy)
+    try:
+        recipe = Recipe.from_dict(record["recipe"])
+        weights, digest = folder / Path(str(record["weights"])).name, record["weights_sha256"]
+        with torch.device("meta"):
+            model = recipe.build()
+        record["metrics"], record["dataset"]["fingerprint"]  # every reader may count on them
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, Mistake) as error:
+        raise Fault(f"{path}: is not the record of a run ({error}); {remedy}") from error
+    data = read_bytes(weights, remedy)
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise Fault(f"{weights}: is not the file that {path} speaks of; {remedy}")
+    load_state(model, from_bytes(data, weights, remedy), weights, remedy)
+    return model.to(device).eval(), recipe, record
+
+
+def load_state(model: torch.nn.Module, state: Any, path: Path, remedy: str) -> None:
+    """Give `model` the tensors of a state dict, if their names, shapes and types are the model's own."""
+    expected = {name: (tensor.shape, tensor.dtype) for name, tensor in model.state_dict().items()}
+    found = {name: (getattr(t, "shape", None), getattr(t, "dtype", None)) for name, t in dict(state).items()}
+    if found != expected:
+        name = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))[0]
+        raise Fault(f"{path}: holds other weights than the recipe's model, see {name}; {remedy}")
+    model.load_state_dict(state, assign=True)
 
 
 def versions() -> dict[str, Any]:

@@ -10,7 +10,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ae_files import Fault, Mistake
 
@@ -99,15 +99,19 @@ def code_size(text: str) -> int | str:
 
 
 @contextlib.contextmanager
-def progress() -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr, on a terminal only; call what it yields with (step, steps) after each step."""
+def progress(log_interval: int | None = None) -> Iterator[Callable[[int, int, int, Any], None]]:
+    """What a training loop calls after each step: a bar on stderr (on a terminal only), and every `log_interval`
+    steps a line on stdout with the batch's loss and the share of the epoch done."""
     from tqdm import tqdm
 
     with tqdm(unit="step", leave=False, disable=None) as bar:
 
-        def on_step(step: int, steps: int) -> None:
+        def on_step(epoch: int, step: int, steps: int, loss: Any) -> None:
             if step == 1:
                 bar.reset(total=steps)
+                bar.set_description(f"epoch {epoch}")
             bar.update()
+            if log_interval and step % log_interval == 0:
+                tqdm.write(f"Epoch {epoch}, step {step}/{steps} ({step / steps:.0%}): batch loss {loss.item():.4f}")
 
         yield on_step

@@ -64,9 +64,10 @@ def loss_curve(batch_losses: Sequence[float], history: Sequence[dict[str, Any]],
     axes.plot((np.arange(len(batch_losses)) + 1) / per_epoch, batch_losses, color=BLUE, alpha=0.3, linewidth=0.8,
               label="training, every batch")  # fmt: skip
     epochs = np.array([row["epoch"] for row in history])
-    axes.plot(epochs - 0.5, [row["train_loss"] for row in history], "o-", color=BLUE, markersize=4,
+    dots = 4 if len(epochs) <= 20 else 0
+    axes.plot(epochs - 0.5, [row["train_loss"] for row in history], "o-", color=BLUE, markersize=dots,
               label="training, epoch average")  # fmt: skip
-    axes.plot(epochs, [row["test_loss"] for row in history], "s-", color=ORANGE, markersize=4, label="test")
+    axes.plot(epochs, [row["test_loss"] for row in history], "s-", color=ORANGE, markersize=dots, label="test")
     # The first batches of an untrained model would flatten all that follows.
     settled = np.concatenate((batch_losses[len(batch_losses) // 50 :], [row["test_loss"] for row in history]))
     low, high = float(np.min(settled)), float(np.max(settled))
@@ -90,4 +91,44 @@ def image_rows(rows: dict[str, np.ndarray], title: str, notes: Sequence[str] = (
             axes.spines[:].set_visible(False)
     for axes, note in zip(grid[-1], notes):
         axes.set_xlabel(note, fontsize=9)
+    return _png(figure)
+
+
+@rc_context(_STYLE)
+def image_grid(images: np.ndarray, title: str, columns: int = 10) -> bytes:
+    """Images (n, 784) as one sheet, with a thin line between them."""
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(0.7 * columns + 0.3, 0.7 * rows + 0.75), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(_sheet(images, columns), cmap="gray", vmin=0, vmax=1)
+    axes.set_title(title)
+    axes.set_axis_off()
+    return _png(figure)
+
+
+def _sheet(images: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
+    """Images (n, 784) side by side in one array, `columns` a row, grey lines of `gap` pixels between them."""
+    rows, side = -(-len(images) // columns), 28 + gap
+    sheet = np.full((rows * side - gap, columns * side - gap), 0.35)
+    for number, image in enumerate(images):
+        top, left = side * (number // columns), side * (number % columns)
+        sheet[top : top + 28, left : left + 28] = image.reshape(28, 28)
+    return sheet
+
+
+@rc_context(_STYLE)
+def latent_map(
+    decoded: np.ndarray, extent: tuple[float, ...], codes: np.ndarray, labels: np.ndarray, title: str
+) -> bytes:
+    """Images decoded over a plane (a square number of them), beside codes (n, 2) coloured by label."""
+    figure = Figure(figsize=(12.5, 6), layout="constrained")
+    figure.suptitle(title, fontweight="bold")
+    left, right = figure.subplots(1, 2)
+    left.imshow(_sheet(decoded, int(len(decoded) ** 0.5), gap=0), cmap="gray", vmin=0, vmax=1, extent=extent,
+                aspect="auto")  # fmt: skip
+    left.set(title="what each place decodes to", xlabel="code 1", ylabel="code 2")
+    left.grid(False)
+    dots = right.scatter(codes[:, 0], codes[:, 1], c=labels, cmap="tab10", vmin=-0.5, vmax=9.5, s=3, alpha=0.6)
+    right.set(title="where the test images lie", xlabel="code 1", ylabel="code 2")
+    figure.colorbar(dots, ax=right, label="label", ticks=range(10))
     return _png(figure)

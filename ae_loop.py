@@ -18,6 +18,7 @@ from ae_recipes import Recipe
 from ae_runtime import Precision, seed_for
 
 Row = dict[str, Any]
+OnStep = Callable[[int, int, int, Tensor], None]  # epoch, step, steps in the epoch, the batch's loss on the device
 
 
 def batch_order(count: int, batch_size: int, seed: int, epoch: int) -> tuple[Tensor, ...]:
@@ -47,6 +48,23 @@ def batches(images: Tensor, order: tuple[Tensor, ...], workers: int, device: tor
         yield from (images[index] for index in order)
 
 
+def make_optimizer(model: Autoencoder, recipe: Recipe) -> torch.optim.Optimizer:
+    """Adam (Kingma & Ba 2015) or AdamW (Loshchilov & Hutter 2019), the whole update in one kernel."""
+    kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+    return kind(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler | None:
+    """The learning rate over `steps` steps: one cycle up and down (Smith 2018), half a cosine, or None for constant."""
+    if recipe.lr_schedule == "one-cycle":
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=recipe.lr, total_steps=steps)
+    if recipe.lr_schedule == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+    return None
+
+
 class Trainer:
     """A model, its optimiser and the place they have reached: all that a run is."""
 
@@ -59,12 +77,13 @@ class Trainer:
         self.device = device
         self.train_images = torch.from_numpy(train_images.copy()).to("cpu" if workers else device)
         self.test_images = torch.from_numpy(test_images.copy()).to(device)
-        # One kernel for the whole update, on every device that has it.
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr, fused=True)
+        steps = recipe.epochs * -(-len(train_images) // recipe.batch_size)
+        self.optimizer = make_optimizer(model, recipe)
+        self.schedule = make_schedule(self.optimizer, recipe, steps)
         self.history: list[Row] = []
         self.batch_losses: list[float] = []
 
-    def epochs(self, on_step: Callable[[int, int], None] = lambda step, steps: None) -> Iterator[Row]:
+    def epochs(self, on_step: OnStep = lambda *_: None) -> Iterator[Row]:
         """Train to the end of the recipe; yield a row of history after each epoch."""
         for epoch in range(len(self.history), self.recipe.epochs):
             torch.manual_seed(seed_for(self.recipe.seed, epoch, 1))  # noise of an epoch depends on (seed, epoch) too
@@ -78,15 +97,16 @@ class Trainer:
             self.history.append(row)
             yield row
 
-    def _train_epoch(self, epoch: int, on_step: Callable[[int, int], None]) -> Row:
+    def _train_epoch(self, epoch: int, on_step: OnStep) -> Row:
         """One pass over the images; the averages of the loss and its parts, an image counting once."""
         order = batch_order(len(self.train_images), self.recipe.batch_size, self.recipe.seed, epoch)
         self.model.train()
         logged: dict[str, list[Tensor]] = {}
         for step, images in enumerate(batches(self.train_images, order, self.workers, self.device), start=1):
-            for name, value in self._step(images).items():
+            numbers = self._step(images)
+            for name, value in numbers.items():
                 logged.setdefault(name, []).append(value)
-            on_step(step, len(order))
+            on_step(epoch + 1, step, len(order), numbers["train_loss"])
         losses = {name: torch.stack(values).double().cpu() for name, values in logged.items()}
         shares = torch.tensor([len(index) for index in order], dtype=torch.double) / len(self.train_images)
         self.batch_losses += losses["train_loss"].tolist()
@@ -98,5 +118,7 @@ class Trainer:
             loss, parts = self.model.loss(to_pixels(images, self.model.input_range))
         self.optimizer.zero_grad()
         self.precision.update(loss, self.optimizer)
+        if self.schedule:
+            self.schedule.step()
         self.model.after_step()
         return {"train_loss": loss.detach(), **parts}

@@ -53,6 +53,29 @@ def reconstruction_error(model: Autoencoder, images: Tensor) -> Numbers:
     return {"test_mse": unit * range_factor(model), "test_mse_unit": unit}
 
 
+@torch.no_grad()
+def encode(model: Autoencoder, images: Tensor) -> Tensor:
+    """Codes (n, code_size) of uint8 images (n, 784)."""
+    return torch.cat([model.encode(x) for x in _in_batches(model, images)])
+
+
+@torch.no_grad()
+def denoise(model: Autoencoder, images: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Noisy copies of uint8 images (n, 784), and what the model restores from them, both in unit range."""
+    torch.manual_seed(seed_for(seed, len(images), 1))
+    noisy = [model.corrupt(x) for x in _in_batches(model, images)]
+    restored = [to_range(model(x)[0], model.output_range, "unit") for x in noisy]
+    return to_range(torch.cat(noisy), model.input_range, "unit"), torch.cat(restored)
+
+
+def restoration_error(model: Autoencoder, images: Tensor, seed: int) -> Numbers:
+    """Squared error per unit-range pixel to the clean images: of noisy images, and of what is restored from them."""
+    clean = to_pixels(images, "unit")
+    noisy, restored = denoise(model, images, seed)
+    return {name: (x - clean).double().square().mean().item()
+            for name, x in (("noisy_mse", noisy), ("restored_mse", restored))}  # fmt: skip
+
+
 def range_factor(model: Autoencoder) -> float:
     """What a squared error in unit range is multiplied by to be one in the model's output range."""
     return 4.0 if model.output_range == "signed" else 1.0

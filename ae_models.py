@@ -10,13 +10,15 @@ This module imports torch and nothing of ours.
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 Parts = dict[str, Tensor]
 
-_OUTPUTS = {"tanh": (nn.Tanh, "signed"), "sigmoid": (nn.Sigmoid, "unit")}
+_OUTPUTS: dict[str, tuple[type[nn.Module], str]] = {"tanh": (nn.Tanh, "signed"), "sigmoid": (nn.Sigmoid, "unit")}
 
 
 def to_range(x: Tensor, source: str, target: str) -> Tensor:
@@ -27,25 +29,68 @@ def to_range(x: Tensor, source: str, target: str) -> Tensor:
 
 
 class Autoencoder(nn.Module):
-    """What the training loop, the metrics and the figures may ask of a model."""
+    """An encoder and a decoder, both `nn.Sequential`, and the objective they are trained with.
 
-    input_range = "unit"
-    output_range = "unit"
+    output        last layer of the decoder: `tanh` (signed pixels) or `sigmoid` (unit pixels)
+    loss          `mse`: squared error averaged over pixels and images;
+                  `bce`: cross-entropy against unit pixels, summed over pixels, averaged over images (nats)
+    pixels        range of the images taken in; None is the range of the output
+    noise_factor  training images are corrupted to clamp(x + noise_factor * N(0, I)), and the loss compares with
+                  the clean ones (Vincent et al. 2010); with `test_noise` test images are corrupted too
+    """
+
+    def __init__(
+        self,
+        encoder: Sequence[nn.Module],
+        decoder: Sequence[nn.Module],
+        output: str,
+        loss: str = "mse",
+        pixels: str | None = None,
+        noise_factor: float = 0.0,
+        test_noise: bool = False,
+    ) -> None:
+        super().__init__()
+        if loss == "bce" and output != "sigmoid":
+            raise ValueError(f"the loss bce needs pixels in [0, 1], from an output layer sigmoid, not {output}")
+        last_layer, self.output_range = _OUTPUTS[output]
+        self.input_range = pixels or self.output_range
+        self.noise_factor, self.test_noise, self.loss_name = noise_factor, test_noise, loss
+        self.encoder = nn.Sequential(*encoder)
+        self.decoder = nn.Sequential(*decoder, last_layer())
 
     def encode(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Codes (batch, code_size) of images (batch, 784)."""
+        code: Tensor = self.encoder(x)
+        return code
 
     def decode(self, code: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Images (batch, 784) in the output range, of codes (batch, code_size)."""
+        images: Tensor = self.decoder(code)
+        return images
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Reconstruction (batch, 784) and code (batch, code_size) of images x (batch, 784)."""
+        """Reconstruction (batch, 784) and code (batch, code_size) of images (batch, 784)."""
         code = self.encode(x)
         return self.decode(code), code
 
     def loss(self, x: Tensor) -> tuple[Tensor, Parts]:
         """The scalar to minimise over the images x, and its parts, detached, by the name they are logged under."""
-        raise NotImplementedError
+        noisy = self.corrupt(x) if self.noise_factor and (self.training or self.test_noise) else x
+        return self.reconstruction_loss(self.encode(noisy), x), {}
+
+    def reconstruction_loss(self, code: Tensor, x: Tensor) -> Tensor:
+        """How far the images decoded from `code` are from the images x, by the model's own measure."""
+        target = to_range(x, self.input_range, self.output_range)
+        if self.loss_name == "mse":
+            return F.mse_loss(self.decode(code), target)
+        # From the logits: log(sigmoid(z)) of a z far from 0 would lose all its digits.
+        logits: Tensor = self.decoder[:-1](code)
+        return F.binary_cross_entropy_with_logits(logits.float(), target, reduction="sum") / len(x)
+
+    def corrupt(self, x: Tensor) -> Tensor:
+        """Noisy copies of the images x, within the input range."""
+        noisy = x + self.noise_factor * torch.randn_like(x)
+        return noisy.clamp_(-1 if self.input_range == "signed" else 0, 1)
 
     def on_epoch(self, epoch: int, epochs: int) -> None:
         """Called before epoch `epoch` (from 0) of `epochs`."""
@@ -58,35 +103,93 @@ class SymmetricAutoencoder(Autoencoder):
     """Fully connected autoencoder whose decoder mirrors its encoder (Hinton & Salakhutdinov 2006).
 
     `layer_sizes` runs from the pixels to the code, such as [784, 2500, 154]; fewer than two entries, or one
-    below 1, is a ValueError. ReLU follows every layer of the encoder, the one into the code included, and every
-    layer of the decoder but the last, which ends in Tanh and so gives signed pixels. The loss is the squared
-    error, averaged over pixels and images.
+    below 1, is a ValueError. ReLU follows every layer of the encoder, the one into the code included unless
+    `code_activation` is `none`, and every layer of the decoder but the last. Further arguments: `Autoencoder`.
     """
 
-    def __init__(self, layer_sizes: Sequence[int]) -> None:
-        super().__init__()
-        if len(layer_sizes) < 2 or min(layer_sizes) < 1:
-            raise ValueError(f"layer_sizes needs at least two sizes of at least 1, got {list(layer_sizes)}")
-        output_layer, self.output_range = _OUTPUTS["tanh"]
-        self.input_range = self.output_range
-        self.encoder = nn.Sequential(*_layers(layer_sizes), nn.ReLU())
-        self.decoder = nn.Sequential(*_layers(layer_sizes[::-1]), output_layer())
+    def __init__(
+        self, layer_sizes: Sequence[int], code_activation: str = "relu", output: str = "tanh", **objective: Any
+    ) -> None:
+        encoder = _layers(layer_sizes) + ([nn.ReLU()] if code_activation == "relu" else [])
+        super().__init__(encoder, _layers(layer_sizes[::-1]), output, **objective)
+
+
+class ConvAutoencoder(Autoencoder):
+    """Convolutional autoencoder with a code of `code_size` channels at a single place (Masci et al. 2011).
+
+    28 x 28 -> 14 x 14 -> 7 x 7 -> 1 x 1 by strided convolutions, back by transposed ones; no activation on the
+    code. Further arguments: `Autoencoder`.
+    """
+
+    def __init__(self, code_size: int = 64, **objective: Any) -> None:
+        halve: dict[str, Any] = {"kernel_size": 3, "stride": 2, "padding": 1}
+        encoder = [
+            nn.Unflatten(1, (1, 28, 28)),
+            nn.Conv2d(1, 16, **halve), nn.ReLU(),
+            nn.Conv2d(16, 32, **halve), nn.ReLU(),
+            nn.Conv2d(32, code_size, kernel_size=7), nn.Flatten(),
+        ]  # fmt: skip
+        decoder = [
+            nn.Unflatten(1, (code_size, 1, 1)),
+            nn.ConvTranspose2d(code_size, 32, kernel_size=7), nn.ReLU(),
+            nn.ConvTranspose2d(32, 16, **halve, output_padding=1), nn.ReLU(),
+            nn.ConvTranspose2d(16, 1, **halve, output_padding=1), nn.Flatten(),
+        ]  # fmt: skip
+        super().__init__(encoder, decoder, "sigmoid", **objective)
+
+
+class VAE(Autoencoder):
+    """Variational autoencoder with a Gaussian code and Bernoulli pixels (Kingma & Welling 2014).
+
+    `layer_sizes` as in `SymmetricAutoencoder`; the last step of the encoder is two heads, the code's mean and
+    log-variance. The loss is the cross-entropy summed over pixels plus beta times KL(N(mean, var) || N(0, I)), in
+    nats per image; beta is `kl_weight` (Higgins et al. 2017), with `kl_anneal="linear"` times epoch / epochs.
+    `encode` gives the mean; unit pixels.
+    """
+
+    def __init__(self, layer_sizes: Sequence[int], kl_weight: float = 1.0, kl_anneal: str = "linear") -> None:
+        *hidden, code_size = layer_sizes
+        encoder = [*_layers(hidden), nn.ReLU()] if len(hidden) > 1 else []
+        super().__init__(encoder, _layers(layer_sizes[::-1]), "sigmoid", loss="bce")
+        self.mean = nn.Linear(hidden[-1], code_size)
+        self.logvar = nn.Linear(hidden[-1], code_size)
+        self.kl_weight, self.kl_anneal, self.beta = kl_weight, kl_anneal, kl_weight
+
+    def on_epoch(self, epoch: int, epochs: int) -> None:
+        self.beta = self.kl_weight * (epoch / epochs if self.kl_anneal == "linear" else 1.0)
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance, each (batch, code_size), of q(code | x)."""
+        hidden = self.encoder(x)
+        return self.mean(hidden), self.logvar(hidden)
 
     def encode(self, x: Tensor) -> Tensor:
-        code: Tensor = self.encoder(x)
-        return code
-
-    def decode(self, code: Tensor) -> Tensor:
-        images: Tensor = self.decoder(code)
-        return images
+        return self.posterior(x)[0]
 
     def loss(self, x: Tensor) -> tuple[Tensor, Parts]:
-        return F.mse_loss(self.decode(self.encode(x)), x), {}
+        mean, logvar = self.posterior(x)
+        code = mean + torch.randn_like(mean) * torch.exp(0.5 * logvar)  # reparameterised: gradients pass through
+        recon_loss = self.reconstruction_loss(code, x)
+        kl_loss = kl_to_standard_normal(mean.float(), logvar.float()).mean()
+        parts = {"recon_loss": recon_loss.detach(), "kl_loss": kl_loss.detach()}
+        return recon_loss + self.beta * kl_loss, parts
+
+    def sample(self, count: int, temperature: float = 1.0) -> Tensor:
+        """Images (count, 784) decoded from codes drawn from N(0, temperature^2 I)."""
+        codes = torch.randn(count, self.mean.out_features, device=self.mean.weight.device)
+        return self.decode(temperature * codes)
+
+
+def kl_to_standard_normal(mean: Tensor, logvar: Tensor) -> Tensor:
+    """KL(N(mean, exp(logvar)) || N(0, I)) in nats, (batch,), of means and log-variances (batch, code_size)."""
+    return -0.5 * (1 + logvar - mean.square() - logvar.exp()).sum(dim=1)
 
 
 def _layers(sizes: Sequence[int]) -> list[nn.Module]:
     """Linear layers through `sizes` with a ReLU between each two."""
+    if len(sizes) < 2 or min(sizes) < 1:
+        raise ValueError(f"layer sizes: expected at least two of at least 1, got {list(sizes)}")
     layers: list[nn.Module] = []
-    for wide, narrow in pairwise(sizes):
-        layers += [nn.Linear(wide, narrow), nn.ReLU()]
+    for width, next_width in pairwise(sizes):
+        layers += [nn.Linear(width, next_width), nn.ReLU()]
     return layers[:-1]

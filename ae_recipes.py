@@ -33,7 +33,10 @@ class Recipe:
     model_args: Mapping[str, Any] = field(default_factory=dict)
     epochs: int = 10
     batch_size: int = 128
+    optimizer: str = "adam"
     lr: float = 1e-3
+    lr_schedule: str = "constant"
+    weight_decay: float = 0.0
     seed: int = 42
 
     def build(self) -> "Autoencoder":
@@ -43,23 +46,38 @@ class Recipe:
         arguments = dict(self.model_args)
         if "hidden_sizes" in arguments:
             arguments["layer_sizes"] = (PIXELS, *arguments.pop("hidden_sizes"), arguments.pop("code_size"))
-        model: Autoencoder = getattr(ae_models, self.model)(**arguments)
+        try:
+            model: Autoencoder = getattr(ae_models, self.model)(**arguments)
+        except ValueError as error:
+            raise Mistake(f"recipe {self.name}: {error}") from error
         return model
 
     def override(self, flags: Mapping[str, Any]) -> "Recipe":
         """This recipe with the settings the user gave; a setting that it does not have is a Mistake."""
-        fields = {f.name for f in dataclasses.fields(self)}
-        for name in flags.keys() - fields - self.model_args.keys():
+        for name in sorted(flags.keys() - self.model_args.keys() - set(TRAINING)):
             owners = ", ".join(r.name for r in RECIPES.values() if name in r.model_args)
             raise Mistake(f"--{name.replace('_', '-')} does not apply to the recipe {self.name}, only to {owners}")
-        arguments = {**self.model_args, **{k: v for k, v in flags.items() if k in self.model_args}}
-        return dataclasses.replace(self, model_args=arguments, **{k: v for k, v in flags.items() if k in fields})
+        training = {name: value for name, value in flags.items() if name in TRAINING}
+        arguments = {name: flags.get(name, value) for name, value in self.model_args.items()}
+        return dataclasses.replace(self, model_args=arguments, **training)
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as JSON types, for `run.json` and for comparing two runs."""
         plain = dataclasses.asdict(self)
         plain["model_args"] = {k: list(v) if isinstance(v, tuple) else v for k, v in self.model_args.items()}
         return plain
+
+    @staticmethod
+    def from_dict(plain: Mapping[str, Any]) -> "Recipe":
+        """The recipe that `as_dict` gave; ValueError, TypeError or KeyError for anything else."""
+        row = RECIPES[plain["name"]]
+        arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in plain["model_args"].items()}
+        recipe = Recipe(**{**plain, "model_args": arguments})
+        kinds = [(getattr(row, f.name), getattr(recipe, f.name)) for f in dataclasses.fields(row)]
+        kinds += [(value, arguments[name]) for name, value in row.model_args.items() if value is not None]
+        if recipe.model != row.model or any(type(ours) is not type(theirs) for ours, theirs in kinds):
+            raise ValueError(f"not a recipe for {row.model}")
+        return recipe
 
     @property
     def weights_file(self) -> str:
@@ -72,16 +90,85 @@ class Recipe:
 
 DEFAULT = "symmetric"
 
+# Arguments that every fully connected row shares; a row says what differs.
+_DENSE = {"code_activation": "relu", "output": "sigmoid", "loss": "mse", "noise_factor": 0.0, "test_noise": False}
+_TUTORIAL = {**_DENSE, "hidden_sizes": (128, 64), "code_size": 32}
+
 _ROWS = (
     Recipe(
         name="symmetric",
         summary="PCA-guided symmetric autoencoder",
         source='M. Faulkner, "Deep Learning: Autoencoders", 2024',
         model="SymmetricAutoencoder",
-        model_args={"hidden_sizes": (2500,), "code_size": None},
+        model_args={**_DENSE, "hidden_sizes": (2500,), "code_size": None, "output": "tanh"},
         batch_size=256,
         seed=0,
+    ),
+    Recipe(
+        name="simple",
+        summary="tutorial autoencoder",
+        source="a published tutorial; Hinton & Salakhutdinov 2006",
+        model="SymmetricAutoencoder",
+        model_args=_TUTORIAL,
+    ),
+    Recipe(
+        name="conv",
+        summary="convolutional autoencoder",
+        source="a published tutorial; Masci et al. 2011",
+        model="ConvAutoencoder",
+        model_args={"code_size": 64, "loss": "mse", "noise_factor": 0.0, "test_noise": False},
+    ),
+    Recipe(
+        name="denoising",
+        summary="denoising autoencoder",
+        source="a published tutorial; Vincent et al. 2010",
+        model="SymmetricAutoencoder",
+        model_args={**_TUTORIAL, "noise_factor": 0.5},
+    ),
+    Recipe(
+        name="bce",
+        summary="cross-entropy autoencoder",
+        source="a published write-up with its losses of every epoch",
+        model="SymmetricAutoencoder",
+        model_args={
+            **_DENSE,
+            "hidden_sizes": (400,),
+            "code_size": 20,
+            "code_activation": "none",
+            "loss": "bce",
+            "pixels": "signed",
+        },  # fmt: skip
+    ),
+    Recipe(
+        name="vae",
+        summary="variational autoencoder",
+        source="a published write-up; Kingma & Welling 2014",
+        model="VAE",
+        model_args={"hidden_sizes": (256,), "code_size": 20, "kl_weight": 1.0, "kl_anneal": "linear"},
+        epochs=50,
+        optimizer="adamw",
+        weight_decay=0.01,
     ),
 )
 
 RECIPES: dict[str, Recipe] = {row.name: row for row in _ROWS}
+
+# What a flag may override: how to train, and every argument that some row's model has.
+TRAINING = ("epochs", "batch_size", "optimizer", "lr", "lr_schedule", "weight_decay", "seed")
+SETTINGS = {*TRAINING, *(name for row in _ROWS for name in row.model_args)}
+
+
+def listing() -> str:
+    """The table as text: name, architecture, loss, settings, source."""
+    blocks = []
+    for row in RECIPES.values():
+        arguments = dict(row.model_args)
+        sizes = [PIXELS, *arguments.pop("hidden_sizes", ()), arguments.pop("code_size", None) or "PCA"]
+        blocks.append(
+            f"{row.name}: {row.summary}\n"
+            f"  model     {row.model} {'-'.join(map(str, sizes))}\n"
+            f"  arguments {', '.join(f'{k} {v}' for k, v in arguments.items())}\n"
+            f"  training  {', '.join(f'{k} {getattr(row, k)}' for k in TRAINING)}\n"
+            f"  source    {row.source}"
+        )
+    return "\n\n".join(blocks)

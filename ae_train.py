@@ -12,7 +12,7 @@ import ae_cli
 from ae_data import DATASETS, ImageSet, load_images
 from ae_files import prepare_folder, read_count, write_atomic, write_json
 from ae_linear import Pca, count_file, fit_pca, read_pca, write_pca
-from ae_recipes import DEFAULT, PIXELS, RECIPES, Recipe
+from ae_recipes import DEFAULT, PIXELS, RECIPES, SETTINGS, Recipe, listing
 
 if TYPE_CHECKING:
     from ae_loop import Trainer
@@ -22,47 +22,62 @@ if TYPE_CHECKING:
 
 # fmt: off
 def parser() -> ae_cli.Parser:
-    default = RECIPES[DEFAULT]
     parser = ae_cli.Parser(__doc__)
+    shown = "(default: %(default)s)"
     data = parser.add_argument_group("data")
     data.add_argument("--dataset", choices=DATASETS, default="mnist",
-                      help="auto is mnist when it can be had, else digits (default: %(default)s)")
+                      help=f"auto is mnist when it can be had, else digits {shown}")
     data.add_argument("--data-root", type=Path, default=Path("data"),
-                      help="where the images are, or are downloaded to (default: %(default)s)")
+                      help=f"where the images are, or are downloaded to {shown}")
     data.add_argument("--workers", type=ae_cli.integer(0, 256), default=0,
-                      help="DataLoader processes that fetch the batches; 0 indexes them out of the device's "
-                      "memory (default: %(default)s)")
+                      help=f"DataLoader processes that fetch the batches; 0 keeps the images on the device {shown}")
 
-    # A recipe's setting has no default here: what is not given is not overridden.
-    model = parser.add_argument_group("model")
-    model.add_argument("--recipe", choices=RECIPES, default=DEFAULT, help="what to train (default: %(default)s)")
-    model.add_argument("--hidden-sizes", type=ae_cli.sizes, default=argparse.SUPPRESS, metavar="N,N,...",
-                       help="widths between input and code, '' for none (default: 2500)")
-    model.add_argument("--code-size", type=ae_cli.code_size, default=argparse.SUPPRESS, metavar="N",
-                       help="a number, or auto for what the PCA says (default: auto)")
+    # A setting of a recipe has no default here: a flag that is not given overrides nothing.
+    def setting(group: argparse._ArgumentGroup, flag: str, help: str, **kinds: Any) -> None:
+        group.add_argument(flag, default=argparse.SUPPRESS, help=f"{help} (default: the recipe's)", **kinds)
+
+    model = parser.add_argument_group("model", "Settings default to the recipe's; --list-recipes shows them.")
+    model.add_argument("--recipe", choices=RECIPES, default=DEFAULT, help=f"what to train {shown}")
+    model.add_argument("--list-recipes", action="store_true", help="print every recipe with its settings, and end")
+    setting(model, "--hidden-sizes", "widths between pixels and code, '' for none", type=ae_cli.sizes, metavar="N,N,..")
+    setting(model, "--code-size", "a number, or auto for what the PCA says", type=ae_cli.code_size, metavar="N")
+    setting(model, "--code-activation", "after the last layer of the encoder", choices=("relu", "none"))
+    setting(model, "--loss", "squared error, or cross-entropy", choices=("mse", "bce"))
+    setting(model, "--noise-factor", "standard deviation of the noise added to training images",
+            type=ae_cli.number(0), metavar="X")
+    setting(model, "--test-noise", "add the noise to the test images too", action="store_true")
+    setting(model, "--kl-weight", "beta, the weight of the KL term", type=ae_cli.number(0), metavar="X")
+    setting(model, "--kl-anneal", "let beta grow with the epoch", choices=("linear", "none"))
+
     training = parser.add_argument_group("training")
-    training.add_argument("--batch-size", type=ae_cli.integer(1), default=argparse.SUPPRESS,
-                          help=f"images a step (default: {default.batch_size})")
-    training.add_argument("--epochs", type=ae_cli.integer(1), default=argparse.SUPPRESS,
-                          help=f"passes over the images (default: {default.epochs}; ten times that on digits)")
-    training.add_argument("--lr", type=ae_cli.number(0, above=True), default=argparse.SUPPRESS,
-                          help=f"learning rate (default: {default.lr:g})")
-    training.add_argument("--seed", type=ae_cli.integer(0), default=argparse.SUPPRESS,
-                          help=f"of weights, order and noise (default: {default.seed})")
+    setting(training, "--batch-size", "images a step", type=ae_cli.integer(1), metavar="N")
+    setting(training, "--epochs", "passes over the images; ten times the recipe's on digits",
+            type=ae_cli.integer(1), metavar="N")
+    setting(training, "--lr", "learning rate", type=ae_cli.number(0, above=True), metavar="X")
+    setting(training, "--lr-schedule", "of the learning rate", choices=("constant", "one-cycle", "cosine"))
+    setting(training, "--optimizer", "what updates the weights", choices=("adam", "adamw"))
+    setting(training, "--weight-decay", "of the optimiser", type=ae_cli.number(0), metavar="X")
+    setting(training, "--seed", "of weights, order and noise", type=ae_cli.integer(0), metavar="N")
     training.add_argument("--device", default="auto",
-                          help="auto, cuda, cuda:N, mps or cpu; auto is the first there is (default: %(default)s)")
+                          help=f"auto, cuda, cuda:N, mps or cpu; auto is the first there is {shown}")
     training.add_argument("--amp", choices=("auto", "on", "off"), default="auto",
-                          help="mixed precision; auto is on for CUDA, off elsewhere (default: %(default)s)")
+                          help=f"mixed precision; auto is on for CUDA, off elsewhere {shown}")
+
     output = parser.add_argument_group("output")
-    output.add_argument("--output-dir", type=Path, help="where results go (default: outputs)")
+    output.add_argument("--output-dir", type=Path, help="where results go (default: outputs, or outputs/RECIPE)")
+    output.add_argument("--log-interval", type=ae_cli.integer(1), metavar="N",
+                        help="print the loss of every N-th batch")
+    output.add_argument("--pictures-every", type=ae_cli.integer(1), metavar="N",
+                        help="keep a picture of the reconstructions of every N-th epoch")
+    output.add_argument("--weights-every", type=ae_cli.integer(1), metavar="N",
+                        help="keep the weights of every N-th epoch")
     return parser
 # fmt: on
 
 
 def resolve(args: argparse.Namespace) -> Recipe:
     """The recipe with the flags that were given; `--code-size auto` stays None until the images are known."""
-    settings = {name for r in RECIPES.values() for name in r.model_args} | {"batch_size", "epochs", "lr", "seed"}
-    flags = {name: value for name, value in vars(args).items() if name in settings}
+    flags = {name: value for name, value in vars(args).items() if name in SETTINGS}
     if flags.get("code_size") == "auto":
         flags["code_size"] = None
     return RECIPES[args.recipe].override(flags)
@@ -92,6 +107,9 @@ def settle(recipe: Recipe, args: argparse.Namespace, images: ImageSet, folder: P
 
 def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
+    if args.list_recipes:
+        print(listing())
+        return
     recipe = resolve(args)
     folder = args.output_dir or Path(recipe.default_folder)
 
@@ -111,9 +129,10 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"Recipe {recipe.name} on {images.title}, device {device_name(device)}, {precision}")
 
     trainer = Trainer(model, recipe, images.train_images, images.test_images, device, precision, args.workers)
-    with ae_cli.progress() as bar:
-        for row in trainer.epochs(bar):
+    with ae_cli.progress(args.log_interval) as on_step:
+        for row in trainer.epochs(on_step):
             print(describe(row, recipe.epochs), flush=True)
+            keep(trainer, images, folder, args)
     finish(trainer, images, pca, folder)
 
 
@@ -124,66 +143,44 @@ def describe(row: dict[str, Any], epochs: int) -> str:
     return f"Epoch {row['epoch']}/{epochs}: {', '.join(numbers)}, {row['seconds']:.2f} s"
 
 
+def keep(trainer: "Trainer", images: ImageSet, folder: Path, args: argparse.Namespace) -> None:
+    """Keep the pictures and the weights of this epoch where the flags ask for them."""
+    from ae_checkpoint import save_weights
+    from ae_report import reconstructions
+
+    epoch, recipe = len(trainer.history), trainer.recipe
+    mark = f"epoch_{epoch:0{len(str(recipe.epochs))}d}"
+    if args.pictures_every and epoch % args.pictures_every == 0:
+        write_atomic(folder / f"reconstructions_{mark}.png", reconstructions(trainer, images, f"epoch {epoch}"))
+    if args.weights_every and epoch % args.weights_every == 0:
+        save_weights(folder / f"{Path(recipe.weights_file).stem}_{mark}.pt", trainer.model)
+
+
 def finish(trainer: "Trainer", images: ImageSet, pca: Pca, folder: Path) -> None:
     """Measure the trained model beside PCA, then write weights, record, history and pictures."""
-    from ae_checkpoint import save_weights, versions
-    from ae_metrics import range_factor, reconstruction_error
+    from ae_checkpoint import RUN_FILE, save_weights, versions
+    from ae_report import measure, pictures, verdict
 
-    model, recipe = trainer.model, trainer.recipe
-    code_size = recipe.model_args["code_size"]
-    metrics = reconstruction_error(model, trainer.test_images)
-    metrics["pca_test_mse"] = pca.test_mse(images.test_images, code_size) * range_factor(model)
-    metrics |= {k: v for k, v in trainer.history[-1].items() if "loss" in k or k == "images_per_second"}
-
-    save_weights(folder / recipe.weights_file, model)
+    recipe = trainer.recipe
+    metrics = measure(trainer, images, pca)
+    digest = save_weights(folder / recipe.weights_file, trainer.model)
     write_atomic(folder / "history.csv", table(trainer.history))
-    write_json(
-        folder / "run.json",
-        {
-            "recipe": recipe.as_dict(),
-            "dataset": {"name": images.name, "title": images.title, "fingerprint": images.fingerprint},
-            "device": str(trainer.device),
-            "precision": str(trainer.precision),
-            "versions": versions(),
-            "seconds": sum(row["seconds"] for row in trainer.history),
-            "metrics": metrics,
-        },
-    )
-    draw(trainer, images, metrics, folder)
-    print(
-        f"Test MSE {metrics['test_mse']:.5f}; PCA with {code_size} components {metrics['pca_test_mse']:.5f}: "
-        f"{compare(metrics)}"
-    )
+    for name, picture in pictures(trainer, images, metrics):
+        write_atomic(folder / name, picture)
+    write_json(folder / RUN_FILE, {
+        "recipe": recipe.as_dict(), "weights": recipe.weights_file, "weights_sha256": digest,
+        "dataset": {"name": images.name, "title": images.title, "fingerprint": images.fingerprint},
+        "device": str(trainer.device), "precision": str(trainer.precision), "versions": versions(),
+        "seconds": round(sum(row["seconds"] for row in trainer.history), 3), "metrics": metrics,
+    })  # fmt: skip
+    print(verdict(recipe, metrics))
     print(f"Wrote {recipe.weights_file}, run.json, history.csv and the pictures into {folder} ({images.title})")
-
-
-def compare(metrics: dict[str, Any]) -> str:
-    ratio = metrics["test_mse"] / metrics["pca_test_mse"]
-    return f"the autoencoder's error is {abs(ratio - 1):.1%} {'above' if ratio > 1 else 'below'} PCA's"
 
 
 def table(history: list[dict[str, Any]]) -> bytes:
     """The history as CSV: a header, then a row an epoch."""
     lines = [",".join(history[0]), *(",".join(str(value) for value in row.values()) for row in history)]
     return ("\n".join(lines) + "\n").encode()
-
-
-def draw(trainer: "Trainer", images: ImageSet, metrics: dict[str, Any], folder: Path) -> None:
-    """The loss curve and the first test images above their reconstructions."""
-    from ae_figures import image_rows, loss_curve
-    from ae_metrics import reconstruct
-
-    recipe = trainer.recipe
-    name = f"{images.title}, {recipe.name}"
-    title = f"{name}: test loss {metrics['test_loss']:.4f} after {recipe.epochs} epochs"
-    write_atomic(folder / "training_loss.png", loss_curve(trainer.batch_losses, trainer.history, title, "loss"))
-    shown = trainer.test_images[:10]
-    rows = {
-        "original": images.test_images[:10] / 255,
-        "reconstruction": reconstruct(trainer.model, shown).cpu().numpy(),
-    }
-    title = f"{name}: test MSE {metrics['test_mse']:.4f}, PCA {metrics['pca_test_mse']:.4f}"
-    write_atomic(folder / "reconstructions.png", image_rows(rows, title))
 
 
 if __name__ == "__main__":
