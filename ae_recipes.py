@@ -137,7 +137,7 @@ _ROWS = (
             "code_activation": "none",
             "loss": "bce",
             "pixels": "signed",
-        },  # fmt: skip
+        },
     ),
     Recipe(
         name="vae",
