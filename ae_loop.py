@@ -89,7 +89,7 @@ class Trainer:
             torch.manual_seed(seed_for(self.recipe.seed, epoch, 1))  # noise of an epoch depends on (seed, epoch) too
             self.model.on_epoch(epoch, self.recipe.epochs)
             start = time.perf_counter()
-            averages = self._train_epoch(epoch, on_step)
+            averages = self.train_epoch(epoch, on_step)
             seconds = time.perf_counter() - start
             tested = evaluate(self.model, self.test_images, self.recipe.seed)
             row = {"epoch": epoch + 1, **averages, **tested, "seconds": round(seconds, 3)}
@@ -97,7 +97,7 @@ class Trainer:
             self.history.append(row)
             yield row
 
-    def _train_epoch(self, epoch: int, on_step: OnStep) -> Row:
+    def train_epoch(self, epoch: int, on_step: OnStep) -> Row:
         """One pass over the images; the averages of the loss and its parts, an image counting once."""
         order = batch_order(len(self.train_images), self.recipe.batch_size, self.recipe.seed, epoch)
         self.model.train()

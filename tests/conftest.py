@@ -1,0 +1,143 @@
+"""What the tests share: the real scripts as processes, one trained folder, image sets small and real.
+
+Starting torch costs seconds, so the slow processes run once a session and many tests look at what they left.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+import ae_cli
+from ae_data import load_images
+
+ROOT = Path(__file__).resolve().parent.parent
+TRAIN = ("--dataset", "digits", "--epochs", 2, "--hidden-sizes", 64)  # seconds of training, every file written
+
+
+def run_script(*arguments, timeout=120, **environment):
+    """A script of the suite in a process of its own; `environment` adds to ours."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=ROOT, env={**os.environ, **environment},
+        capture_output=True, text=True, timeout=timeout,
+    )  # fmt: skip
+
+
+def call_script(capsys, main, *arguments):
+    """A script's `main` as its own process would run it, without paying for torch again: (status, stdout, stderr)."""
+    capsys.readouterr()
+    try:
+        ae_cli.run(lambda: main([str(a) for a in arguments]))
+        status = 0
+    except SystemExit as stop:
+        status = stop.code
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def is_one_error_line(text):
+    return text.startswith("error: ") and text.count("\n") == 1 and text.endswith("\n")
+
+
+def write_idx(path, array, rank=None):
+    """`array` as an IDX file of bytes."""
+    sizes = np.array(array.shape, ">u4").tobytes()
+    path.write_bytes(bytes((0, 0, 8, rank or array.ndim)) + sizes + array.astype(np.uint8).tobytes())
+
+
+@pytest.fixture
+def fake_mnist(tmp_path):
+    """A data root with a tiny MNIST: 30 training and 20 test images of noise. Yields (root, raw folder)."""
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for part, count in (("train", 30), ("t10k", 20)):
+        write_idx(raw / f"{part}-images-idx3-ubyte", random.integers(0, 256, (count, 28, 28)))
+        write_idx(raw / f"{part}-labels-idx1-ubyte", random.integers(0, 10, count))
+    return tmp_path / "data", raw
+
+
+@pytest.fixture(scope="session")
+def digits():
+    return load_images("digits", Path("unused"))
+
+
+@pytest.fixture(scope="session")
+def few(digits):
+    """A set small enough to train on in a blink: 256 digits, 100 to test on."""
+    return replace(
+        digits,
+        train_images=digits.train_images[:256],
+        train_labels=digits.train_labels[:256],
+        test_images=digits.test_images[:100],
+        test_labels=digits.test_labels[:100],
+    )
+
+
+@pytest.fixture(scope="session")
+def mnist():
+    """The real MNIST, where AE_DATA_ROOT names a data root that holds it."""
+    root = os.environ.get("AE_DATA_ROOT")
+    if not root:
+        pytest.skip("AE_DATA_ROOT is not set: no real MNIST here")
+    return load_images("mnist", Path(root))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """(finished process, output folder) of one real training run; for looking at, not for writing into."""
+    folder = tmp_path_factory.mktemp("trained") / "new" / "folder"
+    process = run_script("ae_train.py", *TRAIN, "--output-dir", folder)
+    assert process.returncode == 0, process.stderr
+    return process, folder
+
+
+@pytest.fixture(scope="session")
+def dead_network():
+    """Environment of a machine whose every connection is refused at once."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        proxy = f"http://127.0.0.1:{unused.getsockname()[1]}"  # bound, never listening
+        yield {**dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), proxy), "no_proxy": ""}
+
+
+@pytest.fixture
+def silent_network():
+    """Environment of a machine whose every connection is taken and never answered."""
+    held = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def accept():
+            try:
+                while True:
+                    held.append(server.accept()[0])
+            except OSError:  # closed below
+                pass
+
+        threading.Thread(target=accept, daemon=True).start()
+        proxy = f"http://127.0.0.1:{server.getsockname()[1]}"
+        yield {**dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), proxy), "no_proxy": ""}
+        server.shutdown(socket.SHUT_RDWR)
+    for connection in held:
+        connection.close()
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The Figure objects saved while the test runs, in order; they are really drawn."""
+    saved = []
+    save = Figure.savefig
+
+    def record(figure, *args, **kwargs):
+        saved.append(figure)
+        return save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", record)
+    return saved
