@@ -19,6 +19,8 @@ from ae_models import Autoencoder
 from ae_recipes import Recipe
 
 RUN_FILE = "run.json"
+CHECKPOINT_FILE = "checkpoint.pt"
+_MAGIC = b"autoencoder checkpoint 1 sha256 "  # the number counts up when the format changes
 
 
 def save_weights(path: Path, model: torch.nn.Module) -> str:
@@ -78,6 +80,26 @@ def load_state(model: torch.nn.Module, state: Any, path: Path, remedy: str) -> N
     model.load_state_dict(state, assign=True)
 
 
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` (tensors and plain containers) behind a first line with the format and the SHA-256 of the rest."""
+    data = to_bytes(state)
+    write_atomic(path, _MAGIC + hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """What `save_checkpoint` wrote; a Fault when a single bit of it has changed, or it is another format."""
+    remedy = "delete it, or train without --resume, to start afresh"
+    first, _, data = read_bytes(path, remedy).partition(b"\n")
+    if not first.startswith(_MAGIC):
+        raise Fault(f"{path}: is not a checkpoint of this version of the suite; {remedy}")
+    if hashlib.sha256(data).hexdigest().encode() != first.removeprefix(_MAGIC):
+        raise Fault(f"{path}: is damaged: its checksum does not match; {remedy}")
+    state = from_bytes(data, path, remedy)
+    if not isinstance(state, dict) or not {"recipe", "fingerprint", "precision", "trainer"} <= state.keys():
+        raise Fault(f"{path}: does not hold a run; {remedy}")
+    return state
+
+
 def versions() -> dict[str, Any]:
     """The versions that a result may depend on."""
-    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    return {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}

@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
@@ -36,9 +37,12 @@ def fail(message: str, status: int) -> NoReturn:
 
 def run(main: Callable[[], None]) -> None:
     """Run a script's `main`, turning what can go wrong outside of our code into one line and a status."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         main()
         sys.stdout.flush()
+    except Stopped as stopped:
+        fail(str(stopped), stopped.status)
     except Mistake as error:
         fail(str(error), status=2)
     except Fault as error:
@@ -96,6 +100,35 @@ def sizes(text: str) -> tuple[int, ...]:
 def code_size(text: str) -> int | str:
     """An argparse type: a whole number, or `auto` for what the PCA says."""
     return text if text == "auto" else integer(1)(text)
+
+
+class Stopped(Exception):
+    """The run was asked to stop and has saved its place; `status` is 130 (Ctrl-C) or 143 (SIGTERM)."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Signals:
+    """From `listen` on, the first SIGINT or SIGTERM is only noted, in `received`; the second ends the process."""
+
+    def __init__(self) -> None:
+        self.received = 0
+
+    def listen(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: object) -> None:
+        if self.received:
+            os._exit(128 + number)
+        self.received = number
+        print("stopping after this step; once more to leave at once", file=sys.stderr, flush=True)
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise Stopped("stopped by SIGTERM", 128 + number)
 
 
 @contextlib.contextmanager

@@ -4,15 +4,25 @@ Everything the suite writes goes through `write_atomic`, everything structured i
 `read_json`, `read_npz` or `read_count`. Nothing here needs torch, so that the light commands start fast.
 """
 
+import contextlib
 import io
 import json
 import os
+import platform
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows has no such lock: two runs in one folder are not noticed there
+    fcntl = None
 
 
 class Mistake(Exception):
@@ -70,6 +80,28 @@ def prepare_folder(folder: Path) -> Path:
     except OSError as error:
         raise Fault(f"{folder}: cannot be written ({error.strerror}); pick another --output-dir") from error
     return folder
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process; a Mistake names the process that holds it already.
+
+    The lock is the kernel's, on `.lock`: it ends with the process that held it, however that died.
+    """
+    with (folder / ".lock").open("a+") as file:
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read(200).strip() or "another process"
+            raise Mistake(f"{folder}: is in use by {holder}; wait for it to end, or use another --output-dir") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        for leftover in folder.glob(".*.tmp"):  # of a write that was killed half-way
+            leftover.unlink(missing_ok=True)
+        yield
 
 
 def read_bytes(path: Path, remedy: str) -> bytes:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ae_files import Fault
 from ae_metrics import evaluate, to_pixels
 from ae_models import Autoencoder
 from ae_recipes import Recipe
@@ -44,8 +45,8 @@ def batches(images: Tensor, order: tuple[Tensor, ...], workers: int, device: tor
         loader = torch.utils.data.DataLoader(_Rows(images), sampler=order, batch_size=None, num_workers=workers)
         yield from (batch.to(device, non_blocking=True) for batch in loader)
     else:
-        order = torch.cat(order).to(images.device).split(len(order[0])) if order else ()
-        yield from (images[index] for index in order)
+        on_device = torch.cat(order).to(images.device).split(len(order[0])) if order else ()  # one transfer for all
+        yield from (images[index] for index in on_device)
 
 
 def make_optimizer(model: Autoencoder, recipe: Recipe) -> torch.optim.Optimizer:
@@ -65,8 +66,12 @@ def make_schedule(
     return None
 
 
+class Diverged(Fault):
+    """Training has produced a number that is not finite."""
+
+
 class Trainer:
-    """A model, its optimiser and the place they have reached: all that a run is."""
+    """A model, its optimiser and the place they have reached: all that a run is, and all that a checkpoint keeps."""
 
     def __init__(
         self, model: Autoencoder, recipe: Recipe, train_images: np.ndarray, test_images: np.ndarray,
@@ -82,34 +87,45 @@ class Trainer:
         self.schedule = make_schedule(self.optimizer, recipe, steps)
         self.history: list[Row] = []
         self.batch_losses: list[float] = []
+        self.logged: dict[str, list[Tensor]] = {}  # losses and parts of the current epoch's steps, on the device
+        self.seconds = 0.0  # spent on the current epoch before it was interrupted
+
+    @property
+    def steps_done(self) -> int:
+        """Steps done in the current epoch."""
+        return len(self.logged.get("train_loss", ()))
 
     def epochs(self, on_step: OnStep = lambda *_: None) -> Iterator[Row]:
         """Train to the end of the recipe; yield a row of history after each epoch."""
-        for epoch in range(len(self.history), self.recipe.epochs):
-            torch.manual_seed(seed_for(self.recipe.seed, epoch, 1))  # noise of an epoch depends on (seed, epoch) too
-            self.model.on_epoch(epoch, self.recipe.epochs)
-            start = time.perf_counter()
+        while len(self.history) < self.recipe.epochs:
+            epoch = len(self.history)
             averages = self.train_epoch(epoch, on_step)
-            seconds = time.perf_counter() - start
             tested = evaluate(self.model, self.test_images, self.recipe.seed)
-            row = {"epoch": epoch + 1, **averages, **tested, "seconds": round(seconds, 3)}
-            row["images_per_second"] = round(len(self.train_images) / seconds, 1)
+            row = {"epoch": epoch + 1, **averages, **tested, "seconds": round(self.seconds, 3)}
+            row["images_per_second"] = round(len(self.train_images) / self.seconds, 1)
             self.history.append(row)
+            self.logged, self.seconds = {}, 0.0
             yield row
 
     def train_epoch(self, epoch: int, on_step: OnStep) -> Row:
-        """One pass over the images; the averages of the loss and its parts, an image counting once."""
+        """What is left of an epoch; the averages over all of it of the loss and its parts, an image counting once."""
         order = batch_order(len(self.train_images), self.recipe.batch_size, self.recipe.seed, epoch)
+        if not self.logged:
+            torch.manual_seed(seed_for(self.recipe.seed, epoch, 1))  # noise depends on (seed, epoch) too
+        self.model.on_epoch(epoch, self.recipe.epochs)
         self.model.train()
-        logged: dict[str, list[Tensor]] = {}
-        for step, images in enumerate(batches(self.train_images, order, self.workers, self.device), start=1):
+        done, start, before = self.steps_done, time.perf_counter(), self.seconds
+        for images in batches(self.train_images, order[done:], self.workers, self.device):
             numbers = self._step(images)
             for name, value in numbers.items():
-                logged.setdefault(name, []).append(value)
-            on_step(epoch + 1, step, len(order), numbers["train_loss"])
-        losses = {name: torch.stack(values).double().cpu() for name, values in logged.items()}
-        shares = torch.tensor([len(index) for index in order], dtype=torch.double) / len(self.train_images)
+                self.logged.setdefault(name, []).append(value)
+            self.seconds = before + time.perf_counter() - start
+            on_step(epoch + 1, self.steps_done, len(order), numbers["train_loss"])
+        self.check_finite()  # waits for the device: what it still has to do belongs to the epoch
+        self.seconds = before + time.perf_counter() - start
+        losses = {name: torch.stack(values).double().cpu() for name, values in self.logged.items()}
         self.batch_losses += losses["train_loss"].tolist()
+        shares = torch.tensor([len(index) for index in order], dtype=torch.double) / len(self.train_images)
         return {name: torch.tensordot(shares, values, dims=1).tolist() for name, values in losses.items()}
 
     def _step(self, images: Tensor) -> dict[str, Tensor]:
@@ -117,8 +133,55 @@ class Trainer:
         with self.precision.autocast():
             loss, parts = self.model.loss(to_pixels(images, self.model.input_range))
         self.optimizer.zero_grad()
-        self.precision.update(loss, self.optimizer)
+        self.precision.update(loss, self.optimizer, self.recipe.grad_clip)
         if self.schedule:
             self.schedule.step()
         self.model.after_step()
         return {"train_loss": loss.detach(), **parts}
+
+    def check_finite(self) -> None:
+        """Raise Fault when a loss of this epoch, or a weight, is not finite: what follows would be noise."""
+        losses = torch.stack(self.logged["train_loss"])
+        bad = (~losses.isfinite()).nonzero()
+        if len(bad) or not all(weight.isfinite().all() for weight in self.model.parameters()):
+            step = int(bad[0]) + 1 if len(bad) else self.steps_done
+            what = f"the loss is {losses[step - 1].item()}" if len(bad) else "a gradient is not finite"
+            raise Diverged(
+                f"training diverged in epoch {len(self.history) + 1} at step {step}: {what} (learning rate "
+                f"{self.recipe.lr:g}, {self.recipe.lr_schedule}); use a smaller --lr, or --grad-clip"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a run needs to go on from here as if nothing had happened; tensors and plain containers only."""
+        return {
+            "model": self.model.state_dict(),
+            "buffers": dict(self.model.named_buffers()),  # those that the weights file leaves out are here as well
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict() if self.schedule else {},
+            "scaler": self.precision.scaler.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "logged": {name: torch.stack(values) for name, values in self.logged.items()},
+            "history": self.history,
+            "batch_losses": torch.tensor(self.batch_losses, dtype=torch.double),
+            "seconds": self.seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to the place that `state` was taken at; ValueError, KeyError or RuntimeError when it does not fit."""
+        self.model.load_state_dict(state["model"])
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(state["buffers"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for weight, moments in self.optimizer.state.items():
+            if any(m.shape not in (weight.shape, ()) for m in moments.values()):
+                raise ValueError("the optimiser's state is not of these weights' shapes")
+        if self.schedule:
+            self.schedule.load_state_dict(state["schedule"])
+        self.precision.scaler.load_state_dict(state["scaler"])
+        self.logged = {name: list(values.to(self.device)) for name, values in state["logged"].items()}
+        self.history, self.seconds = state["history"], state["seconds"]
+        self.batch_losses = state["batch_losses"].tolist()
+        torch.set_rng_state(state["random"])
+        if self.device.type == "cuda" and state["random_cuda"] is not None:
+            torch.cuda.set_rng_state(state["random_cuda"], self.device)

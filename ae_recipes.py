@@ -37,6 +37,7 @@ class Recipe:
     lr: float = 1e-3
     lr_schedule: str = "constant"
     weight_decay: float = 0.0
+    grad_clip: float = 0.0
     seed: int = 42
 
     def build(self) -> "Autoencoder":
@@ -78,6 +79,13 @@ class Recipe:
         if recipe.model != row.model or any(type(ours) is not type(theirs) for ours, theirs in kinds):
             raise ValueError(f"not a recipe for {row.model}")
         return recipe
+
+    @property
+    def length_dependence(self) -> str:
+        """The setting whose course depends on the number of epochs, or an empty string."""
+        if self.lr_schedule != "constant":
+            return f"the learning rate schedule {self.lr_schedule}"
+        return "the annealing of the KL term" if self.model_args.get("kl_anneal") == "linear" else ""
 
     @property
     def weights_file(self) -> str:
@@ -154,7 +162,7 @@ _ROWS = (
 RECIPES: dict[str, Recipe] = {row.name: row for row in _ROWS}
 
 # What a flag may override: how to train, and every argument that some row's model has.
-TRAINING = ("epochs", "batch_size", "optimizer", "lr", "lr_schedule", "weight_decay", "seed")
+TRAINING = ("epochs", "batch_size", "optimizer", "lr", "lr_schedule", "weight_decay", "grad_clip", "seed")
 SETTINGS = {*TRAINING, *(name for row in _ROWS for name in row.model_args)}
 
 

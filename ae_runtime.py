@@ -1,6 +1,8 @@
 """Device, numeric precision and seeds: decided once, before anything is built."""
 
 import contextlib
+import math
+import os
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ae_files import Mistake
+from ae_recipes import Recipe
 
 
 def pick_device(name: str) -> torch.device:
@@ -45,14 +48,33 @@ class Precision:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
-    def update(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """Backward and one optimiser step, through the scaler when there is one."""
+    def update(self, loss: Tensor, optimizer: torch.optim.Optimizer, grad_clip: float = 0.0) -> None:
+        """Backward and one optimiser step, through the scaler when there is one.
+
+        `grad_clip` is the longest gradient let through, as the norm over all weights; 0 is no limit.
+        """
         self.scaler.scale(loss).backward()
+        if grad_clip:
+            self.scaler.unscale_(optimizer)
+            weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+            torch.nn.utils.clip_grad_norm_(weights, grad_clip)
         self.scaler.step(optimizer)
         self.scaler.update()
 
     def __str__(self) -> str:
         return str(self.dtype).removeprefix("torch.")
+
+
+def check_memory(recipe: Recipe) -> None:
+    """Raise Mistake when the recipe's weights, gradients and two moments could never fit into this machine."""
+    with torch.device("meta"):
+        needed = 16 * sum(weight.numel() for weight in recipe.build().parameters())
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+    if needed > there:
+        raise Mistake(
+            f"the model needs {needed / 1e9:,.0f} GB to train and this machine has {there / 1e9:,.0f}; "
+            f"use smaller --hidden-sizes or --code-size"
+        )
 
 
 def seed_for(seed: int, *path: int) -> int:

@@ -5,12 +5,15 @@ is computed and written first.
 """
 
 import argparse
+import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ae_cli
 from ae_data import DATASETS, ImageSet, load_images
-from ae_files import prepare_folder, read_count, write_atomic, write_json
+from ae_files import Fault, Mistake, lock_folder, prepare_folder, read_count, write_atomic, write_json
 from ae_linear import Pca, count_file, fit_pca, read_pca, write_pca
 from ae_recipes import DEFAULT, PIXELS, RECIPES, SETTINGS, Recipe, listing
 
@@ -57,6 +60,7 @@ def parser() -> ae_cli.Parser:
     setting(training, "--lr-schedule", "of the learning rate", choices=("constant", "one-cycle", "cosine"))
     setting(training, "--optimizer", "what updates the weights", choices=("adam", "adamw"))
     setting(training, "--weight-decay", "of the optimiser", type=ae_cli.number(0), metavar="X")
+    setting(training, "--grad-clip", "longest gradient let through, 0 for any", type=ae_cli.number(0), metavar="X")
     setting(training, "--seed", "of weights, order and noise", type=ae_cli.integer(0), metavar="N")
     training.add_argument("--device", default="auto",
                           help=f"auto, cuda, cuda:N, mps or cpu; auto is the first there is {shown}")
@@ -65,6 +69,9 @@ def parser() -> ae_cli.Parser:
 
     output = parser.add_argument_group("output")
     output.add_argument("--output-dir", type=Path, help="where results go (default: outputs, or outputs/RECIPE)")
+    output.add_argument("--resume", action="store_true", help="go on from the output folder's checkpoint")
+    output.add_argument("--checkpoint-minutes", type=ae_cli.number(0), default=10.0, metavar="X",
+                        help=f"save the place inside of long epochs too, this often {shown}")
     output.add_argument("--log-interval", type=ae_cli.integer(1), metavar="N",
                         help="print the loss of every N-th batch")
     output.add_argument("--pictures-every", type=ae_cli.integer(1), metavar="N",
@@ -116,24 +123,143 @@ def main(arguments: list[str] | None = None) -> None:
     import torch
 
     from ae_loop import Trainer
-    from ae_runtime import Precision, device_name, pick_device
+    from ae_runtime import Precision, check_memory, device_name, pick_device
 
     device = pick_device(args.device)
     precision = Precision(args.amp, device)
     images = load_images(args.dataset, args.data_root)
     recipe, pca = settle(recipe, args, images, folder)
+    check_memory(recipe)
     torch.manual_seed(recipe.seed)
     model = recipe.build()
-    prepare_folder(folder)
-    print(model)
-    print(f"Recipe {recipe.name} on {images.title}, device {device_name(device)}, {precision}")
-
     trainer = Trainer(model, recipe, images.train_images, images.test_images, device, precision, args.workers)
-    with ae_cli.progress(args.log_interval) as on_step:
-        for row in trainer.epochs(on_step):
-            print(describe(row, recipe.epochs), flush=True)
-            keep(trainer, images, folder, args)
-    finish(trainer, images, pca, folder)
+    with lock_folder(prepare_folder(folder)):
+        run = Run(trainer, images, folder, args)
+        if args.resume and run.resume():
+            return
+        run.set_aside()
+        print(model)
+        print(f"Recipe {recipe.name} on {images.title}, device {device_name(device)}, {precision}", flush=True)
+        run.train()
+        finish(trainer, images, pca, folder)
+
+
+class Run:
+    """A trainer and the folder its checkpoints go to."""
+
+    def __init__(self, trainer: "Trainer", images: ImageSet, folder: Path, args: argparse.Namespace) -> None:
+        from ae_checkpoint import CHECKPOINT_FILE, versions
+
+        self.trainer, self.images, self.folder, self.args = trainer, images, folder, args
+        self.path = folder / CHECKPOINT_FILE
+        self.facts: dict[str, Any] = {
+            "recipe": trainer.recipe.as_dict(), "fingerprint": images.fingerprint,
+            "precision": str(trainer.precision), "versions": versions(),
+        }  # fmt: skip
+        self.signals = ae_cli.Signals()
+        self.saved = time.monotonic()
+
+    def train(self) -> None:
+        """Train to the end, saving the place every epoch, every so many minutes, and when asked to stop."""
+        self.signals.listen()
+        with ae_cli.progress(self.args.log_interval) as show:
+
+            def on_step(epoch: int, step: int, steps: int, loss: Any) -> None:
+                show(epoch, step, steps, loss)
+                late = time.monotonic() - self.saved > 60 * self.args.checkpoint_minutes
+                if self.signals.received or late:
+                    self.trainer.check_finite()
+                    self.save()
+
+            try:
+                for row in self.trainer.epochs(on_step):
+                    print(describe(row, self.trainer.recipe.epochs), flush=True)
+                    keep(self.trainer, self.images, self.folder, self.args)
+                    self.save()
+            except Fault as fault:
+                raise type(fault)(f"{fault}; {self._where()}") from fault
+
+    def save(self) -> None:
+        """Write the checkpoint; when the process was asked to stop, stop."""
+        from ae_checkpoint import save_checkpoint
+
+        save_checkpoint(self.path, {**self.facts, "trainer": self.trainer.state_dict()})
+        self.saved = time.monotonic()
+        if self.signals.received:
+            raise ae_cli.Stopped(f"stopped; {self._where()}", 128 + self.signals.received)
+
+    def _where(self) -> str:
+        """What is kept, and how to go on from it."""
+        if not self.path.exists():
+            return "no checkpoint was written yet"
+        return f"{self.path} keeps what was done; the same command with --resume goes on from it"
+
+    def resume(self) -> bool:
+        """Go to where the folder's checkpoint is; True when there is nothing left to do."""
+        from ae_checkpoint import load_checkpoint
+
+        if not self.path.exists():
+            print(f"Nothing to resume in {self.folder}: starting fresh", file=sys.stderr)
+            return False
+        state = load_checkpoint(self.path)
+        self._compare(state)
+        try:
+            self.trainer.load_state_dict(state["trainer"])
+        except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+            raise Fault(f"{self.path}: does not fit the recipe's model ({error}); train without --resume") from error
+        done, epochs = len(self.trainer.history), self.trainer.recipe.epochs
+        if done == epochs and self._results_stand():
+            print(f"Finished already: {self.folder} holds the results of all {epochs} epochs", file=sys.stderr)
+            return True
+        place = f"epoch {done + 1}, step {self.trainer.steps_done + 1}" if done < epochs else "the last results"
+        print(f"Resuming {self.path} at {place}", file=sys.stderr)
+        return False
+
+    def _compare(self, state: dict[str, Any]) -> None:
+        """Refuse a checkpoint of other images or settings; only the number of epochs may grow."""
+        if state["fingerprint"] != self.facts["fingerprint"]:
+            raise Mistake(f"{self.path}: was trained on other images than these {self.images.name} images")
+        theirs, ours = (flatten({**s["recipe"], "precision": s["precision"]}) for s in (state, self.facts))
+        differences = [k for k in sorted(ours.keys() | theirs.keys()) if ours.get(k) != theirs.get(k)]
+        if differences == ["epochs"] and ours["epochs"] > theirs["epochs"]:
+            fixed = self.trainer.recipe.length_dependence
+            if not fixed:
+                return
+            raise Mistake(f"{self.path}: cannot be given more epochs: {fixed} depends on their number; train afresh")
+        if differences:
+            listed = ", ".join(f"{k} {theirs.get(k)} (now {ours.get(k)})" for k in differences)
+            raise Mistake(f"{self.path}: was trained with other settings: {listed}; use those, or train afresh")
+
+    def _results_stand(self) -> bool:
+        """Whether the folder's results are those of this very run."""
+        from ae_checkpoint import load_run
+
+        try:
+            _, recipe, _ = load_run(self.folder, self.trainer.device)
+        except (Fault, Mistake):
+            return False
+        return bool(recipe.as_dict() == self.facts["recipe"])
+
+    def set_aside(self) -> None:
+        """Before a fresh start: keep the checkpoint of an unfinished run under another name."""
+        from ae_checkpoint import load_checkpoint
+
+        if self.args.resume or not self.path.exists():
+            return
+        try:
+            state = load_checkpoint(self.path)
+            finished = len(state["trainer"]["history"]) >= state["recipe"]["epochs"]
+        except (Fault, KeyError, TypeError):
+            finished = False  # one we cannot read may matter to somebody
+        if not finished:
+            previous = self.path.with_name("checkpoint.previous.pt")
+            self.path.replace(previous)
+            print(f"Kept the checkpoint of an unfinished run as {previous}", file=sys.stderr)
+
+
+def flatten(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by name, those of the model among the others."""
+    return {k: v for k, v in plain.items() if k != "model_args"} | dict(plain["model_args"])
 
 
 def describe(row: dict[str, Any], epochs: int) -> str:

@@ -1,0 +1,124 @@
+"""A person's own picture, made into a 28 x 28 grey digit the way MNIST's digits were made.
+
+`read_picture` opens a file that may have come from anywhere and trusts nothing in it; `to_digit` follows LeCun,
+Bottou, Bengio & Haffner 1998: the ink, white on black, is scaled with its shape kept until its longer side has 20
+pixels, and its centre of mass is put at the centre of 28 x 28. Needs NumPy and Pillow, not torch.
+"""
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ae_files import Mistake, read_bytes
+
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+_MOST_PIXELS, _MOST_BYTES = 50_000_000, 2**29  # what a good camera makes, and what memory bears
+_READ_SIDE = 1024  # pixels: many times what a digit of 20 needs
+_SIDE, _DIGIT = 28, 20
+_LEAST_CONTRAST = 0.06  # of black to white, below which there is no ink, only noise
+
+
+def read_picture(path: Path) -> Image.Image:
+    """The picture in a file: upright, RGB, its longer side at most 1024 pixels. Anything else there is a Mistake."""
+    if not path.is_file():
+        raise Mistake(f"{path}: {'is not a file' if path.exists() else 'is not there'}; name a picture")
+    if not 0 < path.stat().st_size <= _MOST_BYTES:
+        raise Mistake(f"{path}: has {path.stat().st_size:,} bytes; give a picture of 1 to {_MOST_BYTES:,}")
+    file = io.BytesIO(read_bytes(path, "check its permissions"))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's remarks about odd metadata
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file, formats=FORMATS) as image:
+                if not 0 < image.width * image.height <= _MOST_PIXELS:
+                    raise Mistake(_unfit(path, f"has {image.width} x {image.height} pixels"))
+                return _upright_rgb(image)
+    except (Mistake, MemoryError):
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise Mistake(_unfit(path, "is far too large")) from error
+    except Exception as error:  # a decoder may raise anything over a broken file, and the file is to blame
+        raise Mistake(f"{path}: is not a whole picture of a kind read here ({', '.join(FORMATS)})") from error
+
+
+def _unfit(path: Path, what: str) -> str:
+    return f"{path}: {what}; give a picture of 1 to {_MOST_PIXELS:,} pixels"
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    image.draft("RGB", (_READ_SIDE, _READ_SIDE))  # lets a large JPEG be decoded small
+    image = ImageOps.exif_transpose(image)
+    if image.mode[0] in "IF":  # more than 8 bits: Pillow would cut them off instead of scaling them
+        values = np.nan_to_num(np.asarray(image, np.float32)).clip(0)
+        image = Image.fromarray(np.uint8(values / max(values.max(), 1e-30) * 255))
+    seethrough = image.has_transparency_data
+    image = image.convert("RGBA" if seethrough else "RGB")
+    image.thumbnail((_READ_SIDE, _READ_SIDE))
+    if seethrough:  # lay it on what shows the ink best
+        grey, alpha = (np.asarray(image.convert("LA"), np.float32)[..., channel] for channel in (0, 1))
+        backdrop = "black" if (grey * alpha).sum() > 127 * alpha.sum() else "white"
+        image = Image.alpha_composite(Image.new("RGBA", image.size, backdrop), image).convert("RGB")
+    return image
+
+
+def to_digit(picture: Image.Image, invert: str = "auto") -> np.ndarray:
+    """The picture as a digit (784,) uint8, white on black; one without ink is a Mistake.
+
+    `invert` says whether the ink is darker than its background: `on`, `off`, or `auto`, what the border says.
+    """
+    ink = _ink(np.asarray(picture.convert("L"), np.float32) / 255, invert)
+    (top, bottom), (left, right) = _extent(ink.sum(axis=1)), _extent(ink.sum(axis=0))
+    longer = max(bottom - top, right - left)
+    size = [max(1, round(_DIGIT * length / longer)) for length in (right - left, bottom - top)]
+    scaled = Image.fromarray(ink).resize((size[0], size[1]), Image.Resampling.BICUBIC, (left, top, right, bottom))
+    digit = np.asarray(scaled).clip(0) / np.asarray(scaled).max()  # a thin pen is no fainter than a broad one
+    canvas = np.zeros((_SIDE, _SIDE))
+    y, x = (_offset(digit.sum(axis=axis)) for axis in (1, 0))
+    canvas[y : y + digit.shape[0], x : x + digit.shape[1]] = digit
+    return np.rint(255 * canvas.clip(0, 1)).astype(np.uint8).ravel()
+
+
+def _ink(grey: np.ndarray, invert: str) -> np.ndarray:
+    """How much ink lies on each pixel, 0 to 1, of grey levels (height, width) in [0, 1]."""
+    departure = grey - _background(grey)
+    dark = invert == "on" or (invert == "auto" and -departure.min() > departure.max())
+    depth = -departure if dark else departure
+    if depth.max() < _LEAST_CONTRAST:
+        raise Mistake("the picture is blank: nothing in it stands out from its border; try --invert on or off")
+    # The weakest tenth is paper and its noise, which would widen the crop and pull the centre of mass.
+    return np.clip((depth / depth.max() - 0.1) / 0.9, 0, 1).astype(np.float32)
+
+
+def _background(grey: np.ndarray) -> np.ndarray:
+    """The background as a plane through the border's pixels, for light that falls from one side.
+
+    Least trimmed squares (Rousseeuw 1984): the worse half of the border is left out, so that ink may touch it.
+    """
+    margin = max(1, min(grey.shape) // 50)
+    border = np.ones(grey.shape, bool)
+    border[margin:-margin, margin:-margin] = False
+    y, x = np.indices(grey.shape) / max(grey.shape)
+    planes = np.stack((np.ones_like(x), x, y), axis=-1)
+    places, levels = planes[border], grey[border]
+    misfit = np.abs(levels - np.median(levels))
+    for _ in range(4):
+        kept = misfit <= np.median(misfit)
+        plane = np.linalg.lstsq(places[kept], levels[kept])[0]
+        misfit = np.abs(levels - places @ plane)
+    background: np.ndarray = (planes @ plane).clip(0, 1)
+    return background
+
+
+def _extent(profile: np.ndarray) -> tuple[int, int]:
+    """First and last row (or column, exclusive) with ink; half a per cent at each end may be specks of dust."""
+    share = profile.cumsum(dtype=np.float64) / profile.sum(dtype=np.float64)
+    return int(np.searchsorted(share, 0.005, "right")), int(np.searchsorted(share, 0.995)) + 1
+
+
+def _offset(profile: np.ndarray) -> int:
+    """Where a digit with this profile begins, for its centre of mass to lie on pixel 14 of 0 to 27, as all of MNIST's."""
+    centre = float(np.arange(len(profile)) @ profile / profile.sum())
+    return min(max(round(_SIDE / 2 - centre), 0), _SIDE - len(profile))
