@@ -6,6 +6,7 @@ shape with the recipe's model before any memory is taken for it.
 
 import hashlib
 import io
+import json
 import pickle
 import platform
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ae_files import Fault, Mistake, read_bytes, read_json, write_atomic
+from ae_files import Fault, Mistake, read_bytes, read_json, write_atomic, write_json
 from ae_models import Autoencoder
 from ae_recipes import Recipe
 
@@ -45,16 +46,33 @@ def from_bytes(data: bytes, path: Path, remedy: str) -> Any:
         raise Fault(f"{path}: is damaged or is not a file of tensors; {remedy}") from error
 
 
+def save_record(folder: Path, record: dict[str, Any]) -> None:
+    """Write run.json, with a checksum of itself, so that a number changed later is not taken for a result."""
+    write_json(folder / RUN_FILE, {**record, "sha256": _digest(record)})
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What run.json says; Mistake when there is none, Fault when it was damaged or changed."""
+    path, remedy = folder / RUN_FILE, f"train again with ae_train.py --output-dir {folder}"
+    if not path.exists():
+        raise Mistake(f"{path}: is not there; train first, with ae_train.py --output-dir {folder}")
+    record = read_json(path, remedy)
+    if record.pop("sha256", None) != _digest(record):
+        raise Fault(f"{path}: was changed after the run wrote it: its checksum does not match; {remedy}")
+    return record
+
+
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
 def load_run(folder: Path, device: torch.device) -> tuple[Autoencoder, Recipe, dict[str, Any]]:
     """The trained model in `folder`, its recipe, and the record in its run.json.
 
     Raises Mistake when there is no run, Fault when its files are damaged or do not belong together.
     """
-    path = folder / RUN_FILE
-    if not path.exists():
-        raise Mistake(f"{path}: is not there; train first, with ae_train.py --output-dir {folder}")
-    remedy = f"train again with ae_train.py --output-dir {folder}"
-    record = read_json(path, remedy)
+    path, remedy = folder / RUN_FILE, f"train again with ae_train.py --output-dir {folder}"
+    record = read_record(folder)
     try:
         recipe = Recipe.from_dict(record["recipe"])
         weights, digest = folder / Path(str(record["weights"])).name, record["weights_sha256"]

@@ -111,7 +111,8 @@ def _read_idx(path: Path, name: str) -> np.ndarray:
     stated = header + math.prod(shape)
     if shape[0] == 0 or len(data) != stated:
         raise Fault(_damaged(path, f"it has {len(data):,} bytes, not the {stated:,} that its header states", name))
-    array = np.frombuffer(data, np.uint8, offset=header).reshape(shape[0], -1).squeeze()
+    array = np.frombuffer(data, np.uint8, offset=header)
+    array = array.reshape(shape[0], -1) if rank == 3 else array
     if rank == 1 and array.max() > 9:
         raise Fault(_damaged(path, f"it holds a label {array.max()}, above 9", name))
     return array

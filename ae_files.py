@@ -11,10 +11,11 @@ import os
 import platform
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -23,6 +24,9 @@ try:
     import fcntl
 except ImportError:  # Windows has no such lock: two runs in one folder are not noticed there
     fcntl = None
+
+
+_LARGEST_ARRAYS = 100_000_000  # bytes
 
 
 class Mistake(Exception):
@@ -39,9 +43,10 @@ def write_atomic(path: Path, data: bytes) -> None:
     The bytes go to a temporary file in the same folder, are flushed to the disk, and are renamed over
     the old file; the folder is flushed too, so that the rename outlives a power cut.
     """
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    temporary = Path(name)
+    temporary: Path | None = None
     try:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        temporary = Path(name)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
@@ -52,7 +57,8 @@ def write_atomic(path: Path, data: bytes) -> None:
     except OSError as error:
         raise Fault(f"{path}: cannot be written ({error.strerror}); make room or pick another --output-dir") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary:
+            temporary.unlink(missing_ok=True)
 
 
 def _umask() -> int:
@@ -86,22 +92,36 @@ def prepare_folder(folder: Path) -> Path:
 def lock_folder(folder: Path) -> Iterator[None]:
     """Hold `folder` for this process; a Mistake names the process that holds it already.
 
-    The lock is the kernel's, on `.lock`: it ends with the process that held it, however that died.
+    The lock is the kernel's, on the file `.lock`: it ends with the process that holds it, however that dies.
     """
-    with (folder / ".lock").open("a+") as file:
-        try:
-            if fcntl:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read(200).strip() or "another process"
-            raise Mistake(f"{folder}: is in use by {holder}; wait for it to end, or use another --output-dir") from None
+    path = folder / ".lock"
+    while True:
+        file = path.open("a+")
+        _take(file, folder)
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            break
+        file.close()  # its last holder has removed the file between our opening and our locking it
+    with file:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}\n")
         file.flush()
         for leftover in folder.glob(".*.tmp"):  # of a write that was killed half-way
             leftover.unlink(missing_ok=True)
-        yield
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _take(file: TextIO, folder: Path) -> None:
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read(200).strip() or "another process"
+        file.close()
+        raise Mistake(f"{folder}: is in use by {holder}; wait for it to end, or use another --output-dir") from None
 
 
 def read_bytes(path: Path, remedy: str) -> bytes:
@@ -139,9 +159,14 @@ def read_npz(path: Path, shapes: dict[str, tuple[int, ...]], remedy: str) -> dic
     The archive's own CRC-32 covers every array, so that a flipped bit is refused.
     """
     try:
-        with np.load(io.BytesIO(read_bytes(path, remedy)), allow_pickle=False) as archive:
+        file = io.BytesIO(read_bytes(path, remedy))
+        with zipfile.ZipFile(file) as members:
+            if sum(member.file_size for member in members.infolist()) > _LARGEST_ARRAYS:
+                raise ValueError("it would unpack to more memory than any file of ours")
+        with np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, NotImplementedError, MemoryError) as error:
+    except (ValueError, KeyError, EOFError, OSError, TypeError, AttributeError, RuntimeError, MemoryError,
+            zipfile.BadZipFile, zlib.error) as error:  # fmt: skip
         raise Fault(f"{path}: is damaged ({type(error).__name__}); {remedy}") from error
     for name, shape in shapes.items():
         found = arrays[name].shape if name in arrays else None

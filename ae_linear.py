@@ -69,10 +69,15 @@ def count_file(folder: Path, variance: float) -> Path:
     return folder / f"n_components_{100 * variance:g}.txt"
 
 
-def write_pca(folder: Path, pca: Pca, variance: float) -> int:
-    """Write `pca.npz` and the number of components for `variance`; return that number."""
+def write_pca(folder: Path, pca: Pca, variance: float, title: str) -> int:
+    """Write the PCA, its picture and the number of components for `variance`; return that number."""
+    from ae_figures import variance_curve
+
     count = pca.components_for(variance)
     write_npz(folder / PCA_FILE, **vars(pca))
+    write_atomic(
+        folder / "pca_cumulative_variance.png", variance_curve(pca.cumulative_variance, variance, count, title)
+    )
     write_atomic(count_file(folder, variance), f"{count}\n".encode())
     return count
 

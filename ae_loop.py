@@ -42,7 +42,10 @@ class _Rows(torch.utils.data.Dataset[Tensor]):
 def batches(images: Tensor, order: tuple[Tensor, ...], workers: int, device: torch.device) -> Iterator[Tensor]:
     """The uint8 batches named by `order`, on the device; `workers` processes fetch the same ones in the same order."""
     if workers:
-        loader = torch.utils.data.DataLoader(_Rows(images), sampler=order, batch_size=None, num_workers=workers)
+        # A generator of its own: the loader must not draw from the one that the models' noise comes from.
+        loader = torch.utils.data.DataLoader(
+            _Rows(images), sampler=order, batch_size=None, num_workers=workers, generator=torch.Generator()
+        )
         yield from (batch.to(device, non_blocking=True) for batch in loader)
     else:
         on_device = torch.cat(order).to(images.device).split(len(order[0])) if order else ()  # one transfer for all
@@ -123,7 +126,7 @@ class Trainer:
             on_step(epoch + 1, self.steps_done, len(order), numbers["train_loss"])
         self.check_finite()  # waits for the device: what it still has to do belongs to the epoch
         self.seconds = before + time.perf_counter() - start
-        losses = {name: torch.stack(values).double().cpu() for name, values in self.logged.items()}
+        losses = {name: torch.stack(values).cpu().double() for name, values in self.logged.items()}
         self.batch_losses += losses["train_loss"].tolist()
         shares = torch.tensor([len(index) for index in order], dtype=torch.double) / len(self.train_images)
         return {name: torch.tensordot(shares, values, dims=1).tolist() for name, values in losses.items()}

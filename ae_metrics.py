@@ -37,7 +37,7 @@ def evaluate(model: Autoencoder, images: Tensor, seed: int) -> Numbers:
     for x in _in_batches(model, images):
         loss, parts = model.loss(x)
         for name, value in {"loss": loss, **parts}.items():
-            totals[name] = totals.get(name, torch.zeros_like(value)) + value.double() * (len(x) / len(images))
+            totals[name] = totals.get(name, 0) + value.cpu().double() * (len(x) / len(images))  # MPS has no float64
     return {f"test_{name}": value.tolist() for name, value in totals.items()}
 
 
@@ -49,7 +49,7 @@ def reconstruct(model: Autoencoder, images: Tensor) -> Tensor:
 
 def reconstruction_error(model: Autoencoder, images: Tensor) -> Numbers:
     """`test_mse` per pixel in the range of the model's output, and `test_mse_unit`, for uint8 images (n, 784)."""
-    unit = (reconstruct(model, images) - to_pixels(images, "unit")).double().square().mean().item()
+    unit = mean_square(reconstruct(model, images) - to_pixels(images, "unit"))
     return {"test_mse": unit * range_factor(model), "test_mse_unit": unit}
 
 
@@ -72,8 +72,13 @@ def restoration_error(model: Autoencoder, images: Tensor, seed: int) -> Numbers:
     """Squared error per unit-range pixel to the clean images: of noisy images, and of what is restored from them."""
     clean = to_pixels(images, "unit")
     noisy, restored = denoise(model, images, seed)
-    return {name: (x - clean).double().square().mean().item()
+    return {name: mean_square(x - clean)
             for name, x in (("noisy_mse", noisy), ("restored_mse", restored))}  # fmt: skip
+
+
+def mean_square(difference: Tensor) -> float:
+    """The mean of the squares, summed in double precision."""
+    return difference.square().mean(dim=1).cpu().double().mean().item()
 
 
 def range_factor(model: Autoencoder) -> float:

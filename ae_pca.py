@@ -8,7 +8,7 @@ from pathlib import Path
 
 import ae_cli
 from ae_data import DATASETS, load_images
-from ae_files import prepare_folder, write_atomic
+from ae_files import lock_folder, prepare_folder
 from ae_linear import count_file, fit_pca, write_pca
 
 
@@ -39,14 +39,9 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
     images = load_images(args.dataset, args.data_root)
     folder = prepare_folder(args.output_dir)
-    pca = fit_pca(images, args.max_samples, args.seed)
-    count = write_pca(folder, pca, args.variance)
-
-    # Drawn last and imported late: the number must not wait for the picture's library.
-    from ae_figures import variance_curve
-
-    picture = variance_curve(pca.cumulative_variance, args.variance, count, images.title)
-    write_atomic(folder / "pca_cumulative_variance.png", picture)
+    with lock_folder(folder):
+        pca = fit_pca(images, args.max_samples, args.seed)
+        count = write_pca(folder, pca, args.variance, images.title)
     print(f"Number of components to explain {100 * args.variance:g}% variance: {count}")
     print(f"{images.title}, {pca.samples} training images: wrote {count_file(folder, args.variance)}")
 

@@ -71,14 +71,16 @@ def to_digit(picture: Image.Image, invert: str = "auto") -> np.ndarray:
     """
     ink = _ink(np.asarray(picture.convert("L"), np.float32) / 255, invert)
     (top, bottom), (left, right) = _extent(ink.sum(axis=1)), _extent(ink.sum(axis=0))
-    longer = max(bottom - top, right - left)
-    size = [max(1, round(_DIGIT * length / longer)) for length in (right - left, bottom - top)]
-    scaled = Image.fromarray(ink).resize((size[0], size[1]), Image.Resampling.BICUBIC, (left, top, right, bottom))
-    digit = np.asarray(scaled).clip(0) / np.asarray(scaled).max()  # a thin pen is no fainter than a broad one
-    canvas = np.zeros((_SIDE, _SIDE))
-    y, x = (_offset(digit.sum(axis=axis)) for axis in (1, 0))
-    canvas[y : y + digit.shape[0], x : x + digit.shape[1]] = digit
-    return np.rint(255 * canvas.clip(0, 1)).astype(np.uint8).ravel()
+    scale = max(bottom - top, right - left) / _DIGIT
+    window = _SIDE * scale
+    margin = int(window) + 1  # the window may reach beyond the picture
+    y, x = (
+        margin + _window_start(*extent, ink.sum(axis=axis), scale)
+        for extent, axis in (((top, bottom), 1), ((left, right), 0))
+    )
+    sheet = Image.fromarray(np.pad(ink, margin))
+    digit = np.asarray(sheet.resize((_SIDE, _SIDE), Image.Resampling.HAMMING, (x, y, x + window, y + window))).clip(0)
+    return np.rint(255 * digit / digit.max()).astype(np.uint8).ravel()  # a thin pen is no fainter than a broad one
 
 
 def _ink(grey: np.ndarray, invert: str) -> np.ndarray:
@@ -118,7 +120,6 @@ def _extent(profile: np.ndarray) -> tuple[int, int]:
     return int(np.searchsorted(share, 0.005, "right")), int(np.searchsorted(share, 0.995)) + 1
 
 
-def _offset(profile: np.ndarray) -> int:
-    """Where a digit with this profile begins, for its centre of mass to lie on pixel 14 of 0 to 27, as all of MNIST's."""
-    centre = float(np.arange(len(profile)) @ profile / profile.sum())
-    return min(max(round(_SIDE / 2 - centre), 0), _SIDE - len(profile))
+def _window_start(first: int, last: int, profile: np.ndarray, scale: float) -> float:
+    centre = float((np.arange(len(profile)) + 0.5) @ profile / profile.sum())
+    return min(max(centre - 14.5 * scale, last - _SIDE * scale), first)

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import re
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,10 @@ def pick_device(name: str) -> torch.device:
     cuda, mps = torch.cuda.device_count(), torch.backends.mps.is_available()
     if name == "auto":
         name = "cuda" if cuda else "mps" if mps else "cpu"
-    kind, _, index = name.partition(":")
-    if kind not in ("cuda", "mps", "cpu") or (index and not index.isdigit()):
+    match = re.fullmatch(r"(cuda|mps|cpu)(?::([0-9]{1,3}))?", name)
+    if not match:
         raise Mistake(f"--device {name}: expected auto, cuda, cuda:N, mps or cpu")
+    kind, index = match.groups()
     if kind == "cuda" and int(index or 0) >= cuda:
         raise Mistake(f"--device {name}: PyTorch sees {cuda} CUDA devices here; use --device auto or cpu")
     if kind == "mps" and not mps:

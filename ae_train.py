@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import ae_cli
 from ae_data import DATASETS, ImageSet, load_images
-from ae_files import Fault, Mistake, lock_folder, prepare_folder, read_count, write_atomic, write_json
+from ae_files import Fault, Mistake, lock_folder, prepare_folder, read_count, write_atomic
 from ae_linear import Pca, count_file, fit_pca, read_pca, write_pca
 from ae_recipes import DEFAULT, PIXELS, RECIPES, SETTINGS, Recipe, listing
 
@@ -102,11 +102,16 @@ def settle(recipe: Recipe, args: argparse.Namespace, images: ImageSet, folder: P
     path = count_file(folder, 0.95)
     automatic = "code_size" in recipe.model_args and recipe.model_args["code_size"] is None
     if automatic and path.exists():
-        recipe = recipe.override({"code_size": read_count(path, PIXELS, f"run ae_pca.py --output-dir {folder} again")})
-    if pca is None:
+        remedy = f"run ae_pca.py --output-dir {folder} again, or give a --code-size"
+        count = read_count(path, PIXELS, remedy)
+        if pca and pca.components_for(0.95) != count:
+            raise Mistake(f"{path}: says {count}, and pca.npz beside it {pca.components_for(0.95)}; {remedy}")
+        recipe = recipe.override({"code_size": count})
+    size = recipe.model_args["code_size"]
+    if pca is None or (size and size > len(pca.components)):  # one fitted on few images has few components
         pca = fit_pca(images)
     if automatic and not path.exists():
-        count = write_pca(prepare_folder(folder), pca, 0.95)
+        count = write_pca(prepare_folder(folder), pca, 0.95, images.title)
         print(f"Number of components to explain 95% variance: {count}")
         recipe = recipe.override({"code_size": count})
     return recipe, pca
@@ -284,7 +289,7 @@ def keep(trainer: "Trainer", images: ImageSet, folder: Path, args: argparse.Name
 
 def finish(trainer: "Trainer", images: ImageSet, pca: Pca, folder: Path) -> None:
     """Measure the trained model beside PCA, then write weights, record, history and pictures."""
-    from ae_checkpoint import RUN_FILE, save_weights, versions
+    from ae_checkpoint import save_record, save_weights, versions
     from ae_report import measure, pictures, verdict
 
     recipe = trainer.recipe
@@ -293,7 +298,7 @@ def finish(trainer: "Trainer", images: ImageSet, pca: Pca, folder: Path) -> None
     write_atomic(folder / "history.csv", table(trainer.history))
     for name, picture in pictures(trainer, images, metrics):
         write_atomic(folder / name, picture)
-    write_json(folder / RUN_FILE, {
+    save_record(folder, {
         "recipe": recipe.as_dict(), "weights": recipe.weights_file, "weights_sha256": digest,
         "dataset": {"name": images.name, "title": images.title, "fingerprint": images.fingerprint},
         "device": str(trainer.device), "precision": str(trainer.precision), "versions": versions(),

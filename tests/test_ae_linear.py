@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -63,7 +65,7 @@ def test_the_error_formula_agrees_with_reconstructing_every_image(pca, digits, e
 
 def test_more_components_never_reconstruct_worse(pca, digits):
     errors = [pca.test_mse(digits.test_images, k) for k in range(1, 100, 7)]
-    assert all(b < a for a, b in zip(errors, errors[1:]))
+    assert all(b < a for a, b in pairwise(errors))
 
 
 def test_no_linear_autoencoder_beats_pca_of_its_width_on_the_images_it_was_fitted_to(pca, digits, train, eigen):
@@ -90,7 +92,7 @@ def test_a_subset_is_drawn_by_its_seed(digits):
 
 
 def test_a_written_pca_is_read_back_whole(pca, digits, tmp_path):
-    count = write_pca(tmp_path, pca, 0.95)
+    count = write_pca(tmp_path, pca, 0.95, "digits")
     back = read_pca(tmp_path, digits)
     assert (tmp_path / "n_components_95.txt").read_text().strip() == str(count) == str(pca.components_for(0.95))
     for name, value in vars(pca).items():
@@ -107,7 +109,7 @@ def test_no_pca_file_is_no_pca(tmp_path, digits):
 
 
 def test_a_pca_of_other_images_is_refused_with_the_command_that_mends_it(pca, few, tmp_path):
-    write_pca(tmp_path, pca, 0.95)
+    write_pca(tmp_path, pca, 0.95, "digits")
     with pytest.raises(Mistake, match=r"pca\.npz.*run ae_pca\.py"):
         read_pca(tmp_path, few)
 
@@ -129,7 +131,7 @@ def _npy(data):
 
 @pytest.mark.parametrize("damage", [lambda d: b"", lambda d: b"text", lambda d: d[: len(d) // 2], _flip, _npy])
 def test_a_damaged_pca_file_is_a_fault_that_names_it(pca, digits, tmp_path, damage):
-    write_pca(tmp_path, pca, 0.95)
+    write_pca(tmp_path, pca, 0.95, "digits")
     path = tmp_path / PCA_FILE
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(Fault, match=r"pca\.npz"):

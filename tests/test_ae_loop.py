@@ -114,13 +114,13 @@ def test_a_row_of_history_tells_epoch_losses_and_time(run):
         assert row["seconds"] >= 0 and row["images_per_second"] > 0 and row["test_loss"] > 0
 
 
-def test_every_step_is_reported_with_the_number_of_steps(few):
+def test_every_step_is_reported_with_its_place_and_its_loss(few):
     torch.manual_seed(0)
     recipe = SMALL.override({"epochs": 1})
     trainer = Trainer(recipe.build(), recipe, few.train_images, few.test_images, CPU, Precision("off", CPU))
     seen = []
-    list(trainer.epochs(lambda step, steps: seen.append((step, steps))))
-    assert seen == [(step, 6) for step in range(1, 7)]
+    list(trainer.epochs(lambda epoch, step, steps, loss: seen.append((epoch, step, steps, loss.item()))))
+    assert seen == [(1, step, 6, trainer.batch_losses[step - 1]) for step in range(1, 7)]
 
 
 def test_mixed_precision_keeps_fp32_weights_and_ends_close_to_fp32(run, few):

@@ -1,0 +1,363 @@
+"""Kill, starve and damage real runs, and count what is lost. Run by `make torture`; prints the README's table.
+
+Every run is a process of its own, forked from this one after the libraries are loaded, so that the moments at which
+it dies fall into training and writing rather than into importing torch.
+"""
+
+import argparse
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import ae_generate
+import matplotlib.figure  # noqa: F401
+import numpy as np
+import sklearn.datasets
+import sklearn.decomposition  # noqa: F401
+import torch
+from PIL import Image
+
+import ae_checkpoint
+import ae_cli
+import ae_figures  # noqa: F401
+import ae_loop  # noqa: F401
+import ae_report  # noqa: F401
+import ae_train
+from ae_recipes import RECIPES
+
+SETTINGS = {
+    "symmetric": ("--hidden-sizes", "64", "--epochs", "12"),
+    "vae": ("--hidden-sizes", "64", "--epochs", "12"),
+    "denoising": ("--epochs", "12"),
+    "sparse": ("--features", "128", "--k", "16", "--num-saes", "2", "--epochs", "12"),
+}
+Main = Callable[[list[str]], None]
+READERS = {  # who reads the file: flags of ae_train.py, or ae_generate.py
+    "checkpoint.pt": "--resume",
+    "mnist_ae.pt": "ae_generate",
+    "run.json": "ae_generate",
+    "pca.npz": "",
+    "n_components_95.txt": "",
+}
+RECIPE_NAMES = [name for name in SETTINGS if name in RECIPES]
+
+
+class Process:
+    """A script's main in a new process; what it says comes back through a pipe, which no file limit reaches."""
+
+    def __init__(self, main: Main, arguments: list[str], prepare: Callable[[], object] = lambda: None) -> None:
+        self.output, theirs = os.pipe()
+        self.number = os.fork()
+        if not self.number:
+            os._exit(_child(main, arguments, prepare, theirs))
+        os.close(theirs)
+
+    def kill_after(self, seconds: float) -> None:
+        time.sleep(seconds)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.number, signal.SIGKILL)
+
+    def finish(self) -> tuple[int, str]:
+        """The exit status (minus the signal that ended it) and all that was said."""
+        with open(self.output, errors="replace") as said:
+            text = said.read()
+        return os.waitstatus_to_exitcode(os.waitpid(self.number, 0)[1]), text
+
+
+def _child(main: Main, arguments: list[str], prepare: Callable[[], object], output: int) -> int:
+    try:
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+        signal.alarm(120)  # a run that hangs dies, and counts as a loss
+        prepare()
+        ae_cli.run(lambda: main(arguments))
+        return 0
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+        return 70
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+
+
+def train(recipe: str, folder: Path, *more: str, prepare: Callable[[], object] = lambda: None) -> Process:
+    arguments = ["--recipe", recipe, "--dataset", "digits", "--device", "cpu", "--output-dir", str(folder),
+                 "--checkpoint-minutes", "0.002", *SETTINGS[recipe], *more]  # fmt: skip
+    return Process(ae_train.main, arguments, prepare)
+
+
+def sound(process: Process) -> None:
+    """Let a process end that nothing was done to."""
+    status, text = process.finish()
+    if status:
+        raise RuntimeError(text)
+
+
+def weights_digest(recipe: str, folder: Path) -> str:
+    return hashlib.sha256((folder / RECIPES[recipe].weights_file).read_bytes()).hexdigest()
+
+
+def torn(folder: Path) -> list[str]:
+    """The files of a folder that are there but not whole; hidden ones are nobody's."""
+    bad = []
+    for path in sorted(folder.glob("[!.]*")):
+        try:
+            if path.name.startswith("checkpoint"):
+                ae_checkpoint.load_checkpoint(path)
+            elif path.suffix == ".pt":
+                ae_checkpoint.from_bytes(path.read_bytes(), path, "")
+            elif path.suffix == ".png":
+                Image.open(path).load()
+            elif path.suffix == ".json":
+                json.loads(path.read_text())
+            elif path.suffix == ".csv":
+                rows = list(csv.DictReader(path.open()))
+                assert [int(row["epoch"]) for row in rows] == list(range(1, len(rows) + 1))
+                assert None not in rows[-1].values()
+            elif path.suffix == ".npz":
+                with np.load(path, allow_pickle=False) as archive:
+                    assert all(archive[name] is not None for name in archive.files)
+            else:
+                assert int(path.read_text()) > 0
+        except Exception as error:
+            bad.append(f"{path.name}: {error}")
+    return bad
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def kills(work: Path, rounds: int, dice: random.Random) -> tuple[str, int, int]:
+    """SIGKILL at random moments, then --resume, over and over; the end must be, in every bit, the unkilled run's."""
+    done, lost, number = 0, 0, 0
+    whole: dict[str, tuple[str, list[str], float]] = {}
+    for recipe in RECIPE_NAMES:
+        begun = time.monotonic()
+        sound(train(recipe, work / recipe))
+        whole[recipe] = weights_digest(recipe, work / recipe), losses(work / recipe), time.monotonic() - begun
+    while done < rounds:
+        recipe = RECIPE_NAMES[number % len(RECIPE_NAMES)]
+        folder, number = work / f"killed-{number}", number + 1
+        for attempt in range(9):
+            process = train(recipe, folder, "--resume")
+            if attempt < 8:  # some die early, in the first writes, some late; the ninth is let finish
+                process.kill_after(dice.uniform(0.05, 1.1 * whole[recipe][2]))
+            status, text = process.finish()
+            done += status == -signal.SIGKILL
+            bad = torn(folder) if folder.exists() else []
+            if bad or status not in (0, -signal.SIGKILL):
+                lost += 1
+                say(f"LOST: {recipe} status {status} {bad} {text[-500:]}")
+            if status == 0:
+                break
+        if status != 0 or (weights_digest(recipe, folder), losses(folder)) != whole[recipe][:2]:
+            lost += 1
+            say(f"LOST: {recipe} ended in other numbers than the run never stopped")
+        say(f"{done}/{rounds} kills")
+        shutil.rmtree(folder)
+    return "SIGKILL at a random moment, then --resume", done, lost
+
+
+def losses(folder: Path) -> list[str]:
+    with (folder / "history.csv").open() as file:
+        return [row["train_loss"] for row in csv.DictReader(file)]
+
+
+def one_line(text: str) -> bool:
+    """Whether a run said what was wrong in one line, without a traceback."""
+    return sum(line.startswith("error: ") for line in text.splitlines()) == 1 and "Traceback" not in text
+
+
+def starve(work: Path, dice: random.Random) -> tuple[str, int, int]:
+    """Runs that may write only so many bytes a file, so that each kind of write fails; then there is room again."""
+    rounds, lost = 0, 0
+    for recipe in RECIPE_NAMES:
+        folder = work / f"starved-{recipe}"
+        sound(train(recipe, folder))
+        before = weights_digest(recipe, folder)
+        sizes = sorted({path.stat().st_size for path in folder.glob("[!.]*")})
+        for limit in [0, *(size - 1 for size in sizes), *(dice.randrange(1, sizes[-1]) for _ in range(4))]:
+            rounds += 1
+            status, text = train(recipe, folder, prepare=partial(less_room, limit)).finish()
+            bad = torn(folder)
+            if bad or status != 1 or not one_line(text):
+                lost += 1
+                say(f"LOST: {recipe} limit {limit} status {status} {bad} {text[-300:]}")
+            status, text = train(recipe, folder, "--resume").finish()
+            if status or weights_digest(recipe, folder) != before:
+                lost += 1
+                say(f"LOST: {recipe} did not finish once there was room: {text[-300:]}")
+        say(f"{rounds} full disks")
+    return "no room for a file, then --resume", rounds, lost
+
+
+def less_room(limit: int) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+
+def tiny_disk(work: Path) -> tuple[str, int, int]:
+    """Runs on a real file system of a few blocks, which is then made larger; needs the right to mount."""
+    rounds, lost = 0, 0
+    disk = work / "disk"
+    disk.mkdir()
+    for kilobytes in (64, 300, 700, 1000, 1500, 2500, 3200):
+        small = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(disk)]
+        if subprocess.run(small, capture_output=True).returncode:
+            say("no right to mount a small disk here: left out")
+            break
+        try:
+            rounds += 1
+            status, text = train("symmetric", disk / "run").finish()
+            bad = torn(disk / "run") if (disk / "run").exists() else []
+            if bad or status not in (0, 1) or (status == 1 and not one_line(text)):
+                lost += 1
+                say(f"LOST: disk of {kilobytes} kB, status {status} {bad} {text[-300:]}")
+            subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+            status, text = train("symmetric", disk / "run", "--resume").finish()
+            if status:
+                lost += 1
+                say(f"LOST: did not finish on the larger disk: {text[-300:]}")
+        finally:
+            subprocess.run(["umount", disk], check=True)
+    return "a disk of a few hundred kilobytes, then a larger one", rounds, lost
+
+
+def permissions(work: Path) -> tuple[str, int, int]:
+    """Folders that may not be written or read, by a user who is not root."""
+    rounds, lost = 0, 0
+    work.chmod(0o755)
+    for recipe in RECIPE_NAMES:
+        folder = work / f"forbidden-{recipe}"
+        sound(train(recipe, folder))
+        before = weights_digest(recipe, folder)
+        for mode in (0o555, 0o000):
+            folder.chmod(mode)
+            rounds += 1
+            status, text = train(recipe, folder, prepare=not_root).finish()
+            folder.chmod(0o755)
+            if status != 1 or not one_line(text) or torn(folder) or weights_digest(recipe, folder) != before:
+                lost += 1
+                say(f"LOST: {recipe} mode {mode:o} status {status} {text[-300:]}")
+    return "no permission to write or read the folder", rounds, lost
+
+
+def not_root() -> None:
+    if os.geteuid() == 0:
+        os.setuid(65534)
+
+
+class _Hostile:
+    """Unpickled, this would make a file: proof that code ran."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (f"touch {self.proof}",)
+
+
+def mutate(data: bytes, other: bytes, proof: Path, dice: random.Random) -> tuple[str, bytes]:
+    """One way to damage a file: cut, flip, overwrite, swap, or put something hostile in its place."""
+    kind = dice.choice(["cut", "cut", "flip", "flip", "flip", "overwrite", "swap", "empty", "append", "hostile"])
+    if kind == "cut":
+        return kind, data[: dice.choice([1, 2, len(data) // 2, len(data) - 1, dice.randrange(len(data))])]
+    if kind == "flip":
+        place = dice.randrange(len(data))
+        return kind, data[:place] + bytes([data[place] ^ (1 << dice.randrange(8))]) + data[place + 1 :]
+    if kind == "overwrite":
+        place = dice.randrange(len(data))
+        return kind, data[:place] + dice.randbytes(min(64, len(data) - place)) + data[place + 64 :]
+    if kind == "append":
+        return kind, data + dice.randbytes(dice.randrange(1, 100))
+    if kind == "hostile":
+        buffer = io.BytesIO()
+        if dice.random() < 0.5:
+            torch.save({"encoder.0.weight": _Hostile(proof)}, buffer)
+        else:
+            np.savez(buffer, mean=np.array([_Hostile(proof)], dtype=object))
+        return kind, buffer.getvalue()
+    return kind, other if kind == "swap" else b""
+
+
+def mutations(work: Path, rounds: int, dice: random.Random) -> tuple[str, int, int]:
+    """Damaged files of every kind we read, each before the script that reads it."""
+    lost, folder, spare, proof = 0, work / "damaged", work / "sound", work / "code-ran"
+    sound(train("symmetric", spare))
+    sound(Process(ae_generate.main, ["--run", str(spare), "--interpolate", "3", "8"]))
+    whole = {name: (spare / name).read_bytes() for name in READERS}
+    picture, digest = (spare / "interpolation.png").read_bytes(), weights_digest("symmetric", spare)
+    for number in range(rounds):
+        name = list(READERS)[number % len(READERS)]
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(spare, folder)
+        kind, data = mutate(whole[name], dice.choice(list(whole.values())), proof, dice)
+        (folder / name).write_bytes(data)
+        if READERS[name] == "ae_generate":
+            status, text = Process(ae_generate.main, ["--run", str(folder), "--interpolate", "3", "8"]).finish()
+            right = (folder / "interpolation.png").read_bytes() == picture
+        else:
+            status, text = train("symmetric", folder, *READERS[name].split()).finish()
+            right = weights_digest("symmetric", folder) == digest
+        refused = status in (1, 2) and one_line(text) and name in text
+        if not (refused or (status == 0 and right)) or proof.exists():
+            lost += 1
+            say(f"LOST: {name} {kind} status {status} code ran {proof.exists()} {text[-400:]}")
+            proof.unlink(missing_ok=True)
+        if number % 50 == 49:
+            say(f"{number + 1}/{rounds} damaged files")
+    return "a file cut, flipped, overwritten, swapped or hostile", rounds, lost
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--mutations", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="kills,starve,disk,permissions,mutations")
+    args = parser.parse_args()
+    dice = random.Random(args.seed)
+    torch.set_num_threads(1)  # a pool of threads would not survive the fork
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="torture-") as name:
+        work = Path(name)
+        acts: dict[str, Callable[[], tuple[str, int, int]]] = {
+            "kills": lambda: kills(work, args.kills, dice),
+            "starve": lambda: starve(work, dice),
+            "disk": lambda: tiny_disk(work),
+            "permissions": lambda: permissions(work),
+            "mutations": lambda: mutations(work, args.mutations, dice),
+        }
+        for act in args.only.split(","):
+            rows.append(acts[act]())
+    print("| what was done | rounds | losses |\n| --- | --- | --- |")
+    for what, rounds, lost in rows:
+        print(f"| {what} | {rounds} | {lost} |")
+    raise SystemExit(any(lost for _, _, lost in rows))
+
+
+if __name__ == "__main__":
+    main()
