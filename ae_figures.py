@@ -132,3 +132,15 @@ def latent_map(
     right.set(title="where the test images lie", xlabel="code 1", ylabel="code 2")
     figure.colorbar(dots, ax=right, label="label", ticks=range(10))
     return _png(figure)
+
+
+@rc_context(_STYLE)
+def side_by_side(panels: dict[str, np.ndarray], title: str) -> bytes:
+    """Images of any size, grey (h, w) in [0, 1] or RGB (h, w, 3), in a row, each under its label."""
+    figure = Figure(figsize=(3.1 * len(panels) + 0.3, 3.9), layout="constrained")
+    figure.suptitle(title, fontweight="bold")
+    for axes, (label, image) in zip(figure.subplots(1, len(panels)), panels.items()):
+        axes.imshow(image, cmap="gray", vmin=0, vmax=1)
+        axes.set(xticks=[], yticks=[], xlabel=label)
+        axes.spines[:].set(visible=True, color=GREY)
+    return _png(figure)

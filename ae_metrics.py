@@ -38,19 +38,60 @@ def evaluate(model: Autoencoder, images: Tensor, seed: int) -> Numbers:
         loss, parts = model.loss(x)
         for name, value in {"loss": loss, **parts}.items():
             totals[name] = totals.get(name, 0) + value.cpu().double() * (len(x) / len(images))  # MPS has no float64
-    return {f"test_{name}": value.tolist() for name, value in totals.items()}
+    measured = quality(model, images) if model.epoch_metrics else {}
+    return {f"test_{name}": value.tolist() for name, value in totals.items()} | {
+        name: measured[name] for name in model.epoch_metrics
+    }
+
+
+@torch.no_grad()
+def quality(model: Autoencoder, images: Tensor) -> Numbers:
+    """`pearson`, `undefined_pearson`, `l0`, `dead_features` and `mean_activity` on uint8 images (n, 784).
+
+    Of an ensemble each is a list. `l0` is the mean number of features of a code that are not zero, `dead_features`
+    the share of features that no image makes fire, `mean_activity` the mean share of images that a feature fires for.
+    """
+    correlations, fired, rebuilt = [], torch.zeros(()), torch.zeros(())
+    for x in _in_batches(model, images):
+        rebuilt, code = model(x)
+        correlations.append(pearson(to_range(rebuilt, model.output_range, "unit"), x).cpu().double())
+        fired = fired + (code != 0).sum(dim=-2).cpu().double()
+    correlation, rates = torch.cat(correlations, dim=-1), fired / len(images)
+    return {
+        "pearson": correlation.nanmean(dim=-1).tolist(),
+        "undefined_pearson": correlation.isnan().sum(dim=-1).tolist(),
+        "l0": rates.sum(dim=-1).tolist(),
+        "dead_features": (rates == 0).double().mean(dim=-1).tolist(),
+        "mean_activity": rates.mean(dim=-1).tolist(),
+    }
+
+
+def pearson(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's correlation over the last dimension; nan where either side is constant."""
+    a, b = a - a.mean(dim=-1, keepdim=True), b - b.mean(dim=-1, keepdim=True)
+    lengths = a.square().sum(dim=-1).sqrt() * b.square().sum(dim=-1).sqrt()
+    return (a * b).sum(dim=-1) / lengths.where(lengths > 1e-6, torch.nan)
+
+
+@torch.no_grad()
+def firing_rates(model: Autoencoder, images: Tensor) -> Tensor:
+    """The share of uint8 images (n, 784) that each feature fires for: (features,), of an ensemble (S, features)."""
+    fired = [(model.encode(x) != 0).sum(dim=-2) for x in _in_batches(model, images)]
+    return torch.stack(fired).sum(dim=0) / len(images)
 
 
 @torch.no_grad()
 def reconstruct(model: Autoencoder, images: Tensor) -> Tensor:
-    """Reconstructions (n, 784) of uint8 images (n, 784), in unit range."""
-    return torch.cat([to_range(model(x)[0], model.output_range, "unit") for x in _in_batches(model, images)])
+    """Reconstructions (n, 784), of an ensemble (S, n, 784), of uint8 images (n, 784), in unit range."""
+    parts = [to_range(model(x)[0], model.output_range, "unit") for x in _in_batches(model, images)]
+    return torch.cat(parts, dim=-2)
 
 
 def reconstruction_error(model: Autoencoder, images: Tensor) -> Numbers:
     """`test_mse` per pixel in the range of the model's output, and `test_mse_unit`, for uint8 images (n, 784)."""
     unit = mean_square(reconstruct(model, images) - to_pixels(images, "unit"))
-    return {"test_mse": unit * range_factor(model), "test_mse_unit": unit}
+    signed = [4 * error for error in unit] if isinstance(unit, list) else 4 * unit
+    return {"test_mse": signed if model.output_range == "signed" else unit, "test_mse_unit": unit}
 
 
 @torch.no_grad()
@@ -76,9 +117,9 @@ def restoration_error(model: Autoencoder, images: Tensor, seed: int) -> Numbers:
             for name, x in (("noisy_mse", noisy), ("restored_mse", restored))}  # fmt: skip
 
 
-def mean_square(difference: Tensor) -> float:
-    """The mean of the squares, summed in double precision."""
-    return difference.square().mean(dim=1).cpu().double().mean().item()
+def mean_square(difference: Tensor) -> Any:
+    """The mean of the squares of a (n, 784) difference in double precision; of a (S, n, 784) one a list."""
+    return difference.square().mean(dim=-1).cpu().double().mean(dim=-1).tolist()
 
 
 def range_factor(model: Autoencoder) -> float:

@@ -29,6 +29,47 @@ def to_range(x: Tensor, source: str, target: str) -> Tensor:
 
 
 class Autoencoder(nn.Module):
+    """What the training loop, the metrics and the figures may ask of a model.
+
+    `noise_factor` is the noise on the images it is trained on, `epoch_metrics` are the names of `ae_metrics.quality`
+    that are measured after every epoch.
+    """
+
+    input_range = "unit"
+    output_range = "unit"
+    noise_factor = 0.0
+    epoch_metrics: tuple[str, ...] = ()
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Codes (batch, code_size) of images (batch, 784)."""
+        raise NotImplementedError
+
+    def decode(self, code: Tensor) -> Tensor:
+        """Images (batch, 784) in the output range, of codes (batch, code_size)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Reconstruction (batch, 784) and code (batch, code_size) of images (batch, 784)."""
+        code = self.encode(x)
+        return self.decode(code), code
+
+    def loss(self, x: Tensor) -> tuple[Tensor, Parts]:
+        """The scalar to minimise over the images x, and its parts, detached, by the name they are logged under."""
+        raise NotImplementedError
+
+    def corrupt(self, x: Tensor) -> Tensor:
+        """Noisy copies of the images x, within the input range."""
+        noisy = x + self.noise_factor * torch.randn_like(x)
+        return noisy.clamp_(-1 if self.input_range == "signed" else 0, 1)
+
+    def on_epoch(self, epoch: int, epochs: int) -> None:
+        """Called before epoch `epoch` (from 0) of `epochs`."""
+
+    def after_step(self) -> None:
+        """Called after every update of the weights."""
+
+
+class LayeredAutoencoder(Autoencoder):
     """An encoder and a decoder, both `nn.Sequential`, and the objective they are trained with.
 
     output        last layer of the decoder: `tanh` (signed pixels) or `sigmoid` (unit pixels)
@@ -59,22 +100,14 @@ class Autoencoder(nn.Module):
         self.decoder = nn.Sequential(*decoder, last_layer())
 
     def encode(self, x: Tensor) -> Tensor:
-        """Codes (batch, code_size) of images (batch, 784)."""
         code: Tensor = self.encoder(x)
         return code
 
     def decode(self, code: Tensor) -> Tensor:
-        """Images (batch, 784) in the output range, of codes (batch, code_size)."""
         images: Tensor = self.decoder(code)
         return images
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Reconstruction (batch, 784) and code (batch, code_size) of images (batch, 784)."""
-        code = self.encode(x)
-        return self.decode(code), code
-
     def loss(self, x: Tensor) -> tuple[Tensor, Parts]:
-        """The scalar to minimise over the images x, and its parts, detached, by the name they are logged under."""
         noisy = self.corrupt(x) if self.noise_factor and (self.training or self.test_noise) else x
         return self.reconstruction_loss(self.encode(noisy), x), {}
 
@@ -82,29 +115,18 @@ class Autoencoder(nn.Module):
         """How far the images decoded from `code` are from the images x, by the model's own measure."""
         target = to_range(x, self.input_range, self.output_range)
         if self.loss_name == "mse":
-            return F.mse_loss(self.decode(code), target)
+            return F.mse_loss(self.decode(code).float(), target)
         # From the logits: log(sigmoid(z)) of a z far from 0 would lose all its digits.
         logits: Tensor = self.decoder[:-1](code)
         return F.binary_cross_entropy_with_logits(logits.float(), target, reduction="sum") / len(x)
 
-    def corrupt(self, x: Tensor) -> Tensor:
-        """Noisy copies of the images x, within the input range."""
-        noisy = x + self.noise_factor * torch.randn_like(x)
-        return noisy.clamp_(-1 if self.input_range == "signed" else 0, 1)
 
-    def on_epoch(self, epoch: int, epochs: int) -> None:
-        """Called before epoch `epoch` (from 0) of `epochs`."""
-
-    def after_step(self) -> None:
-        """Called after every update of the weights."""
-
-
-class SymmetricAutoencoder(Autoencoder):
+class SymmetricAutoencoder(LayeredAutoencoder):
     """Fully connected autoencoder whose decoder mirrors its encoder (Hinton & Salakhutdinov 2006).
 
     `layer_sizes` runs from the pixels to the code, such as [784, 2500, 154]; fewer than two entries, or one
     below 1, is a ValueError. ReLU follows every layer of the encoder, the one into the code included unless
-    `code_activation` is `none`, and every layer of the decoder but the last. Further arguments: `Autoencoder`.
+    `code_activation` is `none`, and every layer of the decoder but the last. Further arguments: `LayeredAutoencoder`.
     """
 
     def __init__(
@@ -114,11 +136,11 @@ class SymmetricAutoencoder(Autoencoder):
         super().__init__(encoder, _layers(layer_sizes[::-1]), output, **objective)
 
 
-class ConvAutoencoder(Autoencoder):
+class ConvAutoencoder(LayeredAutoencoder):
     """Convolutional autoencoder with a code of `code_size` channels at a single place (Masci et al. 2011).
 
     28 x 28 -> 14 x 14 -> 7 x 7 -> 1 x 1 by strided convolutions, back by transposed ones; no activation on the
-    code. Further arguments: `Autoencoder`.
+    code. Further arguments: `LayeredAutoencoder`.
     """
 
     def __init__(self, code_size: int = 64, **objective: Any) -> None:
@@ -138,7 +160,7 @@ class ConvAutoencoder(Autoencoder):
         super().__init__(encoder, decoder, "sigmoid", **objective)
 
 
-class VAE(Autoencoder):
+class VAE(LayeredAutoencoder):
     """Variational autoencoder with a Gaussian code and Bernoulli pixels (Kingma & Welling 2014).
 
     `layer_sizes` as in `SymmetricAutoencoder`; the last step of the encoder is two heads, the code's mean and

@@ -6,6 +6,7 @@ one that the row's model does not have is refused. Nothing here imports torch: t
 """
 
 import dataclasses
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -42,13 +43,12 @@ class Recipe:
 
     def build(self) -> "Autoencoder":
         """The untrained model, its weights drawn from torch's global random generator."""
-        import ae_models
-
+        module, name = self.model.split(".")
         arguments = dict(self.model_args)
         if "hidden_sizes" in arguments:
             arguments["layer_sizes"] = (PIXELS, *arguments.pop("hidden_sizes"), arguments.pop("code_size"))
         try:
-            model: Autoencoder = getattr(ae_models, self.model)(**arguments)
+            model: Autoencoder = getattr(importlib.import_module(module), name)(**arguments)
         except ValueError as error:
             raise Mistake(f"recipe {self.name}: {error}") from error
         return model
@@ -81,6 +81,12 @@ class Recipe:
         return recipe
 
     @property
+    def code_size(self) -> int | None:
+        """Numbers kept of an image: the code's size, or how many of a sparse code are not zero; None until known."""
+        size: int | None = self.model_args.get("code_size", self.model_args.get("k"))
+        return size
+
+    @property
     def length_dependence(self) -> str:
         """The setting whose course depends on the number of epochs, or an empty string."""
         if self.lr_schedule != "constant":
@@ -107,7 +113,7 @@ _ROWS = (
         name="symmetric",
         summary="PCA-guided symmetric autoencoder",
         source='M. Faulkner, "Deep Learning: Autoencoders", 2024',
-        model="SymmetricAutoencoder",
+        model="ae_models.SymmetricAutoencoder",
         model_args={**_DENSE, "hidden_sizes": (2500,), "code_size": None, "output": "tanh"},
         batch_size=256,
         seed=0,
@@ -116,28 +122,28 @@ _ROWS = (
         name="simple",
         summary="tutorial autoencoder",
         source="a published tutorial; Hinton & Salakhutdinov 2006",
-        model="SymmetricAutoencoder",
+        model="ae_models.SymmetricAutoencoder",
         model_args=_TUTORIAL,
     ),
     Recipe(
         name="conv",
         summary="convolutional autoencoder",
         source="a published tutorial; Masci et al. 2011",
-        model="ConvAutoencoder",
+        model="ae_models.ConvAutoencoder",
         model_args={"code_size": 64, "loss": "mse", "noise_factor": 0.0, "test_noise": False},
     ),
     Recipe(
         name="denoising",
         summary="denoising autoencoder",
         source="a published tutorial; Vincent et al. 2010",
-        model="SymmetricAutoencoder",
+        model="ae_models.SymmetricAutoencoder",
         model_args={**_TUTORIAL, "noise_factor": 0.5},
     ),
     Recipe(
         name="bce",
         summary="cross-entropy autoencoder",
         source="a published write-up with its losses of every epoch",
-        model="SymmetricAutoencoder",
+        model="ae_models.SymmetricAutoencoder",
         model_args={
             **_DENSE,
             "hidden_sizes": (400,),
@@ -151,11 +157,27 @@ _ROWS = (
         name="vae",
         summary="variational autoencoder",
         source="a published write-up; Kingma & Welling 2014",
-        model="VAE",
+        model="ae_models.VAE",
         model_args={"hidden_sizes": (256,), "code_size": 20, "kl_weight": 1.0, "kl_anneal": "linear"},
         epochs=50,
         optimizer="adamw",
         weight_decay=0.01,
+    ),
+    Recipe(
+        name="sparse",
+        summary="ensemble of k-sparse autoencoders",
+        source="a published write-up; Makhzani & Frey 2014",
+        model="ae_sparse.SparseEnsemble",
+        model_args={
+            "num_saes": 5,
+            "features": 1024,
+            "k": 50,
+            "consistency_weight": 0.01,
+            "consistency_warmup": 100,
+            "revive": "lift",
+            "reinit_threshold": None,
+        },
+        epochs=5,
     ),
 )
 
@@ -170,8 +192,8 @@ def listing() -> str:
     """The table as text: name, architecture, loss, settings, source."""
     blocks = []
     for row in RECIPES.values():
-        arguments = dict(row.model_args)
-        sizes = [PIXELS, *arguments.pop("hidden_sizes", ()), arguments.pop("code_size", None) or "PCA"]
+        arguments = {k: v for k, v in row.model_args.items() if k not in ("hidden_sizes", "code_size")}
+        sizes = [PIXELS, *row.model_args.get("hidden_sizes", ()), row.code_size or "PCA"]
         blocks.append(
             f"{row.name}: {row.summary}\n"
             f"  model     {row.model} {'-'.join(map(str, sizes))}\n"

@@ -7,6 +7,7 @@ the recipe's name.
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
 import ae_figures
@@ -25,7 +26,7 @@ def measure(trainer: Trainer, images: ImageSet, pca: Pca) -> dict[str, Any]:
     """Every metric of the trained model, by its name in `run.json`; PCA's error is that of the same code size."""
     model = trainer.model
     metrics = reconstruction_error(model, trainer.test_images)
-    code_size = trainer.recipe.model_args["code_size"]
+    code_size = trainer.recipe.code_size or 0
     metrics["pca_test_mse"] = pca.test_mse(images.test_images, code_size) * range_factor(model)
     if model.noise_factor:
         metrics |= restoration_error(model, trainer.test_images, trainer.recipe.seed)
@@ -35,9 +36,10 @@ def measure(trainer: Trainer, images: ImageSet, pca: Pca) -> dict[str, Any]:
 
 def verdict(recipe: Recipe, metrics: dict[str, Any]) -> str:
     """The test error beside PCA's, in a sentence."""
-    ratio = metrics["test_mse"] / max(metrics["pca_test_mse"], 1e-12)
+    error = np.mean(metrics["test_mse"])
+    ratio = error / max(metrics["pca_test_mse"], 1e-12)
     text = (
-        f"Test MSE {metrics['test_mse']:.5f}; PCA with {recipe.model_args['code_size']} components "
+        f"Test MSE {error:.5f}; PCA with {recipe.code_size} components "
         f"{metrics['pca_test_mse']:.5f}: the autoencoder is {'behind' if ratio > 1 else 'ahead of'} PCA, "
         f"with {ratio:.2f} times its error"
     )
@@ -80,7 +82,7 @@ def pictures(trainer: Trainer, images: ImageSet, metrics: dict[str, Any]) -> Ite
         with torch.no_grad():
             samples = model.sample(100).cpu().numpy()
         yield "samples.png", ae_figures.image_grid(samples, f"{name}: images decoded from N(0, I)")
-    if recipe.model_args["code_size"] == 2:
+    if recipe.code_size == 2:
         yield "latent_map.png", latent_map(trainer, images, f"{name}: a two-dimensional code")
 
 

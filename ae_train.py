@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 import ae_cli
 from ae_data import DATASETS, ImageSet, load_images
 from ae_files import Fault, Mistake, lock_folder, prepare_folder, read_count, write_atomic
@@ -51,6 +53,16 @@ def parser() -> ae_cli.Parser:
     setting(model, "--test-noise", "add the noise to the test images too", action="store_true")
     setting(model, "--kl-weight", "beta, the weight of the KL term", type=ae_cli.number(0), metavar="X")
     setting(model, "--kl-anneal", "let beta grow with the epoch", choices=("linear", "none"))
+
+    setting(model, "--num-saes", "autoencoders trained side by side", type=ae_cli.integer(1, 1000), metavar="N")
+    setting(model, "--features", "of each sparse autoencoder", type=ae_cli.integer(1), metavar="N")
+    setting(model, "--k", "features of a code that are kept", type=ae_cli.integer(1), metavar="N")
+    setting(model, "--consistency-weight", "of the term that pulls the dictionaries together",
+            type=ae_cli.number(0), metavar="X")
+    setting(model, "--consistency-warmup", "steps until it has its full weight", type=ae_cli.integer(0), metavar="N")
+    setting(model, "--revive", "bring silent features back", choices=("lift", "off"))
+    setting(model, "--reinit-threshold", "start an autoencoder afresh when mean(|rate - 0.0625| / 0.0625)^3 "
+            "passes this", type=ae_cli.number(0), metavar="X")
 
     training = parser.add_argument_group("training")
     setting(training, "--batch-size", "images a step", type=ae_cli.integer(1), metavar="N")
@@ -107,7 +119,7 @@ def settle(recipe: Recipe, args: argparse.Namespace, images: ImageSet, folder: P
         if pca and pca.components_for(0.95) != count:
             raise Mistake(f"{path}: says {count}, and pca.npz beside it {pca.components_for(0.95)}; {remedy}")
         recipe = recipe.override({"code_size": count})
-    size = recipe.model_args["code_size"]
+    size = recipe.code_size
     if pca is None or (size and size > len(pca.components)):  # one fitted on few images has few components
         pca = fit_pca(images)
     if automatic and not path.exists():
@@ -268,9 +280,10 @@ def flatten(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe(row: dict[str, Any], epochs: int) -> str:
-    """One epoch in one line."""
+    """One epoch in one line; of an ensemble the mean."""
     named = {"train_loss": "average loss", "test_loss": "test loss"}
-    numbers = [f"{named.get(k, k)} {v:.4f}" for k, v in row.items() if "loss" in k]
+    hidden = ("epoch", "seconds", "images_per_second")
+    numbers = [f"{named.get(k, k)} {np.mean(v):.4f}" for k, v in row.items() if k not in hidden]
     return f"Epoch {row['epoch']}/{epochs}: {', '.join(numbers)}, {row['seconds']:.2f} s"
 
 
@@ -309,8 +322,11 @@ def finish(trainer: "Trainer", images: ImageSet, pca: Pca, folder: Path) -> None
 
 
 def table(history: list[dict[str, Any]]) -> bytes:
-    """The history as CSV: a header, then a row an epoch."""
-    lines = [",".join(history[0]), *(",".join(str(value) for value in row.values()) for row in history)]
+    """The history as CSV: a header, then a row an epoch; an ensemble's numbers in a column each."""
+    flat = [{f"{k}_{i}" if isinstance(v, list) else k: number
+             for k, v in row.items() for i, number in enumerate(v if isinstance(v, list) else [v], start=1)}
+            for row in history]  # fmt: skip
+    lines = [",".join(flat[0]), *(",".join(str(value) for value in row.values()) for row in flat)]
     return ("\n".join(lines) + "\n").encode()
 
 

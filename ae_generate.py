@@ -1,0 +1,272 @@
+"""Pictures that a trained model makes: new images, digits between two digits, one's own picture seen by the model.
+
+--run names the folder of a finished run of ae_train.py. Without --interpolate, --walk or --input, images are drawn
+from the model's distribution of codes, which only a variational autoencoder has.
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+import ae_cli
+from ae_data import DATASETS, ImageSet, load_images
+from ae_files import Mistake, prepare_folder, write_atomic
+from ae_pictures import read_picture, to_digit
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ae_models import Autoencoder
+
+# As in ae_train.py, what imports torch is imported once the flags, and the person's picture, are found good.
+
+_ROWS = 5  # test images in a walk
+_PRIOR = 3.0  # a walk along the code of a VAE ends this many standard deviations of N(0, I) from 0
+
+# Flags that belong to one kind of picture; with another they would be ignored, so they are refused.
+_OWNERS = {
+    "num": ("sample",), "temperature": ("sample",), "method": ("interpolate",), "steps": ("interpolate", "walk"),
+    "dataset": ("interpolate", "walk"), "data_root": ("interpolate", "walk"),
+    "seed": ("sample", "interpolate", "walk"), "invert": ("input",),
+}  # fmt: skip
+
+
+class Run(NamedTuple):
+    """A trained model, on the device where its inputs must be, and what its pictures are titled with."""
+
+    folder: Path
+    model: "Autoencoder"
+    device: Any
+    recipe: str
+    dataset: dict[str, str]
+
+    @property
+    def title(self) -> str:
+        return f"{self.dataset['title']}, {self.recipe}"
+
+
+Picture = tuple[str, bytes, str]  # the name of the file, the PNG, and a line about it for the person who asked
+
+
+# fmt: off
+def parser() -> ae_cli.Parser:
+    parser = ae_cli.Parser(__doc__)
+    shown = "(default: %(default)s)"
+    parser.add_argument("--run", type=Path, required=True, help="folder of the trained model, such as outputs/vae")
+    parser.add_argument("--output-dir", type=Path, help="where the picture goes (default: the folder of the run)")
+    parser.add_argument("--device", default="auto", help=f"auto, cuda, cuda:N, mps or cpu {shown}")
+    parser.add_argument("--seed", type=ae_cli.integer(0), default=0, metavar="N",
+                        help=f"of the samples, or of which test images are taken {shown}")
+
+    sample = parser.add_argument_group("new images (what is done when nothing else is asked for)")
+    sample.add_argument("--num", type=ae_cli.integer(1, 1000), default=64, metavar="N", help=f"how many {shown}")
+    sample.add_argument("--temperature", type=ae_cli.number(0, 100), default=1.0, metavar="X",
+                        help=f"standard deviation of the codes; below 1 is tamer, above 1 wilder {shown}")
+
+    tests = parser.add_argument_group("from test images")
+    kind = tests.add_mutually_exclusive_group()
+    kind.add_argument("--interpolate", type=ae_cli.integer(0, 9), nargs=2, metavar="LABEL",
+                      help="go from a test image of one label to one of another")
+    kind.add_argument("--walk", type=ae_cli.integer(0), metavar="DIM",
+                      help="vary one code dimension, counted from 0, of a few test images: 3 standard deviations of "
+                           "the prior either way for a variational autoencoder, the range of the test codes for others")
+    tests.add_argument("--method", choices=("spherical", "linear"), default="spherical",
+                       help=f"the way from code to code {shown}")
+    tests.add_argument("--steps", type=ae_cli.integer(2, 40), default=9, metavar="N",
+                       help=f"images from end to end {shown}")
+    tests.add_argument("--dataset", choices=DATASETS, help="(default: what the run was trained on)")
+    tests.add_argument("--data-root", type=Path, default=Path("data"), help=f"where the images are {shown}")
+
+    own = parser.add_argument_group("a picture of one's own")
+    kind.add_argument("--input", type=Path, metavar="FILE",
+                      help="reconstruct, or denoise, this picture of a digit, made 28 x 28 the way MNIST was")
+    own.add_argument("--invert", choices=("auto", "on", "off"), default="auto",
+                     help=f"is the ink darker than the paper; auto asks the picture's border {shown}")
+    return parser
+# fmt: on
+
+
+def chosen(args: argparse.Namespace) -> str:
+    """Which kind of picture the flags ask for; a flag that belongs to another kind is a Mistake."""
+    kind = next((name for name in ("interpolate", "walk", "input") if getattr(args, name) is not None), "sample")
+    for flag, owners in _OWNERS.items():
+        if kind not in owners and getattr(args, flag) != parser().get_default(flag):
+            wanted = " or ".join("new images" if owner == "sample" else f"--{owner}" for owner in owners)
+            here = "new images" if kind == "sample" else f"--{kind}"
+            raise Mistake(f"--{flag.replace('_', '-')} is for {wanted}, not for {here}")
+    return kind
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parser().parse_args(arguments)
+    kind = chosen(args)
+    if kind == "input":
+        photo = read_picture(args.input)
+        digit = to_digit(photo, args.invert)
+
+    from ae_checkpoint import load_run
+    from ae_runtime import pick_device
+
+    device = pick_device(args.device)
+    model, recipe, record = load_run(args.run, device)
+    run = Run(args.run, model, device, recipe.name, record["dataset"])
+    if kind == "input":
+        name, png, what = own_picture(run, photo, digit)
+    elif kind == "interpolate":
+        name, png, what = interpolation(run, test_set(run, args), args.interpolate, args.method, args.steps, args.seed)
+    elif kind == "walk":
+        name, png, what = walk(run, test_set(run, args), args.walk, args.steps, args.seed)
+    else:
+        name, png, what = samples(run, args.num, args.temperature, args.seed)
+    folder = prepare_folder(args.output_dir or args.run)
+    write_atomic(folder / name, png)
+    print(f"{what}\nWrote {folder / name} ({run.title})")
+
+
+def test_set(run: Run, args: argparse.Namespace) -> ImageSet:
+    """The image set that the run was trained on; its test images are what the pictures start from."""
+    images = load_images(args.dataset or run.dataset["name"], args.data_root)
+    if images.fingerprint != run.dataset["fingerprint"]:
+        raise Mistake(
+            f"{run.folder}: was trained on other images ({run.dataset['title']}) than those found "
+            f"({images.title}); name them with --dataset and --data-root"
+        )
+    return images
+
+
+def codes_of(run: Run, images: np.ndarray) -> np.ndarray:
+    """Codes (n, code_size) of uint8 images (n, 784); a model that gives an image several codes is a Mistake."""
+    import torch
+
+    from ae_metrics import encode
+
+    codes = encode(run.model, torch.from_numpy(images.copy()).to(run.device))
+    if codes.ndim != 2:
+        raise Mistake(f"{run.folder}: recipe {run.recipe} gives an image several codes; this needs a model with one")
+    return codes.cpu().numpy()
+
+
+def decoded(run: Run, codes: np.ndarray) -> np.ndarray:
+    """Images (n, 784), unit range, of codes (n, code_size)."""
+    import torch
+
+    from ae_models import to_range
+
+    with torch.no_grad():
+        images = run.model.decode(torch.from_numpy(codes.astype(np.float32)).to(run.device))
+    return to_range(images, run.model.output_range, "unit").cpu().numpy()
+
+
+def samples(run: Run, count: int, temperature: float, seed: int) -> Picture:
+    """`count` images decoded from codes drawn from N(0, temperature^2 I)."""
+    import torch
+
+    from ae_figures import image_grid
+    from ae_models import VAE
+    from ae_runtime import seed_for
+
+    if not isinstance(run.model, VAE):
+        raise Mistake(
+            f"{run.folder}: recipe {run.recipe} has no distribution to draw codes from; new images need a variational "
+            f"autoencoder, such as --recipe vae; --interpolate, --walk and --input work here"
+        )
+    torch.manual_seed(seed_for(seed))
+    with torch.no_grad():
+        images = run.model.sample(count, temperature).cpu().numpy()
+    what = "decoded from N(0, I)" + (f" at temperature {temperature:g}" if temperature != 1 else "")
+    columns = min(20, max(8, round(count**0.5)))
+    return "generated.png", image_grid(images, f"{run.title}: {what}", columns), f"{count} images {what}"
+
+
+def interpolation(run: Run, images: ImageSet, labels: list[int], method: str, steps: int, seed: int) -> Picture:
+    """From a test image of one label to one of another; the ends are the reconstructions of the two."""
+    from ae_figures import image_rows
+
+    ends = pick_pair(images.test_labels, labels, seed)
+    start, end = codes_of(run, images.test_images[ends])
+    between = decoded(run, path(start, end, steps, method))
+    originals = images.test_images[ends] / 255
+    row = np.concatenate((originals[:1], between, originals[1:]))
+    notes = ["original", *(f"{t:.2f}" for t in np.linspace(0, 1, steps)), "original"]
+    what = f"from test image {ends[0]}, a {labels[0]}, to {ends[1]}, a {labels[1]}"
+    return "interpolation.png", image_rows({method: row}, f"{run.title}: {what}", notes), f"A {method} way {what}"
+
+
+def pick_pair(labels: np.ndarray, wanted: list[int], seed: int) -> list[int]:
+    """The numbers of two different images with the two wanted labels; the seed decides."""
+    random = np.random.default_rng(seed)
+    pair: list[int] = []
+    for label in wanted:
+        candidates = np.setdiff1d(np.flatnonzero(labels == label), pair)
+        if not len(candidates):
+            raise Mistake(f"--interpolate: the test images have too few of label {label}")
+        pair.append(int(random.choice(candidates)))
+    return pair
+
+
+def path(start: np.ndarray, end: np.ndarray, steps: int, method: str) -> np.ndarray:
+    """Codes (steps, code_size) from `start` to `end`, both included, on a straight line or along an arc.
+
+    The arc is Shoemake 1985, slerp, with the angle w between the codes:
+    (sin((1 - t) w) start + sin(t w) end) / sin w. Codes that are zero, parallel or opposite have no arc between
+    them; theirs is the line.
+    """
+    t = np.linspace(0, 1, steps)[:, None]
+    a, b = start.astype(np.float64), end.astype(np.float64)
+    lengths = np.linalg.norm(a) * np.linalg.norm(b)
+    angle = np.arccos(np.clip(a @ b / lengths, -1, 1)) if lengths else 0.0
+    if method == "linear" or np.sin(angle) < 1e-4:
+        return (1 - t) * a + t * b
+    arc: np.ndarray = (np.sin((1 - t) * angle) * a + np.sin(t * angle) * b) / np.sin(angle)
+    return arc
+
+
+def walk(run: Run, images: ImageSet, dimension: int, steps: int, seed: int) -> Picture:
+    """A few test images, a row each, decoded with one dimension of the code moved through its range."""
+    from ae_figures import image_rows
+    from ae_models import VAE
+
+    shown = np.random.default_rng(seed).choice(len(images.test_images), _ROWS, replace=False)
+    codes = codes_of(run, images.test_images)
+    if dimension >= codes.shape[1]:
+        raise Mistake(f"--walk {dimension}: the code of {run.folder} has the dimensions 0 to {codes.shape[1] - 1}")
+    along = codes[:, dimension]
+    low, high = (-_PRIOR, _PRIOR) if isinstance(run.model, VAE) else (float(along.min()), float(along.max()))
+    if low == high:
+        raise Mistake(f"--walk {dimension}: this dimension is {low:g} for every test image; take another")
+    places = np.linspace(low, high, steps)
+    rows = {}
+    for number in shown:
+        moved = np.repeat(codes[number : number + 1], steps, axis=0)
+        moved[:, dimension] = places
+        original = images.test_images[number : number + 1] / 255
+        rows[f"test image {number}"] = np.concatenate((original, decoded(run, moved)))
+    title = f"{run.title}: dimension {dimension} of the code"
+    png = image_rows(rows, title, ["original", *(f"{place:.2g}" for place in places)])
+    return "walk.png", png, f"Dimension {dimension} of the code from {low:.3g} to {high:.3g}"
+
+
+def own_picture(run: Run, photo: "Image.Image", digit: np.ndarray) -> Picture:
+    """The picture as given, the digit (784,) uint8 made of it, and what the model answers to that."""
+    import torch
+
+    from ae_figures import side_by_side
+    from ae_metrics import reconstruct
+
+    codes_of(run, digit[None])  # refuses a model whose answer would not be one image
+    answer = reconstruct(run.model, torch.from_numpy(digit[None]).to(run.device)).cpu().numpy()[0]
+    clean = digit / 255
+    word = "restored" if run.model.noise_factor else "reconstruction"
+    error = f"{np.square(answer - clean).mean():.4f}"
+    panels = {
+        "the picture": np.asarray(photo),
+        "as a 28 x 28 digit": clean.reshape(28, 28),
+        f"{word}, MSE {error}": answer.reshape(28, 28),
+    }
+    return "your_picture.png", side_by_side(panels, run.title), f"MSE of the {word} {error} (unit range)"
+
+
+if __name__ == "__main__":
+    ae_cli.run(main)
