@@ -95,7 +95,11 @@ def load_state(model: torch.nn.Module, state: Any, path: Path, remedy: str) -> N
     if found != expected:
         name = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))[0]
         raise Fault(f"{path}: holds other weights than the recipe's model, see {name}; {remedy}")
-    model.load_state_dict(state, assign=True)
+    if any(tensor.is_meta for tensor in model.state_dict().values()):
+        model.to_empty(device="cpu")
+        for buffer in model.buffers():  # those of the training state are in no file: a model at rest has none
+            buffer.zero_()
+    model.load_state_dict(state)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

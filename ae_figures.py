@@ -9,12 +9,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 BLUE, ORANGE, GREY = "#2563a8", "#d9722b", "#8a8f98"
+_SIGNED = "RdBu_r"  # zero is white
+_MOST_NAMED = 10  # autoencoders that get a line each in a legend
 _STYLE: Any = {
     "font.size": 11, "axes.titlesize": 13, "axes.titleweight": "bold", "figure.titlesize": 13,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e8eb",
@@ -84,21 +87,114 @@ def image_rows(rows: dict[str, np.ndarray], title: str, notes: Sequence[str] = (
     figure.suptitle(title, fontweight="bold")
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes_row, (label, images) in zip(grid, rows.items()):
-        axes_row[0].set_ylabel(label, rotation=0, ha="right", va="center", labelpad=10)
-        for axes, image in zip(axes_row, images):
-            axes.imshow(image.reshape(28, 28), cmap="gray", vmin=0, vmax=1)
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)
-    for axes, note in zip(grid[-1], notes):
-        axes.set_xlabel(note, fontsize=9)
+        _row(axes_row, label, images.reshape(-1, 28, 28))
+    _under(grid[-1], notes)
     return _png(figure)
+
+
+def _row(axes_row: Sequence[Axes], label: str, images: np.ndarray, **colours: Any) -> None:
+    """Images (n, h, w) behind the row's label, grey unless told otherwise."""
+    axes_row[0].set_ylabel(label, rotation=0, ha="right", va="center", labelpad=10)
+    look: Any = {"cmap": "gray", "vmin": 0, "vmax": 1} | colours
+    for axes, image in zip(axes_row, images):
+        axes.imshow(image, **look)
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+
+
+def _under(axes_row: Sequence[Axes], notes: Sequence[str]) -> None:
+    for axes, note in zip(axes_row, notes):
+        axes.set_xlabel(note, fontsize=9)
+
+
+@rc_context(_STYLE)
+def sparse_rows(rows: dict[str, np.ndarray], codes: np.ndarray, title: str, notes: Sequence[str]) -> bytes:
+    """Rows of images (n, 784) with notes under the last; below, codes (n, features) as maps of what fired."""
+    count, features = codes.shape
+    figure = Figure(figsize=(1.05 * count + 2.2, 1.15 * (len(rows) + 1) + 1.2), layout="constrained")
+    figure.suptitle(title, fontweight="bold")
+    grid = figure.subplots(len(rows) + 1, count, squeeze=False)
+    for axes_row, (label, images) in zip(grid, rows.items()):
+        _row(axes_row, label, images.reshape(-1, 28, 28))
+    _under(grid[-2], notes)
+    side = int(np.ceil(features**0.5))
+    maps = np.full((count, -(-features // side) * side), np.nan)
+    maps[:, :features] = codes
+    # A few large numbers would leave the many small ones white.
+    limit = float(np.quantile(np.abs(codes[codes != 0]), 0.7)) if codes.any() else 1.0
+    _row(grid[-1], "what fired", maps.reshape(count, -1, side), cmap=_SIGNED, vmin=-limit, vmax=limit)
+    for axes in grid[-1]:
+        axes.spines[:].set(visible=True, color=GREY)
+    bar = figure.colorbar(grid[-1][0].images[0], ax=grid, location="right", shrink=0.4, anchor=(0, 0), extend="both")
+    bar.set_label("code")
+    caption = "a dot of the last row is a feature, the most often firing first; its colour is its number in the code"
+    figure.supxlabel(caption, fontsize=9)
+    return _png(figure)
+
+
+@rc_context(_STYLE)
+def curves(panels: dict[str, np.ndarray], title: str) -> bytes:
+    """A panel for each array (epochs, S): its course over the epochs, a line for each of S autoencoders."""
+    figure = Figure(figsize=(4.4 * len(panels), 4.4), layout="constrained")
+    figure.suptitle(title, fontweight="bold")
+    for axes, (label, values) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
+        for number, (course, colour) in enumerate(zip(values.T, _colours(values.shape[1])), start=1):
+            axes.plot(np.arange(1, len(course) + 1), course, "o-", color=colour, linewidth=1.5,
+                      markersize=4 if len(course) <= 20 else 0, label=f"autoencoder {number}")  # fmt: skip
+        axes.set(xlabel="epoch", title=label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if values.shape[1] <= _MOST_NAMED:
+        axes.legend(fontsize=9)
+    return _png(figure)
+
+
+@rc_context(_STYLE)
+def feature_grid(features: np.ndarray, rates: np.ndarray, title: str, columns: int = 10) -> bytes:
+    """Features (n, 784) as one sheet, red above zero and blue below, a row's range of firing rates beside it."""
+    rows = -(-len(features) // columns)
+    figure = Figure(figsize=(0.7 * columns + 2.8, 0.7 * rows + 0.6), layout="constrained")
+    axes = figure.add_subplot()
+    limit = float(np.quantile(np.abs(features), 0.998)) or 1.0
+    shown = axes.imshow(_sheet(features, columns, blank=np.nan), cmap=_SIGNED, vmin=-limit, vmax=limit)
+    firsts = [f"{100 * rate:.2g} %" if rate else "never" for rate in rates[::columns].tolist()]
+    axes.set_yticks(29 * np.arange(rows) + 13.5, firsts)
+    axes.set(title=title, xticks=[], ylabel="how many test images a row's first feature fires for")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.grid(False)
+    figure.colorbar(shown, ax=axes, label="weight, of a feature of length 1", fraction=0.04, aspect=30, extend="both")
+    return _png(figure)
+
+
+@rc_context(_STYLE)
+def activity(rates: np.ndarray, images: int, title: str) -> bytes:
+    """Histograms of log10 firing rates (S, features) counted on so many images; the dead ones stand in the legend."""
+    figure, axes = _chart(
+        title, "log10 of the share of test images that a feature fires for", f"of {rates.shape[1]} features"
+    )
+    bins = np.arange(-np.log10(images) - 0.05, 0.2, 0.2).tolist()
+    for number, (rate, colour) in enumerate(zip(rates, _colours(len(rates))), start=1):
+        label = f"autoencoder {number}: {(rate == 0).sum()} dead"
+        axes.hist(np.log10(rate[rate > 0]), bins, histtype="step", color=colour, linewidth=1.5, label=label)
+    mean = float(rates.mean())
+    axes.axvline(np.log10(mean), color=GREY, linestyle="--", linewidth=1, label=f"mean rate {mean:.2%}")
+    if len(rates) <= _MOST_NAMED:
+        figure.legend(fontsize=9, loc="outside lower center", ncols=3)
+    return _png(figure)
+
+
+def _colours(count: int) -> Any:
+    """A colour for each of so many autoencoders."""
+    return (
+        colormaps["tab10"](range(count)) if count <= _MOST_NAMED else colormaps["viridis"](np.linspace(0, 0.9, count))
+    )
 
 
 @rc_context(_STYLE)
 def image_grid(images: np.ndarray, title: str, columns: int = 10) -> bytes:
     """Images (n, 784) as one sheet, with a thin line between them."""
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(0.7 * columns + 0.3, 0.7 * rows + 0.75), layout="constrained")
+    figure = Figure(figsize=(max(6.0, 0.7 * columns + 0.3), 0.7 * rows + 0.75), layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(_sheet(images, columns), cmap="gray", vmin=0, vmax=1)
     axes.set_title(title)
@@ -106,10 +202,10 @@ def image_grid(images: np.ndarray, title: str, columns: int = 10) -> bytes:
     return _png(figure)
 
 
-def _sheet(images: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
-    """Images (n, 784) side by side in one array, `columns` a row, grey lines of `gap` pixels between them."""
+def _sheet(images: np.ndarray, columns: int, gap: int = 1, blank: float = 0.35) -> np.ndarray:
+    """Images (n, 784) side by side in one array, `columns` a row, lines of `gap` blank pixels between them."""
     rows, side = -(-len(images) // columns), 28 + gap
-    sheet = np.full((rows * side - gap, columns * side - gap), 0.35)
+    sheet = np.full((rows * side - gap, columns * side - gap), blank)
     for number, image in enumerate(images):
         top, left = side * (number // columns), side * (number % columns)
         sheet[top : top + 28, left : left + 28] = image.reshape(28, 28)

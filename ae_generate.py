@@ -142,10 +142,10 @@ def codes_of(run: Run, images: np.ndarray) -> np.ndarray:
 
     from ae_metrics import encode
 
-    codes = encode(run.model, torch.from_numpy(images.copy()).to(run.device))
-    if codes.ndim != 2:
+    pixels = torch.from_numpy(images.copy()).to(run.device)
+    if encode(run.model, pixels[:1]).ndim != 2:
         raise Mistake(f"{run.folder}: recipe {run.recipe} gives an image several codes; this needs a model with one")
-    return codes.cpu().numpy()
+    return encode(run.model, pixels).cpu().numpy()
 
 
 def decoded(run: Run, codes: np.ndarray) -> np.ndarray:
@@ -176,8 +176,8 @@ def samples(run: Run, count: int, temperature: float, seed: int) -> Picture:
     with torch.no_grad():
         images = run.model.sample(count, temperature).cpu().numpy()
     what = "decoded from N(0, I)" + (f" at temperature {temperature:g}" if temperature != 1 else "")
-    columns = min(20, max(8, round(count**0.5)))
-    return "generated.png", image_grid(images, f"{run.title}: {what}", columns), f"{count} images {what}"
+    columns = min(count, 20, max(8, round(count**0.5)))
+    return "generated.png", image_grid(images, f"{run.title}: {what}", columns), f"{count} image(s) {what}"
 
 
 def interpolation(run: Run, images: ImageSet, labels: list[int], method: str, steps: int, seed: int) -> Picture:
@@ -244,28 +244,27 @@ def walk(run: Run, images: ImageSet, dimension: int, steps: int, seed: int) -> P
         original = images.test_images[number : number + 1] / 255
         rows[f"test image {number}"] = np.concatenate((original, decoded(run, moved)))
     title = f"{run.title}: dimension {dimension} of the code"
-    png = image_rows(rows, title, ["original", *(f"{place:.2g}" for place in places)])
+    png = image_rows(rows, title, ["original", *(f"{place:.3g}" for place in places)])
     return "walk.png", png, f"Dimension {dimension} of the code from {low:.3g} to {high:.3g}"
 
 
 def own_picture(run: Run, photo: "Image.Image", digit: np.ndarray) -> Picture:
-    """The picture as given, the digit (784,) uint8 made of it, and what the model answers to that."""
+    """The picture as given, the digit (784,) uint8 made of it, and what the model, or each of an ensemble, answers."""
     import torch
 
     from ae_figures import side_by_side
     from ae_metrics import reconstruct
 
-    codes_of(run, digit[None])  # refuses a model whose answer would not be one image
-    answer = reconstruct(run.model, torch.from_numpy(digit[None]).to(run.device)).cpu().numpy()[0]
+    answers = reconstruct(run.model, torch.from_numpy(digit[None]).to(run.device)).cpu().numpy().reshape(-1, 784)
     clean = digit / 255
     word = "restored" if run.model.noise_factor else "reconstruction"
-    error = f"{np.square(answer - clean).mean():.4f}"
-    panels = {
-        "the picture": np.asarray(photo),
-        "as a 28 x 28 digit": clean.reshape(28, 28),
-        f"{word}, MSE {error}": answer.reshape(28, 28),
-    }
-    return "your_picture.png", side_by_side(panels, run.title), f"MSE of the {word} {error} (unit range)"
+    panels = {"the picture": np.asarray(photo), "as a 28 x 28 digit": clean.reshape(28, 28)}
+    errors = [f"{np.square(answer - clean).mean():.4f}" for answer in answers]
+    for number, (answer, error) in enumerate(zip(answers, errors), start=1):
+        which = f"{word} {number}" if len(answers) > 1 else word
+        panels[f"{which}, MSE {error}"] = answer.reshape(28, 28)
+    png = side_by_side(panels, f"{run.title}: your picture")
+    return "your_picture.png", png, f"MSE of the {word} {', '.join(errors)} (unit range)"
 
 
 if __name__ == "__main__":

@@ -68,9 +68,10 @@ def quality(model: Autoencoder, images: Tensor) -> Numbers:
 
 def pearson(a: Tensor, b: Tensor) -> Tensor:
     """Pearson's correlation over the last dimension; nan where either side is constant."""
+    constant = (a.amax(dim=-1) == a.amin(dim=-1)) | (b.amax(dim=-1) == b.amin(dim=-1))
     a, b = a - a.mean(dim=-1, keepdim=True), b - b.mean(dim=-1, keepdim=True)
     lengths = a.square().sum(dim=-1).sqrt() * b.square().sum(dim=-1).sqrt()
-    return (a * b).sum(dim=-1) / lengths.where(lengths > 1e-6, torch.nan)
+    return ((a * b).sum(dim=-1) / lengths).masked_fill(constant, torch.nan)
 
 
 @torch.no_grad()
@@ -95,9 +96,32 @@ def reconstruction_error(model: Autoencoder, images: Tensor) -> Numbers:
 
 
 @torch.no_grad()
+def loss_analysis(model: Autoencoder, images: Tensor, chosen: Tensor) -> Numbers:
+    """What an ensemble's loss is worth: its squared error on the chosen images beside that of the mean image.
+
+    The mean image is that of all images (n, 784) uint8; `mean_image` is its error on the chosen ones, which is their
+    variance, `mean_image_all` that on all. `scale` is the number a that makes |x - a y|^2 least, one for all
+    reconstructions y of an autoencoder, `scaled_mse` what it leaves. Explained is 1 - MSE / variance. In unit range.
+    """
+    mean = images.sum(dim=0) / (255 * len(images))
+    around = torch.cat([(to_pixels(part, "unit") - mean).square().mean(dim=1) for part in images.split(_BATCH)])
+    around = around.cpu().double()
+    variance = around[chosen].mean()
+    picked = images[chosen.to(images.device)]
+    x, y = to_pixels(picked, "unit").cpu().double(), reconstruct(model, picked).cpu().double()
+    scale = (x * y).sum(dim=(1, 2)) / y.square().sum(dim=(1, 2)).clamp(min=1e-12)
+    mse, scaled = ((x - a * y).square().mean(dim=(1, 2)) for a in (1, scale[:, None, None]))
+    return {
+        "mean_image_all": around.mean().item(), "mean_image": variance.item(), "scale": scale.tolist(),
+        "mse": mse.tolist(), "explained": (1 - mse / variance).tolist(),
+        "scaled_mse": scaled.tolist(), "scaled_explained": (1 - scaled / variance).tolist(),
+    }  # fmt: skip
+
+
+@torch.no_grad()
 def encode(model: Autoencoder, images: Tensor) -> Tensor:
-    """Codes (n, code_size) of uint8 images (n, 784)."""
-    return torch.cat([model.encode(x) for x in _in_batches(model, images)])
+    """Codes (n, code_size), of an ensemble (S, n, features), of uint8 images (n, 784)."""
+    return torch.cat([model.encode(x) for x in _in_batches(model, images)], dim=-2)
 
 
 @torch.no_grad()

@@ -115,10 +115,10 @@ class LayeredAutoencoder(Autoencoder):
         """How far the images decoded from `code` are from the images x, by the model's own measure."""
         target = to_range(x, self.input_range, self.output_range)
         if self.loss_name == "mse":
-            return F.mse_loss(self.decode(code).float(), target)
+            return F.mse_loss(self.decode(code).to(target.dtype), target)
         # From the logits: log(sigmoid(z)) of a z far from 0 would lose all its digits.
         logits: Tensor = self.decoder[:-1](code)
-        return F.binary_cross_entropy_with_logits(logits.float(), target, reduction="sum") / len(x)
+        return F.binary_cross_entropy_with_logits(logits.to(target.dtype), target, reduction="sum") / len(x)
 
 
 class SymmetricAutoencoder(LayeredAutoencoder):
@@ -192,7 +192,7 @@ class VAE(LayeredAutoencoder):
         mean, logvar = self.posterior(x)
         code = mean + torch.randn_like(mean) * torch.exp(0.5 * logvar)  # reparameterised: gradients pass through
         recon_loss = self.reconstruction_loss(code, x)
-        kl_loss = kl_to_standard_normal(mean.float(), logvar.float()).mean()
+        kl_loss = kl_to_standard_normal(mean.to(x.dtype), logvar.to(x.dtype)).mean()
         parts = {"recon_loss": recon_loss.detach(), "kl_loss": kl_loss.detach()}
         return recon_loss + self.beta * kl_loss, parts
 

@@ -5,8 +5,11 @@ Bottou, Bengio & Haffner 1998: the ink, white on black, is scaled with its shape
 pixels, and its centre of mass is put at the centre of 28 x 28. Needs NumPy and Pillow, not torch.
 """
 
+import contextlib
 import io
+import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +32,7 @@ def read_picture(path: Path) -> Image.Image:
         raise Mistake(f"{path}: has {path.stat().st_size:,} bytes; give a picture of 1 to {_MOST_BYTES:,}")
     file = io.BytesIO(read_bytes(path, "check its permissions"))
     try:
-        with warnings.catch_warnings():
+        with _silent_libraries(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks about odd metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=FORMATS) as image:
@@ -42,6 +45,19 @@ def read_picture(path: Path) -> Image.Image:
         raise Mistake(_unfit(path, "is far too large")) from error
     except Exception as error:  # a decoder may raise anything over a broken file, and the file is to blame
         raise Mistake(f"{path}: is not a whole picture of a kind read here ({', '.join(FORMATS)})") from error
+
+
+@contextlib.contextmanager
+def _silent_libraries() -> Iterator[None]:
+    """Nothing reaches the process's stderr: libtiff complains there in lines of its own, past Python."""
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
 
 
 def _unfit(path: Path, what: str) -> str:

@@ -14,12 +14,25 @@ import ae_figures
 from ae_data import ImageSet
 from ae_linear import Pca
 from ae_loop import Trainer
-from ae_metrics import denoise, encode, range_factor, reconstruct, reconstruction_error, restoration_error
+from ae_metrics import (
+    denoise,
+    encode,
+    firing_rates,
+    pearson,
+    quality,
+    range_factor,
+    reconstruct,
+    reconstruction_error,
+    restoration_error,
+    to_pixels,
+)
 from ae_models import VAE, to_range
 from ae_recipes import Recipe
 from ae_runtime import seed_for
+from ae_sparse import SparseEnsemble, mmcs
 
 _SHOWN = 10  # test images in a picture
+_FEATURES = 100  # features in a picture, spread over how often they fire
 
 
 def measure(trainer: Trainer, images: ImageSet, pca: Pca) -> dict[str, Any]:
@@ -30,6 +43,10 @@ def measure(trainer: Trainer, images: ImageSet, pca: Pca) -> dict[str, Any]:
     metrics["pca_test_mse"] = pca.test_mse(images.test_images, code_size) * range_factor(model)
     if model.noise_factor:
         metrics |= restoration_error(model, trainer.test_images, trainer.recipe.seed)
+    if isinstance(model, SparseEnsemble):
+        metrics |= quality(model, trainer.test_images)
+        if model.num_saes > 1:
+            metrics["mmcs"] = mmcs(model.weight.detach()).item()
     last = trainer.history[-1]
     return metrics | {name: value for name, value in last.items() if name not in ("epoch", "seconds")}
 
@@ -49,12 +66,31 @@ def verdict(recipe: Recipe, metrics: dict[str, Any]) -> str:
             f"\nNoisy test images: MSE {metrics['noisy_mse']:.5f} to the clean ones, restored "
             f"{metrics['restored_mse']:.5f}: {times:.1f} times closer"
         )
+    if "dead_features" in metrics:
+        text += "\n" + _sparse_verdict(metrics)
+    return text
+
+
+def _sparse_verdict(metrics: dict[str, Any]) -> str:
+    """Correlation and dead features of each autoencoder, and how alike the dictionaries are."""
+    correlations = ", ".join(f"{value:.4f}" for value in metrics["pearson"])
+    dead = ", ".join(f"{value:.1%}" for value in metrics["dead_features"])
+    text = f"Correlation {correlations}; features that no test image makes fire {dead}"
+    if "mmcs" in metrics:
+        text += f"; MMCS of the dictionaries {metrics['mmcs']:.4f}"
+    if any(metrics["undefined_pearson"]):
+        counts = ", ".join(map(str, metrics["undefined_pearson"]))
+        text += (
+            f"\nCorrelation is undefined, and left out, for {counts} test images: they, or their answers, are constant"
+        )
     return text
 
 
 def reconstructions(trainer: Trainer, images: ImageSet, when: str) -> bytes:
     """Test images above their reconstructions with the error of each; the noisy ones between where there is noise."""
     model, shown = trainer.model, trainer.test_images[:_SHOWN]
+    if isinstance(model, SparseEnsemble):
+        return _sparse_reconstructions(trainer, f"{images.title}, {trainer.recipe.name}: {when}")
     clean = torch.from_numpy(images.test_images[:_SHOWN] / 255)
     if model.noise_factor:
         noisy, rebuilt = denoise(model, shown, trainer.recipe.seed)
@@ -62,10 +98,23 @@ def reconstructions(trainer: Trainer, images: ImageSet, when: str) -> bytes:
     else:
         rebuilt = reconstruct(model, shown)
         rows = {"original": clean, "reconstruction": rebuilt.cpu()}
-    errors = (rebuilt.cpu() - clean).square().mean(dim=1)
+    errors = (rebuilt.cpu() - clean).square().mean(dim=1) * range_factor(model)
     notes = [f"MSE {error:.4f}" for error in errors.tolist()]
-    title = f"{images.title}, {trainer.recipe.name}: {when} (MSE in unit range)"
+    pixels = "[-1, 1]" if model.output_range == "signed" else "[0, 1]"
+    title = f"{images.title}, {trainer.recipe.name}: {when} (pixels in {pixels})"
     return ae_figures.image_rows({label: row.numpy() for label, row in rows.items()}, title, notes)
+
+
+@torch.no_grad()
+def _sparse_reconstructions(trainer: Trainer, title: str) -> bytes:
+    """Test images, the first autoencoder's reconstructions with their correlations, and the features that fired."""
+    shown = trainer.test_images[:_SHOWN]
+    x = to_pixels(shown, "unit")
+    rebuilt, codes = (part[0] for part in trainer.model(x))
+    order = firing_rates(trainer.model, trainer.test_images)[0].argsort(descending=True, stable=True)
+    notes = ["undefined" if np.isnan(r) else f"r = {r:.3f}" for r in pearson(rebuilt, x).tolist()]
+    rows = {"original": x.cpu().numpy(), "autoencoder 1": rebuilt.cpu().numpy()}
+    return ae_figures.sparse_rows(rows, codes[:, order].cpu().numpy(), title, notes)
 
 
 def pictures(trainer: Trainer, images: ImageSet, metrics: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
@@ -74,16 +123,35 @@ def pictures(trainer: Trainer, images: ImageSet, metrics: dict[str, Any]) -> Ite
     name = f"{images.title}, {recipe.name}"
     title = f"{name}: test loss {metrics['test_loss']:.4f} after {recipe.epochs} epochs"
     yield "training_loss.png", ae_figures.loss_curve(trainer.batch_losses, trainer.history, title, "loss")
-    factor = range_factor(model)
-    when = f"test MSE {metrics['test_mse'] / factor:.4f}, PCA {metrics['pca_test_mse'] / factor:.4f}"
+    when = f"test MSE {np.mean(metrics['test_mse']):.4f}, PCA {metrics['pca_test_mse']:.4f}"
+    if isinstance(model, SparseEnsemble):
+        when += f", mean correlation {np.nanmean(metrics['pearson']):.4f}"
+        yield from _sparse_pictures(trainer, name)
     yield "reconstructions.png", reconstructions(trainer, images, when)
     if isinstance(model, VAE):
         torch.manual_seed(seed_for(recipe.seed, 0, 2))
         with torch.no_grad():
             samples = model.sample(100).cpu().numpy()
         yield "samples.png", ae_figures.image_grid(samples, f"{name}: images decoded from N(0, I)")
-    if recipe.code_size == 2:
+    if recipe.model_args.get("code_size") == 2:
         yield "latent_map.png", latent_map(trainer, images, f"{name}: a two-dimensional code")
+
+
+def _sparse_pictures(trainer: Trainer, name: str) -> Iterator[tuple[str, bytes]]:
+    """How an ensemble trained, what the first autoencoder's features look like, and how often all of them fire."""
+    panels = {"correlation, test images": ("pearson", 1), "loss (MSE), test images": ("test_recon_loss", 1),
+              "dead features, % of all": ("dead_features", 100)}  # fmt: skip
+    courses = {k: np.array([row[key] for row in trainer.history]) * by for k, (key, by) in panels.items()}
+    yield "training_metrics.png", ae_figures.curves(courses, f"{name}: every autoencoder, every epoch")
+    rates = firing_rates(trainer.model, trainer.test_images).cpu().numpy()
+    order = np.argsort(-rates[0], kind="stable")
+    order = order[np.linspace(0, len(order) - 1, min(_FEATURES, len(order))).round().astype(int)]
+    weight = trainer.model.state_dict()["weight"][0].cpu().numpy()
+    unit = weight / np.linalg.norm(weight, axis=1, keepdims=True)
+    title = f"{name}: {len(order)} of {len(weight)} features of autoencoder 1"
+    yield "sae_features.png", ae_figures.feature_grid(unit[order], rates[0][order], title)
+    title = f"{name}: {(rates == 0).mean():.1%} of features dead on {len(trainer.test_images):,} test images"
+    yield "feature_activity.png", ae_figures.activity(rates, len(trainer.test_images), title)
 
 
 def latent_map(trainer: Trainer, images: ImageSet, title: str) -> bytes:

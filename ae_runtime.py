@@ -75,7 +75,7 @@ def check_memory(recipe: Recipe) -> None:
     if needed > there:
         raise Mistake(
             f"the model needs {needed / 1e9:,.0f} GB to train and this machine has {there / 1e9:,.0f}; "
-            f"use smaller --hidden-sizes or --code-size"
+            f"use smaller --hidden-sizes, --code-size or --features"
         )
 
 

@@ -24,7 +24,7 @@ def mmcs(weight: Tensor) -> Tensor:
     """
     unit = F.normalize(weight, dim=-1)
     pairs = torch.combinations(torch.arange(len(weight)))
-    cosines = [unit[i] @ unit[j].T for i, j in pairs.tolist()]
+    cosines = (unit[i] @ unit[j].T for i, j in pairs.tolist())
     return torch.stack([(c.amax(0).mean() + c.amax(1).mean()) / 2 for c in cosines]).mean()
 
 
@@ -292,9 +292,12 @@ class SparseEnsemble(Autoencoder):
 
     def refresh_matches(self) -> None:
         """Search all best matches anew."""
+        if self.weight.is_meta:  # only its shapes are wanted
+            return
         rows = torch.arange(self.features, device=self.weight.device)
         for pair in torch.arange(self.num_saes * (self.num_saes - 1), device=rows.device):
-            self._match(pair, rows)
+            for part in rows.split(4096):  # of many features, all against all would not fit into memory
+                self._match(pair, part)
 
     @torch.no_grad()
     def after_step(self) -> None:

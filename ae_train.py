@@ -7,7 +7,7 @@ is computed and written first.
 import argparse
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 
 # fmt: off
-def parser() -> ae_cli.Parser:
+def parser(settings: Container[str] = SETTINGS) -> ae_cli.Parser:
+    """The command line; a script for one recipe names the settings that it wants of ours."""
     parser = ae_cli.Parser(__doc__)
     shown = "(default: %(default)s)"
     data = parser.add_argument_group("data")
@@ -39,7 +40,8 @@ def parser() -> ae_cli.Parser:
 
     # A setting of a recipe has no default here: a flag that is not given overrides nothing.
     def setting(group: argparse._ArgumentGroup, flag: str, help: str, **kinds: Any) -> None:
-        group.add_argument(flag, default=argparse.SUPPRESS, help=f"{help} (default: the recipe's)", **kinds)
+        if flag.removeprefix("--").replace("-", "_") in settings:
+            group.add_argument(flag, default=argparse.SUPPRESS, help=f"{help} (default: the recipe's)", **kinds)
 
     model = parser.add_argument_group("model", "Settings default to the recipe's; --list-recipes shows them.")
     model.add_argument("--recipe", choices=RECIPES, default=DEFAULT, help=f"what to train {shown}")
@@ -130,7 +132,11 @@ def settle(recipe: Recipe, args: argparse.Namespace, images: ImageSet, folder: P
 
 
 def main(arguments: list[str] | None = None) -> None:
-    args = parser().parse_args(arguments)
+    run(parser().parse_args(arguments))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what the command line asks for."""
     if args.list_recipes:
         print(listing())
         return

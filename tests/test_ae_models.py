@@ -1,8 +1,13 @@
 import pytest
 import torch
+import torch.nn.functional as F
+from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
-from ae_models import SymmetricAutoencoder, to_range
+from ae_loop import Trainer
+from ae_models import VAE, ConvAutoencoder, SymmetricAutoencoder, kl_to_standard_normal, to_range
+from ae_recipes import RECIPES
+from ae_runtime import Precision
 
 
 class Foreign(nn.Module):
@@ -98,3 +103,106 @@ def test_signed_and_unit_range_translate_into_each_other():
     assert torch.allclose(signed, torch.linspace(-1, 1, 11), atol=1e-6)
     assert torch.allclose(to_range(signed, "signed", "unit"), unit, atol=1e-6)
     assert torch.equal(to_range(unit, "unit", "unit"), unit)
+
+
+@pytest.fixture
+def unit_x():
+    return torch.rand(9, 784, generator=torch.Generator().manual_seed(2))
+
+
+def tiny_vae(**settings):
+    torch.manual_seed(3)
+    return VAE((784, 16, 4), **settings)
+
+
+def test_the_kl_term_agrees_with_torch_distributions():
+    mean, logvar = torch.randn(2, 50, 7, dtype=torch.double)
+    posterior = torch.distributions.Normal(mean, (0.5 * logvar).exp())
+    direct = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0)).sum(dim=1)
+    assert torch.allclose(kl_to_standard_normal(mean, logvar), direct)
+    assert kl_to_standard_normal(torch.zeros(1, 7), torch.zeros(1, 7)).item() == 0
+
+
+def test_the_cross_entropy_is_that_of_the_decoded_pixels_against_the_unit_image(unit_x):
+    model = SymmetricAutoencoder([784, 20, 4], output="sigmoid", loss="bce", pixels="signed", code_activation="none")
+    signed = to_range(unit_x, "unit", "signed")
+    direct = F.binary_cross_entropy(model(signed)[0], unit_x, reduction="sum") / len(unit_x)
+    assert model.loss(signed)[0].item() == pytest.approx(direct.item(), rel=1e-5)
+    assert model(signed)[0].min() >= 0 and model(signed)[0].max() <= 1
+
+
+def test_the_cross_entropy_stays_finite_where_the_pixels_saturate(unit_x):
+    model = SymmetricAutoencoder([784, 20, 4], output="sigmoid", loss="bce")
+    with torch.no_grad():
+        model.decoder[-2].bias.fill_(200.0)  # the sigmoid of it is 1 in every digit of a float32
+    loss, _ = model.loss(unit_x)
+    assert loss.isfinite() and loss.item() == pytest.approx((200 * (1 - unit_x)).sum().item() / 9, rel=1e-2)
+
+
+def test_the_loss_of_a_vae_is_cross_entropy_plus_beta_times_kl(unit_x):
+    model = tiny_vae(kl_weight=3.0, kl_anneal="linear")
+    for epoch, beta in ((0, 0.0), (5, 1.5), (10, 3.0)):
+        model.on_epoch(epoch, 10)
+        loss, parts = model.loss(unit_x)
+        assert loss.item() == pytest.approx((parts["recon_loss"] + beta * parts["kl_loss"]).item(), rel=1e-6)
+    constant = tiny_vae(kl_weight=3.0, kl_anneal="none")
+    constant.on_epoch(0, 10)
+    assert constant.beta == 3.0
+
+
+def test_gradients_pass_through_the_sampling_as_finite_differences_say(unit_x):
+    model, x = tiny_vae().double(), unit_x.double()
+
+    def loss():
+        torch.manual_seed(4)  # the same noise every time
+        return model.loss(x)[0]
+
+    for weight in (model.logvar.weight, model.mean.bias, model.encoder[0].weight):
+        (gradient,) = torch.autograd.grad(loss(), weight)
+        place = gradient.abs().flatten().argmax()
+        step = torch.zeros_like(weight).flatten()
+        step[place] = 1e-5
+        with torch.no_grad():
+            weight += step.view_as(weight)
+            above = loss()
+            weight -= 2 * step.view_as(weight)
+            below = loss()
+            weight += step.view_as(weight)
+        assert ((above - below) / 2e-5).item() == pytest.approx(gradient.flatten()[place].item(), rel=1e-5)
+
+
+def test_noise_is_added_in_training_alone_and_the_target_stays_clean(unit_x):
+    model = SymmetricAutoencoder([784, 20, 4], output="sigmoid", noise_factor=0.5)
+    assert model.train().loss(unit_x)[0] != model.loss(unit_x)[0]
+    assert model.eval().loss(unit_x)[0] == F.mse_loss(model(unit_x)[0], unit_x)
+    model.test_noise = True
+    assert model.loss(unit_x)[0] != model.loss(unit_x)[0]
+    noisy = model.corrupt(unit_x)
+    assert noisy.min() >= 0 and noisy.max() <= 1
+    inside = (noisy > 0) & (noisy < 1) & (unit_x > 0.4) & (unit_x < 0.6)
+    assert 0.2 < (noisy - unit_x)[inside].std() < 0.5
+
+
+def test_the_convolutional_code_is_one_place_of_as_many_channels(unit_x):
+    for size in (64, 7):
+        reconstruction, code = ConvAutoencoder(code_size=size)(unit_x)
+        assert code.shape == (9, size) and reconstruction.shape == (9, 784)
+
+
+def test_cross_entropy_is_refused_where_pixels_can_be_negative():
+    with pytest.raises(ValueError, match="sigmoid"):
+        SymmetricAutoencoder([784, 4], output="tanh", loss="bce")
+
+
+def test_samples_of_a_trained_vae_are_images_of_all_ten_digits(mnist):
+    recipe = RECIPES["vae"].override({"epochs": 6, "kl_anneal": "none", "batch_size": 64})
+    torch.manual_seed(0)
+    cpu = torch.device("cpu")
+    train, test = mnist.train_images[:10000], mnist.test_images[:500]
+    trainer = Trainer(recipe.build(), recipe, train, test, cpu, Precision("off", cpu))
+    list(trainer.epochs())
+    classifier = KNeighborsClassifier(3).fit(mnist.train_images[15000:20000] / 255, mnist.train_labels[15000:20000])
+    assert classifier.score(mnist.test_images[:500] / 255, mnist.test_labels[:500]) > 0.9
+    with torch.no_grad():
+        classes = classifier.predict(trainer.model.sample(500).numpy())
+    assert set(classes.tolist()) == set(range(10))

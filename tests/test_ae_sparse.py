@@ -5,6 +5,9 @@ from copy import deepcopy
 import pytest
 import torch
 
+from ae_loop import Trainer
+from ae_recipes import RECIPES
+from ae_runtime import Precision
 from ae_sparse import SparseEnsemble, mmcs
 
 X = torch.rand(16, 30, generator=torch.Generator().manual_seed(1))
@@ -92,7 +95,7 @@ def test_sweep_refreshes_every_match():
 
 def test_single_autoencoder_and_reinitialisation():
     model = small(num_saes=1, reinit_threshold=1e-9, reinit_every=1)
-    loss, parts = model.loss(X)
+    parts = model.loss(X)[1]
     before = model.weight.detach().clone()
     model.after_step()
     assert "consistency" not in parts and not torch.equal(before, model.weight)
@@ -102,3 +105,38 @@ def test_single_autoencoder_and_reinitialisation():
 def test_bad_settings(bad):
     with pytest.raises(ValueError):
         small(**bad)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def trainer(few):
+    settings = {"epochs": 3, "batch_size": 32, "num_saes": 3, "features": 64, "k": 8, "consistency_warmup": 20}
+    recipe, cpu = RECIPES["sparse"].override(settings), torch.device("cpu")
+    torch.manual_seed(recipe.seed)
+    return Trainer(recipe.build(), recipe, few.train_images, few.test_images, cpu, Precision("off", cpu))
+
+
+def test_a_trainer_stopped_inside_an_epoch_and_resumed_ends_in_the_same_bits(few):
+    whole, stopped, resumed = (trainer(few) for _ in range(3))
+    rows = list(whole.epochs())
+
+    def stop(epoch, step, steps, loss):
+        if (epoch, step) == (2, 5):
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        list(stopped.epochs(stop))
+    state = deepcopy(stopped.state_dict())
+    torch.manual_seed(99)
+    with torch.no_grad():
+        resumed.model.weight.normal_()
+    resumed.model.step.fill_(7)
+    resumed.load_state_dict(state)
+    list(resumed.epochs())
+    ours, theirs = ({**t.model.state_dict(), **dict(t.model.named_buffers())} for t in (whole, resumed))
+    assert ours.keys() >= {"weight", "bias", "step", "matches", "silent", "fires"}
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    names = ("train_loss", "recon_loss", "consistency", "test_loss", "pearson", "dead_features")
+    assert [[row[n] for n in names] for row in rows] == [[row[n] for n in names] for row in resumed.history]

@@ -27,7 +27,6 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import ae_generate
 import matplotlib.figure  # noqa: F401
 import numpy as np
 import sklearn.datasets
@@ -38,6 +37,7 @@ from PIL import Image
 import ae_checkpoint
 import ae_cli
 import ae_figures  # noqa: F401
+import ae_generate
 import ae_loop  # noqa: F401
 import ae_report  # noqa: F401
 import ae_train

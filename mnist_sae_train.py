@@ -1,0 +1,121 @@
+"""Train the sparse ensemble: five k-sparse autoencoders at once, under the command line it was published with.
+
+The training is that of `ae_train.py --recipe sparse`. With --analyze-loss the loss of the untrained autoencoders is
+first put beside that of answering every image with the mean image; with --epochs 0 that is all.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import ae_cli
+import ae_train
+from ae_data import load_images
+from ae_files import Mistake
+from ae_recipes import RECIPES, TRAINING, Recipe
+
+RECIPE = "sparse"
+_BATCHES = 10  # of the training's first, that the analysis looks at
+
+
+# fmt: off
+def parser() -> ae_cli.Parser:
+    parser = ae_train.parser({*TRAINING, *RECIPES[RECIPE].model_args} - {"epochs"})
+    parser.description = __doc__
+    parser.set_defaults(recipe=RECIPE)
+    ours = parser.add_argument_group("as published; --device cuda falls back to the CPU where there is no CUDA")
+    ours.add_argument("--analyze-loss", "--analyze_loss", action="store_true",
+                      help="before training, compare the untrained autoencoders with the mean image")
+    ours.add_argument("--epochs", type=ae_cli.integer(0), default=argparse.SUPPRESS, metavar="N",
+                      help="passes over the images; 0 with --analyze-loss ends after it "
+                      f"(default: {RECIPES[RECIPE].epochs}; ten times that on digits)")
+    return parser
+# fmt: on
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parser().parse_args(arguments)
+    if args.recipe != RECIPE:
+        raise Mistake(f"--recipe {args.recipe}: only {RECIPE} is trained here; use ae_train.py for the others")
+    training = vars(args).get("epochs") != 0
+    if not training and not args.analyze_loss:
+        raise Mistake("--epochs 0: there is nothing to do; give --analyze-loss too, or at least 1")
+    recipe = ae_train.resolve(args)
+    args.device = available(args.device)
+    if args.analyze_loss:
+        analyze(recipe, args)
+    if training:
+        ae_train.run(args)
+
+
+def available(device: str) -> str:
+    """The device, or the CPU where it is CUDA and this machine has none, saying so."""
+    if device.split(":")[0] != "cuda":
+        return device
+    import torch
+
+    if torch.cuda.device_count():
+        return device
+    print("CUDA is not available: falling back to the CPU", file=sys.stderr)
+    return "cpu"
+
+
+def analyze(recipe: Recipe, args: argparse.Namespace) -> None:
+    """Print what the loss of the models that training would start from is worth, on its first batches."""
+    import torch
+
+    from ae_loop import batch_order
+    from ae_metrics import loss_analysis
+    from ae_runtime import check_memory, pick_device
+
+    device = pick_device(args.device)
+    check_memory(recipe)
+    torch.manual_seed(recipe.seed)
+    model = recipe.build().to(device)
+    images = load_images(args.dataset, args.data_root)
+    chosen = torch.cat(batch_order(len(images.train_images), recipe.batch_size, recipe.seed, 0)[:_BATCHES])
+    numbers = loss_analysis(model, torch.from_numpy(images.train_images.copy()).to(device), chosen)
+    print(f"Loss before training, {images.title}: {len(chosen):,} of {len(images.train_images):,} training images")
+    print(report(numbers), flush=True)
+
+
+def report(numbers: dict[str, Any]) -> str:
+    """The analysis as a table, and what it says."""
+    mean, mse, scaled = numbers["mean_image"], numbers["mse"], numbers["scaled_mse"]
+    lines = [
+        "                         MSE  explained   scale  scaled MSE  explained",
+        f"mean image, all    {numbers['mean_image_all']:9.5f}  {0:9.1%}",
+        f"mean image         {mean:9.5f}  {0:9.1%}",
+    ]
+    rows = zip(mse, numbers["explained"], numbers["scale"], scaled, numbers["scaled_explained"])
+    for number, (error, share, scale, least, then) in enumerate(rows, start=1):
+        lines.append(f"autoencoder {number:<4}   {error:9.5f}  {share:9.1%}  {scale:6.3f}   {least:9.5f}  {then:9.1%}")
+    drops = span([100 * (1 - least / error) for error, least in zip(mse, scaled)], ".1f")
+    lines.append(f"Untrained, they are {compared(mse, mean)}.")
+    lines.append(
+        f"Scaling each by its best factor, {span(numbers['scale'], '.2f')}, lowers the error by {drops} %: "
+        f"they are then {compared(scaled, mean)}"
+        + ("; it is not the scale that they lack." if min(scaled) > mean else ".")
+    )
+    return "\n".join(lines)
+
+
+def compared(errors: Sequence[float], reference: float) -> str:
+    """Errors against that of the mean image, in words."""
+    shares = [100 * (error / reference - 1) for error in errors]
+    if max(shares) <= 0:
+        return f"{span([-share for share in shares], '.1f')} % better than the mean image"
+    if min(shares) >= 0:
+        return f"{span(shares, '.1f')} % worse than the mean image"
+    return f"from {-min(shares):.1f} % better to {max(shares):.1f} % worse than the mean image"
+
+
+def span(values: Sequence[float], form: str) -> str:
+    """The least and the greatest of some numbers; one number where they look the same."""
+    low, high = (format(value, form) for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
+if __name__ == "__main__":
+    ae_cli.run(main)

@@ -1,0 +1,101 @@
+"""Command lines nobody should type: each ends with one line on stderr and status 2, and nothing is written."""
+
+import tempfile
+from pathlib import Path
+
+from conftest import is_one_error_line
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import ae_cli
+import ae_pca
+import ae_train
+
+NOT_A_NUMBER = st.sampled_from(
+    ["", " ", "abc", "nan", "inf", "-inf", "1e999", "0x10", "--", "٣x", "1;ls", "$(ls)", "é"]
+)
+WORDS = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\x00"), max_size=8)
+NOT_WHOLE = st.one_of(NOT_A_NUMBER, st.just("1e9"), st.just("2.5"), st.integers(max_value=-1).map(str))
+NEGATIVE = st.one_of(NOT_A_NUMBER, st.floats(max_value=-1e-300, allow_nan=False).map(str))
+
+
+def no_choice(*choices):
+    return WORDS.filter(lambda word: word not in choices and not word.startswith("-"))
+
+
+BAD_TRAIN = {
+    "--dataset": no_choice("mnist", "fashion-mnist", "kmnist", "digits", "auto"),
+    "--recipe": no_choice("symmetric", "simple", "conv", "denoising", "bce", "vae", "sparse"),
+    "--workers": NOT_WHOLE,
+    "--hidden-sizes": st.sampled_from(["a,b", "0", "-5", "1,,2", ",", "1.5", "2500;", "1e3", "99999999999"]),
+    "--code-size": st.one_of(NOT_WHOLE, st.just("0"), st.just("Auto")),
+    "--code-activation": no_choice("relu", "none"),
+    "--loss": no_choice("mse", "bce"),
+    "--noise-factor": NEGATIVE,
+    "--kl-weight": NEGATIVE,
+    "--kl-anneal": no_choice("linear", "none"),
+    "--batch-size": st.one_of(NOT_WHOLE, st.just("0")),
+    "--epochs": st.one_of(NOT_WHOLE, st.just("0")),
+    "--lr": st.one_of(NEGATIVE, st.just("0")),
+    "--lr-schedule": no_choice("constant", "one-cycle", "cosine"),
+    "--optimizer": no_choice("adam", "adamw"),
+    "--weight-decay": NEGATIVE,
+    "--grad-clip": NEGATIVE,
+    "--seed": NOT_WHOLE,
+    "--amp": no_choice("auto", "on", "off"),
+    "--device": no_choice("auto", "cuda", "cpu", "mps", "cuda:0", "cpu:0", "mps:0"),
+    "--log-interval": st.one_of(NOT_WHOLE, st.just("0")),
+    "--pictures-every": st.one_of(NOT_WHOLE, st.just("0")),
+    "--weights-every": st.one_of(NOT_WHOLE, st.just("0")),
+    "--checkpoint-minutes": NEGATIVE,
+    "--num-saes": st.one_of(NOT_WHOLE, st.just("0")),
+    "--features": st.one_of(NOT_WHOLE, st.just("0")),
+    "--k": st.one_of(NOT_WHOLE, st.just("0")),
+    "--consistency-weight": NEGATIVE,
+    "--consistency-warmup": NOT_WHOLE,
+    "--revive": no_choice("lift", "off"),
+    "--reinit-threshold": NEGATIVE,
+    "--unheard-of": WORDS,
+}
+BAD_PCA = {
+    "--dataset": BAD_TRAIN["--dataset"],
+    "--max-samples": st.one_of(NOT_WHOLE, st.sampled_from(["0", "1"])),
+    "--variance": st.one_of(NEGATIVE, st.sampled_from(["0", "1.01", "95"])),
+    "--seed": NOT_WHOLE,
+    "--workers": NOT_WHOLE,
+}
+GOOD = ["--dataset", "digits"]
+
+
+def one_bad_flag(bad):
+    """A sound command line with one flag of nonsense in it, written with or without an equals sign."""
+    flag = st.sampled_from(sorted(bad)).flatmap(lambda name: st.tuples(st.just(name), bad[name], st.booleans()))
+    return flag.map(lambda f: [*GOOD, f"{f[0]}={f[1]}"] if f[2] else [*GOOD, f[0], f[1]])
+
+
+def refused(main, arguments, capsys):
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "out"
+        try:
+            ae_cli.run(lambda: main([*arguments, "--output-dir", str(folder)]))
+            status = 0
+        except SystemExit as stop:
+            status = stop.code
+        out, err = capsys.readouterr()
+        assert status == 2 and is_one_error_line(err) and out == "", (arguments, status, out, err)
+        assert not folder.exists()
+
+
+quietly = settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@quietly
+@given(arguments=one_bad_flag(BAD_TRAIN))
+def test_no_command_line_of_the_trainer_gets_past_a_bad_flag(arguments, capsys):
+    refused(ae_train.main, arguments, capsys)
+
+
+@settings(quietly, max_examples=50)
+@given(arguments=one_bad_flag(BAD_PCA))
+def test_no_command_line_of_the_pca_gets_past_a_bad_flag(arguments, capsys):
+    refused(ae_pca.main, arguments, capsys)
