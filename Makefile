@@ -5,7 +5,7 @@ DATA_ROOT ?= data
 DATASET ?= auto
 OUTPUT_DIR ?= outputs
 
-.PHONY: run test lint bench clean
+.PHONY: run test lint bench torture clean
 
 run: .venv/run.stamp
 	$(BIN)/python ae_pca.py --dataset $(DATASET) --data-root $(DATA_ROOT) --output-dir $(OUTPUT_DIR)
@@ -21,6 +21,9 @@ lint: .venv/dev.stamp
 
 bench: .venv/run.stamp
 	$(BIN)/python benchmarks/bench.py --data-root $(DATA_ROOT)
+
+torture: .venv/dev.stamp
+	$(BIN)/python tests/torture.py
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache

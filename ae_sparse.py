@@ -199,6 +199,9 @@ class SparseEnsemble(Autoencoder):
         self._register_state()
         self.refresh_matches()
 
+    def extra_repr(self) -> str:
+        return f"num_saes={self.num_saes}, features={self.features}, k={self.k}"
+
     def _register_state(self) -> None:
         """step; images seen; per feature: steps silent, firings (ever, last batch), matches."""
         self.step: Tensor

@@ -27,13 +27,15 @@ from torch import Tensor, nn
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
+from plain_sparse import PlainEnsemble  # noqa: E402
 from torchvision import datasets, transforms  # noqa: E402
 
 from ae_data import load_images  # noqa: E402
 from ae_loop import Trainer  # noqa: E402
 from ae_models import VAE, Autoencoder  # noqa: E402
-from ae_recipes import RECIPES, Recipe  # noqa: E402
+from ae_recipes import PIXELS, RECIPES, Recipe  # noqa: E402
 from ae_runtime import Precision  # noqa: E402
+from ae_sparse import SparseEnsemble  # noqa: E402
 
 CPU = torch.device("cpu")
 Work = Callable[[], object]
@@ -64,6 +66,9 @@ def plain_epoch(recipe: Recipe, root: Path, count: int) -> Work:
     loader = torch.utils.data.DataLoader(
         torch.utils.data.Subset(images, range(count)), batch_size=recipe.batch_size, shuffle=True
     )
+    if isinstance(model, SparseEnsemble):
+        ensemble = PlainEnsemble()
+        return lambda: [ensemble.step(x.view(len(x), -1)) for x, _ in loader]
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr)
 
     def epoch() -> None:
@@ -89,17 +94,20 @@ def our_epoch(recipe: Recipe, root: Path, count: int, amp: str) -> Work:
 
 def products(recipe: Recipe) -> Work | None:
     """The matrix products of one step (forward, weight and input gradients), or None where there are others too."""
-    layers = [m for m in build(recipe).modules() if isinstance(m, nn.Linear)]
-    if not layers or recipe.model == "ConvAutoencoder":
+    model, batch = build(recipe), recipe.batch_size
+    if isinstance(model, SparseEnsemble):  # each one's encoder and decoder
+        layers = [weight for rows in model.weight.detach() for weight in (rows, rows.t().contiguous())]
+    elif any(isinstance(m, nn.Conv2d) for m in model.modules()):
         return None
-    batch = recipe.batch_size
-    pairs = [(torch.rand(batch, m.in_features), m.weight.detach(), torch.rand(batch, m.out_features)) for m in layers]
+    else:
+        layers = [m.weight.detach() for m in model.modules() if isinstance(m, nn.Linear)]
+    pairs = [(torch.rand(batch, weight.shape[1]), weight, torch.rand(batch, weight.shape[0])) for weight in layers]
 
     def step() -> None:
-        for number, (x, weight, gradient) in enumerate(pairs):
+        for x, weight, gradient in pairs:
             torch.mm(x, weight.t())
             torch.mm(gradient.t(), x)
-            if number:  # nobody asks for the gradient of the pixels
+            if x.shape[1] != PIXELS:  # nobody asks for the gradient of the pixels
                 torch.mm(gradient, weight)
 
     return step
@@ -191,7 +199,7 @@ def main() -> None:
         if name == "ae_pca.py":
             results.append(bench_pca(args.data_root, args.rounds))
         else:
-            recipe = RECIPES[name].override({"code_size": RECIPES[name].model_args["code_size"] or 154})
+            recipe = RECIPES[name] if RECIPES[name].code_size else RECIPES[name].override({"code_size": 154})
             results.append(bench_recipe(recipe, args.data_root, args.images, args.rounds, args.amp))
         print(table(results[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
     machine = {"processor": processor(), "torch": torch.__version__, "system": platform.system()}
