@@ -8,8 +8,8 @@ OUTPUT_DIR ?= outputs
 .PHONY: run test lint bench torture clean
 
 run: .venv/run.stamp
-	$(BIN)/python ae_pca.py --dataset $(DATASET) --data-root $(DATA_ROOT) --output-dir $(OUTPUT_DIR)
-	$(BIN)/python ae_train.py --dataset $(DATASET) --data-root $(DATA_ROOT) --output-dir $(OUTPUT_DIR)
+	$(BIN)/python ae_pca.py --dataset $(DATASET) --data-root "$(DATA_ROOT)" --output-dir "$(OUTPUT_DIR)"
+	$(BIN)/python ae_train.py --dataset $(DATASET) --data-root "$(DATA_ROOT)" --output-dir "$(OUTPUT_DIR)"
 
 test: .venv/dev.stamp
 	$(BIN)/python -m pytest
@@ -20,7 +20,7 @@ lint: .venv/dev.stamp
 	$(BIN)/mypy
 
 bench: .venv/run.stamp
-	$(BIN)/python benchmarks/bench.py --data-root $(DATA_ROOT)
+	$(BIN)/python benchmarks/bench.py --data-root "$(DATA_ROOT)"
 
 torture: .venv/dev.stamp
 	$(BIN)/python tests/torture.py

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ae_files import Fault, Mistake, read_bytes, read_json, write_atomic, write_json
+from ae_errors import Fault, Mistake
+from ae_files import read_bytes, read_json, write_atomic, write_json
 from ae_models import Autoencoder
 from ae_recipes import Recipe
 
@@ -78,7 +79,7 @@ def load_run(folder: Path, device: torch.device) -> tuple[Autoencoder, Recipe, d
         weights, digest = folder / Path(str(record["weights"])).name, record["weights_sha256"]
         with torch.device("meta"):
             model = recipe.build()
-        record["metrics"], record["dataset"]["fingerprint"]  # every reader may count on them
+        record["metrics"], record["dataset"]["fingerprint"], record["dataset"]["root"]  # readers may count on them
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, Mistake) as error:
         raise Fault(f"{path}: is not the record of a run ({error}); {remedy}") from error
     data = read_bytes(weights, remedy)

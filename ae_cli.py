@@ -13,11 +13,11 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-from ae_files import Fault, Mistake
+from ae_errors import Fault, Mistake
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line, and whose help shows every default."""
+    """An ArgumentParser whose errors are one line."""
 
     def __init__(self, description: str | None) -> None:
         super().__init__(
@@ -38,6 +38,7 @@ def fail(message: str, status: int) -> NoReturn:
 def run(main: Callable[[], None]) -> None:
     """Run a script's `main`, turning what can go wrong outside of our code into one line and a status."""
     signal.signal(signal.SIGTERM, _terminate)
+    _settle_streams()
     try:
         main()
         sys.stdout.flush()
@@ -47,7 +48,10 @@ def run(main: Callable[[], None]) -> None:
         fail(str(error), status=2)
     except Fault as error:
         fail(str(error), status=1)
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        # torch's own two errors of this kind are RuntimeErrors; any other one is a bug, and shows its traceback.
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
         fail("out of memory; use a smaller model, batch or image set", status=1)
     except BrokenPipeError:
         # The reader of our output has left (`| head`); Python would complain once more while it exits.
@@ -57,6 +61,27 @@ def run(main: Callable[[], None]) -> None:
         fail(f"{error.filename or 'file'}: {error.strerror or error}; check the disk and its permissions", status=1)
     except KeyboardInterrupt:
         fail("stopped by Ctrl-C", status=130)
+
+
+def _settle_streams() -> None:
+    """Let a closed stream swallow what is said, and a name that a stream cannot spell be written in escapes."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (it lives as long as the process)
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Ctrl-C while the libraries are still being imported is one line too."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("error: stopped by Ctrl-C", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _hook
 
 
 def integer(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
@@ -115,15 +140,23 @@ class Signals:
 
     def __init__(self) -> None:
         self.received = 0
+        self.process = os.getpid()
 
     def listen(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._note)
 
+    def restore(self) -> None:
+        """From here on a signal ends the process at once, as before `listen`."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, _terminate)
+
     def _note(self, number: int, frame: object) -> None:
         if self.received:
             os._exit(128 + number)
         self.received = number
+        if os.getpid() != self.process:  # a DataLoader's worker, which ends with us
+            return
         print("stopping after this step; once more to leave at once", file=sys.stderr, flush=True)
 
 
@@ -144,6 +177,8 @@ def progress(log_interval: int | None = None) -> Iterator[Callable[[int, int, in
                 bar.reset(total=steps)
                 bar.set_description(f"epoch {epoch}")
             bar.update()
+            if step == steps:
+                bar.clear()  # the line about the epoch comes next
             if log_interval and step % log_interval == 0:
                 tqdm.write(f"Epoch {epoch}, step {step}/{steps} ({step / steps:.0%}): batch loss {loss.item():.4f}")
 

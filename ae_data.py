@@ -8,6 +8,7 @@ the memory that importing torchvision takes.
 
 import hashlib
 import math
+import os
 import socket
 import sys
 import threading
@@ -18,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ae_files import Fault, read_bytes
+from ae_errors import Fault
+from ae_files import read_bytes
 
 IDX_SETS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}  # torchvision's class names
 DATASETS = (*IDX_SETS, "digits", "auto")
@@ -146,6 +148,8 @@ def _download(name: str, root: Path, folder: Path) -> str:
 
     def work() -> None:
         try:
+            if not sys.stderr.isatty():
+                os.environ.setdefault("TQDM_DISABLE", "1")  # torchvision's bar has no switch of its own
             from torchvision import datasets
 
             getattr(datasets, IDX_SETS[name])(str(root), download=True)

@@ -1,7 +1,7 @@
-"""Files and the two ways a run can fail: the user's mistake and the world's fault.
+"""Files: written whole or not at all, and checked where they enter.
 
-Everything the suite writes goes through `write_atomic`, everything structured it reads goes through
-`read_json`, `read_npz` or `read_count`. Nothing here needs torch, so that the light commands start fast.
+Everything the suite writes goes through `write_atomic`. Nothing here needs torch, so that the light commands start
+fast.
 """
 
 import contextlib
@@ -19,6 +19,8 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from ae_errors import Fault, Mistake
+
 fcntl: ModuleType | None
 try:
     import fcntl
@@ -27,14 +29,7 @@ except ImportError:  # Windows has no such lock: two runs in one folder are not 
 
 
 _LARGEST_ARRAYS = 100_000_000  # bytes
-
-
-class Mistake(Exception):
-    """What was asked for cannot be done; the message says what to change. Exit status 2."""
-
-
-class Fault(Exception):
-    """The world failed: a missing, damaged or unwritable file. Exit status 1."""
+_TEMPORARY = ".ae-unfinished-"
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -45,7 +40,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     """
     temporary: Path | None = None
     try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=_TEMPORARY, suffix=".tmp")
         temporary = Path(name)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
@@ -96,21 +91,30 @@ def lock_folder(folder: Path) -> Iterator[None]:
     """
     path = folder / ".lock"
     while True:
-        file = path.open("a+")
+        file = _open_lock(path)
         _take(file, folder)
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             break
         file.close()  # its last holder has removed the file between our opening and our locking it
     with file:
-        file.truncate(0)
+        file.seek(0)
+        file.truncate()
         file.write(f"process {os.getpid()} on {platform.node()}\n")
         file.flush()
-        for leftover in folder.glob(".*.tmp"):  # of a write that was killed half-way
-            leftover.unlink(missing_ok=True)
         try:
+            for leftover in folder.glob(f"{_TEMPORARY}*.tmp"):  # of a write that was killed half-way
+                leftover.unlink(missing_ok=True)
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+def _open_lock(path: Path) -> TextIO:
+    """The lock file, made if need be; never the target of a link that somebody put in its place."""
+    try:
+        return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644), "r+")
+    except OSError as error:
+        raise Fault(f"{path}: cannot be locked ({error.strerror}); remove it, or use another --output-dir") from error
 
 
 def _take(file: TextIO, folder: Path) -> None:

@@ -12,7 +12,8 @@ import numpy as np
 
 import ae_cli
 from ae_data import DATASETS, ImageSet, load_images
-from ae_files import Mistake, prepare_folder, write_atomic
+from ae_errors import Mistake
+from ae_files import prepare_folder, write_atomic
 from ae_pictures import read_picture, to_digit
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def parser() -> ae_cli.Parser:
     tests.add_argument("--steps", type=ae_cli.integer(2, 40), default=9, metavar="N",
                        help=f"images from end to end {shown}")
     tests.add_argument("--dataset", choices=DATASETS, help="(default: what the run was trained on)")
-    tests.add_argument("--data-root", type=Path, default=Path("data"), help=f"where the images are {shown}")
+    tests.add_argument("--data-root", type=Path, help="where the images are (default: where the run found them)")
 
     own = parser.add_argument_group("a picture of one's own")
     kind.add_argument("--input", type=Path, metavar="FILE",
@@ -127,7 +128,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def test_set(run: Run, args: argparse.Namespace) -> ImageSet:
     """The image set that the run was trained on; its test images are what the pictures start from."""
-    images = load_images(args.dataset or run.dataset["name"], args.data_root)
+    images = load_images(args.dataset or run.dataset["name"], args.data_root or Path(run.dataset["root"]))
     if images.fingerprint != run.dataset["fingerprint"]:
         raise Mistake(
             f"{run.folder}: was trained on other images ({run.dataset['title']}) than those found "

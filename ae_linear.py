@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from ae_data import ImageSet
-from ae_files import Mistake, read_npz, write_atomic, write_npz
+from ae_errors import Mistake
+from ae_files import read_npz, write_atomic, write_npz
 
 PCA_FILE = "pca.npz"
 
@@ -66,7 +67,7 @@ def fit_pca(images: ImageSet, max_samples: int = 60_000, seed: int = 0) -> Pca:
 
 def count_file(folder: Path, variance: float) -> Path:
     """Where the number of components for `variance` stands: `n_components_95.txt` for 0.95."""
-    return folder / f"n_components_{100 * variance:g}.txt"
+    return folder / f"n_components_{100 * variance:.10g}.txt"
 
 
 def write_pca(folder: Path, pca: Pca, variance: float, title: str) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ae_files import Fault
+from ae_errors import Fault
 from ae_metrics import evaluate, to_pixels
 from ae_models import Autoencoder
 from ae_recipes import Recipe

@@ -39,6 +39,7 @@ class Autoencoder(nn.Module):
     output_range = "unit"
     noise_factor = 0.0
     epoch_metrics: tuple[str, ...] = ()
+    loss_unit = "mean squared error"
 
     def encode(self, x: Tensor) -> Tensor:
         """Codes (batch, code_size) of images (batch, 784)."""
@@ -93,7 +94,11 @@ class LayeredAutoencoder(Autoencoder):
         super().__init__()
         if loss == "bce" and output != "sigmoid":
             raise ValueError(f"the loss bce needs pixels in [0, 1], from an output layer sigmoid, not {output}")
+        if test_noise and not noise_factor:
+            raise ValueError("there is no noise to test with; give a --noise-factor with --test-noise")
         last_layer, self.output_range = _OUTPUTS[output]
+        if loss == "bce":
+            self.loss_unit = "nats per image"
         self.input_range = pixels or self.output_range
         self.noise_factor, self.test_noise, self.loss_name = noise_factor, test_noise, loss
         self.encoder = nn.Sequential(*encoder)

@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     with lock_folder(folder):
         pca = fit_pca(images, args.max_samples, args.seed)
         count = write_pca(folder, pca, args.variance, images.title)
-    print(f"Number of components to explain {100 * args.variance:g}% variance: {count}")
+    print(f"Number of components to explain {100 * args.variance:.10g}% variance: {count}")
     print(f"{images.title}, {pca.samples} training images: wrote {count_file(folder, args.variance)}")
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from ae_files import Mistake, read_bytes
+from ae_errors import Mistake
+from ae_files import read_bytes
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 _MOST_PIXELS, _MOST_BYTES = 50_000_000, 2**29  # what a good camera makes, and what memory bears
@@ -103,7 +104,7 @@ def _ink(grey: np.ndarray, invert: str) -> np.ndarray:
     dark = invert == "on" or (invert == "auto" and -departure.min() > departure.max())
     depth = -departure if dark else departure
     if depth.max() < _LEAST_CONTRAST:
-        raise Mistake("the picture is blank: nothing in it stands out from its border; try --invert on or off")
+        raise Mistake("the picture is blank: nothing in it stands out from its border as ink would")
     # The weakest tenth is paper and its noise, which would widen the crop and pull the centre of mass.
     ink: np.ndarray = np.clip((depth / depth.max() - 0.1) / 0.9, 0, 1)
     return ink.astype(np.float32)

@@ -1,6 +1,6 @@
-"""The recipe table: every system of the suite as one row; no other file knows one by its name.
+"""The recipe table: every system of the suite as one row; the loop, the models and the metrics know none by name.
 
-A row names a model of `ae_models.py` with its arguments, and says how to train it. What a row leaves out keeps
+A row names a model, as module.class, with its arguments, and says how to train it. What a row leaves out keeps
 the default of `Recipe`. A flag of `ae_train.py` overrides the field, or the model argument, of the same name;
 one that the row's model does not have is refused. Nothing here imports torch: the table feeds `--help`.
 """
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ae_files import Mistake
+from ae_errors import Mistake
 
 if TYPE_CHECKING:
     from ae_models import Autoencoder
@@ -32,6 +32,8 @@ class Recipe:
     source: str
     model: str
     model_args: Mapping[str, Any] = field(default_factory=dict)
+    shape: str = ""  # the architecture in words where it is not 784-hidden-code and back
+    objective: str = ""  # the loss in words where it is more than `loss`
     epochs: int = 10
     batch_size: int = 128
     optimizer: str = "adam"
@@ -130,6 +132,7 @@ _ROWS = (
         summary="convolutional autoencoder",
         source="a published tutorial; Masci et al. 2011",
         model="ae_models.ConvAutoencoder",
+        shape="convolutions 1-16-32 to a code of 64 x 1 x 1, and back",
         model_args={"code_size": 64, "loss": "mse", "noise_factor": 0.0, "test_noise": False},
     ),
     Recipe(
@@ -158,6 +161,7 @@ _ROWS = (
         summary="variational autoencoder",
         source="a published write-up; Kingma & Welling 2014",
         model="ae_models.VAE",
+        objective="bce + beta KL(q(code | x) || N(0, I))",
         model_args={"hidden_sizes": (256,), "code_size": 20, "kl_weight": 1.0, "kl_anneal": "linear"},
         epochs=50,
         optimizer="adamw",
@@ -168,6 +172,8 @@ _ROWS = (
         summary="ensemble of k-sparse autoencoders",
         source="a published write-up; Makhzani & Frey 2014",
         model="ae_sparse.SparseEnsemble",
+        shape="5 times 784-1024, 50 features kept, tied decoder",
+        objective="mse + consistency + revival",
         model_args={
             "num_saes": 5,
             "features": 1024,
@@ -192,11 +198,13 @@ def listing() -> str:
     """The table as text: name, architecture, loss, settings, source."""
     blocks = []
     for row in RECIPES.values():
-        arguments = {k: v for k, v in row.model_args.items() if k not in ("hidden_sizes", "code_size")}
-        sizes = [PIXELS, *row.model_args.get("hidden_sizes", ()), row.code_size or "PCA"]
+        hidden, size = row.model_args.get("hidden_sizes", ()), row.code_size or "PCA"
+        shape = row.shape or "-".join(map(str, (PIXELS, *hidden, size, *reversed(hidden), PIXELS)))
+        arguments = {k: v for k, v in row.model_args.items() if k not in ("hidden_sizes", "code_size", "loss")}
         blocks.append(
             f"{row.name}: {row.summary}\n"
-            f"  model     {row.model} {'-'.join(map(str, sizes))}\n"
+            f"  model     {shape}\n"
+            f"  loss      {row.objective or row.model_args['loss']}\n"
             f"  arguments {', '.join(f'{k} {v}' for k, v in arguments.items())}\n"
             f"  training  {', '.join(f'{k} {getattr(row, k)}' for k in TRAINING)}\n"
             f"  source    {row.source}"

@@ -41,6 +41,7 @@ def measure(trainer: Trainer, images: ImageSet, pca: Pca) -> dict[str, Any]:
     metrics = reconstruction_error(model, trainer.test_images)
     code_size = trainer.recipe.code_size or 0
     metrics["pca_test_mse"] = pca.test_mse(images.test_images, code_size) * range_factor(model)
+    metrics["pca_samples"] = pca.samples
     if model.noise_factor:
         metrics |= restoration_error(model, trainer.test_images, trainer.recipe.seed)
     if isinstance(model, SparseEnsemble):
@@ -53,13 +54,11 @@ def measure(trainer: Trainer, images: ImageSet, pca: Pca) -> dict[str, Any]:
 
 def verdict(recipe: Recipe, metrics: dict[str, Any]) -> str:
     """The test error beside PCA's, in a sentence."""
-    error = np.mean(metrics["test_mse"])
-    ratio = error / max(metrics["pca_test_mse"], 1e-12)
-    text = (
-        f"Test MSE {error:.5f}; PCA with {recipe.code_size} components "
-        f"{metrics['pca_test_mse']:.5f}: the autoencoder is {'behind' if ratio > 1 else 'ahead of'} PCA, "
-        f"with {ratio:.2f} times its error"
-    )
+    error, pca = float(np.mean(metrics["test_mse"])), metrics["pca_test_mse"]
+    text = f"Test MSE {error:.5f}; PCA with {recipe.code_size} components {pca:.5f}: the autoencoder is "
+    text += f"{'behind' if error > pca else 'ahead of'} PCA"
+    # Where PCA is all but exact, a ratio says nothing.
+    text += f", with {error / pca:.2f} times its error" if pca > 1e-6 else ", which is exact at this size"
     if "noisy_mse" in metrics:
         times = metrics["noisy_mse"] / metrics["restored_mse"]
         text += (
@@ -122,7 +121,7 @@ def pictures(trainer: Trainer, images: ImageSet, metrics: dict[str, Any]) -> Ite
     recipe, model = trainer.recipe, trainer.model
     name = f"{images.title}, {recipe.name}"
     title = f"{name}: test loss {metrics['test_loss']:.4f} after {recipe.epochs} epochs"
-    yield "training_loss.png", ae_figures.loss_curve(trainer.batch_losses, trainer.history, title, "loss")
+    yield "training_loss.png", ae_figures.loss_curve(trainer.batch_losses, trainer.history, title, model.loss_unit)
     when = f"test MSE {np.mean(metrics['test_mse']):.4f}, PCA {metrics['pca_test_mse']:.4f}"
     if isinstance(model, SparseEnsemble):
         when += f", mean correlation {np.nanmean(metrics['pearson']):.4f}"
@@ -159,6 +158,7 @@ def latent_map(trainer: Trainer, images: ImageSet, title: str) -> bytes:
     model = trainer.model
     codes = encode(model, trainer.test_images)
     low, high = codes.quantile(0.02, dim=0), codes.quantile(0.98, dim=0)
+    high = torch.maximum(high, low + 0.01)  # a unit that never fires has no range of its own
     steps = torch.linspace(0, 1, 20, device=codes.device)
     across, up = torch.meshgrid(steps, steps.flip(0), indexing="xy")
     places = low + torch.stack((across, up), dim=-1).reshape(-1, 2) * (high - low)

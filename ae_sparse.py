@@ -163,6 +163,7 @@ class SparseEnsemble(Autoencoder):
     """
 
     epoch_metrics = ("pearson", "dead_features", "mean_activity")
+    loss_unit = "squared error, summed over the autoencoders"
     target_rate = 0.0625
 
     def __init__(

@@ -9,13 +9,13 @@ import sys
 import time
 from collections.abc import Container, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 import ae_cli
 from ae_data import DATASETS, ImageSet, load_images
-from ae_files import Fault, Mistake, lock_folder, prepare_folder, read_count, write_atomic
+from ae_errors import Fault, Mistake
+from ae_files import lock_folder, prepare_folder, read_count, write_atomic
 from ae_linear import Pca, count_file, fit_pca, read_pca, write_pca
 from ae_recipes import DEFAULT, PIXELS, RECIPES, SETTINGS, Recipe, listing
 
@@ -68,7 +68,7 @@ def parser(settings: Container[str] = SETTINGS) -> ae_cli.Parser:
 
     training = parser.add_argument_group("training")
     setting(training, "--batch-size", "images a step", type=ae_cli.integer(1), metavar="N")
-    setting(training, "--epochs", "passes over the images; ten times the recipe's on digits",
+    setting(training, "--epochs", "passes over the images; ten times the recipe's where there are fewer than 10,000",
             type=ae_cli.integer(1), metavar="N")
     setting(training, "--lr", "learning rate", type=ae_cli.number(0, above=True), metavar="X")
     setting(training, "--lr-schedule", "of the learning rate", choices=("constant", "one-cycle", "cosine"))
@@ -104,31 +104,35 @@ def resolve(args: argparse.Namespace) -> Recipe:
     return RECIPES[args.recipe].override(flags)
 
 
-def settle(recipe: Recipe, args: argparse.Namespace, images: ImageSet, folder: Path) -> tuple[Recipe, Pca]:
+def settle(recipe: Recipe, args: argparse.Namespace, images: ImageSet, folder: Path) -> tuple[Recipe, Pca, bool]:
     """Settle what depends on the images: the epochs and the code size; and the PCA to be held against.
 
-    The PCA is read from the output folder; when it is not there it is fitted, and written where the code size
-    needs it.
+    The PCA is read from the output folder, or fitted. The last answer is whether the code size comes from one that
+    has yet to be written there.
     """
     if "epochs" not in args:
         recipe = recipe.override({"epochs": images.epochs(recipe.epochs)})
-    pca = read_pca(folder, images)
     path = count_file(folder, 0.95)
-    automatic = "code_size" in recipe.model_args and recipe.model_args["code_size"] is None
+    automatic = recipe.code_size is None
+    try:
+        pca = read_pca(folder, images)
+    except (Mistake, Fault):
+        if automatic:
+            raise
+        pca = None  # of other images, or damaged; with a code size given it is only there to compare with
     if automatic and path.exists():
         remedy = f"run ae_pca.py --output-dir {folder} again, or give a --code-size"
         count = read_count(path, PIXELS, remedy)
         if pca and pca.components_for(0.95) != count:
             raise Mistake(f"{path}: says {count}, and pca.npz beside it {pca.components_for(0.95)}; {remedy}")
         recipe = recipe.override({"code_size": count})
-    size = recipe.code_size
-    if pca is None or (size and size > len(pca.components)):  # one fitted on few images has few components
+    # One fitted on few images has few components.
+    if pca is None or min(recipe.code_size or 0, PIXELS) > len(pca.components):
         pca = fit_pca(images)
-    if automatic and not path.exists():
-        count = write_pca(prepare_folder(folder), pca, 0.95, images.title)
-        print(f"Number of components to explain 95% variance: {count}")
-        recipe = recipe.override({"code_size": count})
-    return recipe, pca
+    missing = automatic and not path.exists()
+    if missing:
+        recipe = recipe.override({"code_size": pca.components_for(0.95)})
+    return recipe, pca, missing
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -146,13 +150,14 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from ae_loop import Trainer
-    from ae_runtime import Precision, check_memory, device_name, pick_device
+    from ae_runtime import Precision, check_memory, device_name, keep_freed_memory, pick_device
 
     device = pick_device(args.device)
     precision = Precision(args.amp, device)
     images = load_images(args.dataset, args.data_root)
-    recipe, pca = settle(recipe, args, images, folder)
+    recipe, pca, pca_missing = settle(recipe, args, images, folder)
     check_memory(recipe)
+    keep_freed_memory()
     torch.manual_seed(recipe.seed)
     model = recipe.build()
     trainer = Trainer(model, recipe, images.train_images, images.test_images, device, precision, args.workers)
@@ -161,10 +166,13 @@ def run(args: argparse.Namespace) -> None:
         if args.resume and run.resume():
             return
         run.set_aside()
+        if pca_missing:
+            count = write_pca(folder, pca, 0.95, images.title)
+            print(f"Number of components to explain 95% variance: {count}")
         print(model)
         print(f"Recipe {recipe.name} on {images.title}, device {device_name(device)}, {precision}", flush=True)
         run.train()
-        finish(trainer, images, pca, folder)
+        finish(trainer, images, pca, folder, args.data_root.resolve())
 
 
 class Run:
@@ -201,6 +209,7 @@ class Run:
                     self.save()
             except Fault as fault:
                 raise type(fault)(f"{fault}; {self._where()}") from fault
+        self.signals.restore()
 
     def save(self) -> None:
         """Write the checkpoint; when the process was asked to stop, stop."""
@@ -289,7 +298,9 @@ def describe(row: dict[str, Any], epochs: int) -> str:
     """One epoch in one line; of an ensemble the mean."""
     named = {"train_loss": "average loss", "test_loss": "test loss"}
     hidden = ("epoch", "seconds", "images_per_second")
-    numbers = [f"{named.get(k, k)} {np.mean(v):.4f}" for k, v in row.items() if k not in hidden]
+    numbers = [
+        f"{named.get(k, k)} {fmean(v if isinstance(v, list) else [v]):.4f}" for k, v in row.items() if k not in hidden
+    ]
     return f"Epoch {row['epoch']}/{epochs}: {', '.join(numbers)}, {row['seconds']:.2f} s"
 
 
@@ -306,7 +317,7 @@ def keep(trainer: "Trainer", images: ImageSet, folder: Path, args: argparse.Name
         save_weights(folder / f"{Path(recipe.weights_file).stem}_{mark}.pt", trainer.model)
 
 
-def finish(trainer: "Trainer", images: ImageSet, pca: Pca, folder: Path) -> None:
+def finish(trainer: "Trainer", images: ImageSet, pca: Pca, folder: Path, root: Path) -> None:
     """Measure the trained model beside PCA, then write weights, record, history and pictures."""
     from ae_checkpoint import save_record, save_weights, versions
     from ae_report import measure, pictures, verdict
@@ -319,7 +330,9 @@ def finish(trainer: "Trainer", images: ImageSet, pca: Pca, folder: Path) -> None
         write_atomic(folder / name, picture)
     save_record(folder, {
         "recipe": recipe.as_dict(), "weights": recipe.weights_file, "weights_sha256": digest,
-        "dataset": {"name": images.name, "title": images.title, "fingerprint": images.fingerprint},
+        "dataset": {
+            "name": images.name, "title": images.title, "fingerprint": images.fingerprint, "root": str(root),
+        },
         "device": str(trainer.device), "precision": str(trainer.precision), "versions": versions(),
         "seconds": round(sum(row["seconds"] for row in trainer.history), 3), "metrics": metrics,
     })  # fmt: skip

@@ -12,7 +12,7 @@ from typing import Any
 import ae_cli
 import ae_train
 from ae_data import load_images
-from ae_files import Mistake
+from ae_errors import Mistake
 from ae_recipes import RECIPES, TRAINING, Recipe
 
 RECIPE = "sparse"

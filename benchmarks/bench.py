@@ -9,6 +9,7 @@ training loop can go below. Needs the real MNIST (--data-root).
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -34,7 +35,7 @@ from ae_data import load_images  # noqa: E402
 from ae_loop import Trainer  # noqa: E402
 from ae_models import VAE, Autoencoder  # noqa: E402
 from ae_recipes import PIXELS, RECIPES, Recipe  # noqa: E402
-from ae_runtime import Precision  # noqa: E402
+from ae_runtime import Precision, keep_freed_memory  # noqa: E402
 from ae_sparse import SparseEnsemble  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -181,9 +182,10 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def processor() -> str:
     """The processor's type and the number of cores, as the table names the machine."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":")[1].strip() for line in lines if "model name" in line]
-    return f"{names[0]}, {len(names)} cores"
+    listed = Path("/proc/cpuinfo")
+    lines = listed.read_text().splitlines() if listed.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if "model name" in line] or [platform.processor()]
+    return f"{names[0]}, {os.cpu_count()} cores"
 
 
 def main() -> None:
@@ -194,6 +196,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds (default: %(default)s)")
     parser.add_argument("--amp", action="store_true", help="time mixed precision too (worth it with bf16 units)")
     args = parser.parse_args()
+    keep_freed_memory()
     results = []
     for name in args.only.split(","):
         if name == "ae_pca.py":

@@ -9,7 +9,8 @@ from conftest import call_script, is_one_error_line
 
 import ae_train
 from ae_checkpoint import load_checkpoint, load_run, read_record, save_checkpoint
-from ae_files import Fault, Mistake, lock_folder
+from ae_errors import Fault, Mistake
+from ae_files import lock_folder
 from ae_loop import Diverged, Trainer
 from ae_recipes import RECIPES
 from ae_runtime import Precision

@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT, is_one_error_line, run_script
 
 import ae_cli
-from ae_files import Fault, Mistake
+from ae_errors import Fault, Mistake
 
 
 @pytest.mark.parametrize("script", ["ae_pca.py", "ae_train.py"])

@@ -9,7 +9,7 @@ from conftest import write_idx
 
 import ae_data
 from ae_data import DATASETS, load_images
-from ae_files import Fault
+from ae_errors import Fault
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 

@@ -4,7 +4,8 @@ import stat
 
 import pytest
 
-from ae_files import Fault, Mistake, prepare_folder, read_bytes, read_count, read_json, write_atomic, write_json
+from ae_errors import Fault, Mistake
+from ae_files import prepare_folder, read_bytes, read_count, read_json, write_atomic, write_json
 
 
 def test_a_file_is_replaced_whole(tmp_path):

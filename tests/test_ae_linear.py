@@ -3,7 +3,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from ae_files import Fault, Mistake
+from ae_errors import Fault, Mistake
 from ae_linear import PCA_FILE, count_file, fit_pca, read_pca, write_pca
 
 

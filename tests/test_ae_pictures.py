@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ae_files import Mistake
+from ae_errors import Mistake
 from ae_pictures import read_picture, to_digit
 
 

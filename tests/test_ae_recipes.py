@@ -4,7 +4,7 @@ import json
 import pytest
 import torch
 
-from ae_files import Mistake
+from ae_errors import Mistake
 from ae_loop import Trainer
 from ae_models import LayeredAutoencoder
 from ae_recipes import DEFAULT, RECIPES, Recipe

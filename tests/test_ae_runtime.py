@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ae_files import Mistake
+from ae_errors import Mistake
 from ae_runtime import Precision, pick_device, seed_for
 
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")

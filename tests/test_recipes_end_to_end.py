@@ -1,0 +1,113 @@
+"""Every recipe through the real script on digits: what it writes, and that its flags do what they say."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import call_script, is_one_error_line, run_script
+from PIL import Image
+
+import ae_train
+from ae_recipes import RECIPES
+
+QUICK = {"symmetric": ("--hidden-sizes", 32), "sparse": ("--features", 64, "--k", 8, "--num-saes", 2)}
+EXTRA = {"vae": {"samples.png"}, "sparse": {"training_metrics.png", "sae_features.png", "feature_activity.png"}}
+PUBLISHED = {  # SPEC: hidden sizes, code, pixels, loss, optimiser, batch, epochs, seed
+    "symmetric": ((2500,), None, "signed", "mse", "adam", 256, 10, 0),
+    "simple": ((128, 64), 32, "unit", "mse", "adam", 128, 10, 42),
+    "denoising": ((128, 64), 32, "unit", "mse", "adam", 128, 10, 42),
+    "bce": ((400,), 20, "signed", "bce", "adam", 128, 10, 42),
+    "vae": ((256,), 20, "unit", "bce", "adamw", 128, 50, 42),
+}
+
+
+def train(capsys, folder, *more):
+    return call_script(capsys, ae_train.main, "--dataset", "digits", "--epochs", 2, "--output-dir", folder, *more)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_runs_to_its_pictures_and_a_whole_record(name, tmp_path, capsys):
+    recipe = RECIPES[name]
+    status, out, err = train(capsys, tmp_path, "--recipe", name, *QUICK.get(name, ()))
+    assert status == 0 and err == "" and "Epoch 2/2" in out and "Test MSE" in out
+    wanted = {"run.json", "history.csv", "checkpoint.pt", "training_loss.png", "reconstructions.png"}
+    wanted |= {recipe.weights_file} | EXTRA.get(name, set())
+    if recipe.code_size is None:
+        wanted |= {"n_components_95.txt", "pca.npz", "pca_cumulative_variance.png"}
+    assert {path.name for path in tmp_path.iterdir()} == wanted
+    for picture in tmp_path.glob("*.png"):
+        assert np.asarray(Image.open(picture).convert("L")).std() > 5
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["recipe"]["name"] == name and np.all(np.array(record["metrics"]["test_mse"]) > 0)
+    rows = list(csv.DictReader((tmp_path / "history.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert float(rows[-1]["test_loss"]) == record["metrics"]["test_loss"]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_recipe_has_the_settings_of_its_write_up(name):
+    hidden, code, pixels, loss, optimizer, batch, epochs, seed = PUBLISHED[name]
+    recipe = RECIPES[name]
+    assert (recipe.model_args["hidden_sizes"], recipe.model_args["code_size"]) == (hidden, code)
+    assert (recipe.optimizer, recipe.batch_size, recipe.epochs, recipe.seed) == (optimizer, batch, epochs, seed)
+    assert (recipe.lr, recipe.lr_schedule) == (1e-3, "constant")
+    model = recipe.override({"code_size": code or 154}).build()
+    assert (model.input_range, model.loss_name) == (pixels, loss)
+
+
+def test_the_deeper_vae_runs_by_flags_alone(tmp_path, capsys):
+    flags = ("--recipe", "vae", "--hidden-sizes", "128,64", "--code-size", 32, "--kl-anneal", "none")
+    assert train(capsys, tmp_path, *flags)[0] == 0
+    shapes = {k: tuple(v.shape) for k, v in torch.load(tmp_path / "mnist_vae.pt", weights_only=True).items()}
+    assert shapes["encoder.0.weight"] == (128, 784) and shapes["encoder.2.weight"] == (64, 128)
+    assert shapes["mean.weight"] == shapes["logvar.weight"] == (32, 64)
+    assert [shapes[f"decoder.{i}.weight"] for i in (0, 2, 4)] == [(64, 32), (128, 64), (784, 128)]
+
+
+def test_every_nth_epoch_is_kept_and_every_nth_batch_printed(tmp_path, capsys):
+    every = ("--log-interval", 5, "--pictures-every", 2, "--weights-every", 1)
+    status, out, _ = train(capsys, tmp_path, "--recipe", "vae", "--code-size", 2, *every)
+    assert status == 0 and "Epoch 1, step 10/12 (83%): batch loss" in out
+    kept = {path.name for path in tmp_path.iterdir() if "epoch" in path.name}
+    assert kept == {"reconstructions_epoch_2.png", "mnist_vae_epoch_1.pt", "mnist_vae_epoch_2.pt"}
+    assert (tmp_path / "mnist_vae_epoch_2.pt").read_bytes() == (tmp_path / "mnist_vae.pt").read_bytes()
+    assert (tmp_path / "latent_map.png").exists()  # the code is two-dimensional
+
+
+def test_noise_can_be_asked_for_on_the_test_images_too(tmp_path, capsys):
+    losses = []
+    for more in ((), ("--test-noise",)):
+        assert train(capsys, tmp_path, "--recipe", "denoising", *more)[0] == 0
+        record = json.loads((tmp_path / "run.json").read_text())["metrics"]
+        losses.append(record["test_loss"])
+        assert record["noisy_mse"] > record["restored_mse"] > 0
+    assert losses[0] != losses[1]
+    status, _, err = train(capsys, tmp_path, "--recipe", "simple", "--test-noise")
+    assert status == 2 and is_one_error_line(err) and "--noise-factor" in err
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--hidden-sizes", 2147483647),
+        ("--hidden-sizes", "2147483647,2147483647"),
+        ("--loss", "bce"),
+        ("--device", "tpu"),
+    ],
+)
+def test_what_is_refused_late_still_writes_nothing(tmp_path, capsys, flags):
+    status, _, err = train(capsys, tmp_path / "new", *flags)
+    assert status == 2 and is_one_error_line(err) and not (tmp_path / "new").exists()
+
+
+def test_the_list_of_recipes_names_each_with_its_shape_loss_settings_and_source():
+    process = run_script("ae_train.py", "--list-recipes")
+    assert process.returncode == 0 and process.stderr == ""
+    blocks = {block.split(":")[0]: block for block in process.stdout.split("\n\n")}
+    assert blocks.keys() == RECIPES.keys()
+    for name, block in blocks.items():
+        assert all(f"  {line} " in block for line in ("model", "loss", "arguments", "training", "source"))
+        assert f"epochs {RECIPES[name].epochs}" in block and RECIPES[name].source in block
+    assert "784-400-20-400-784" in blocks["bce"] and "784-2500-PCA-2500-784" in blocks["symmetric"]
