@@ -10,7 +10,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from ae_errors import Fault, Mistake
@@ -23,6 +23,13 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
         )
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        for text in sys.argv[1:] if args is None else args:
+            flag, _, value = text.partition("=")
+            if flag.startswith("--") and value == "--":  # argparse would take it for a list of nothing
+                self.error(f"argument {flag}: expected a value, got '--'")
+        return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         fail(f"{message}; see {self.prog} --help", status=2)

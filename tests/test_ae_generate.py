@@ -43,7 +43,7 @@ def runs(tmp_path_factory, digits):
         record = {
             "recipe": recipe.as_dict(), "weights": recipe.weights_file, "metrics": {},
             "weights_sha256": save_weights(folder / recipe.weights_file, trainer.model),
-            "dataset": {"name": digits.name, "title": digits.title, "fingerprint": digits.fingerprint},
+            "dataset": {"name": digits.name, "title": digits.title, "fingerprint": digits.fingerprint, "root": "data"},
         }  # fmt: skip
         save_record(folder, record)
     return root
