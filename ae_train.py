@@ -17,7 +17,7 @@ from ae_data import DATASETS, ImageSet, load_images
 from ae_errors import Fault, Mistake
 from ae_files import lock_folder, prepare_folder, read_count, write_atomic
 from ae_linear import Pca, count_file, fit_pca, read_pca, write_pca
-from ae_recipes import DEFAULT, PIXELS, RECIPES, SETTINGS, Recipe, listing
+from ae_recipes import DEFAULT, PIXELS, RECIPES, SETTINGS, TRAINING, Recipe, listing
 
 if TYPE_CHECKING:
     from ae_loop import Trainer
@@ -251,7 +251,7 @@ class Run:
         """Refuse a checkpoint of other images or settings; only the number of epochs may grow."""
         if state["fingerprint"] != self.facts["fingerprint"]:
             raise Mistake(f"{self.path}: was trained on other images than these {self.images.name} images")
-        theirs, ours = (flatten({**s["recipe"], "precision": s["precision"]}) for s in (state, self.facts))
+        theirs, ours = (flatten(s["recipe"]) | {"precision": s["precision"]} for s in (state, self.facts))
         differences = [k for k in sorted(ours.keys() | theirs.keys()) if ours.get(k) != theirs.get(k)]
         if differences == ["epochs"] and ours["epochs"] > theirs["epochs"]:
             fixed = self.trainer.recipe.length_dependence
@@ -289,9 +289,9 @@ class Run:
             print(f"Kept the checkpoint of an unfinished run as {previous}", file=sys.stderr)
 
 
-def flatten(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by name, those of the model among the others."""
-    return {k: v for k, v in plain.items() if k != "model_args"} | dict(plain["model_args"])
+def flatten(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What a result depends on, by name: how it was trained, and the arguments of the model."""
+    return {name: recipe.get(name) for name in ("name", "model", *TRAINING)} | dict(recipe["model_args"])
 
 
 def describe(row: dict[str, Any], epochs: int) -> str:
