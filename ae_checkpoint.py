@@ -7,7 +7,6 @@ shape with the recipe's model before any memory is taken for it.
 import hashlib
 import io
 import json
-import pickle
 import platform
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from ae_data import DATASETS
 from ae_errors import Fault, Mistake
-from ae_files import read_bytes, read_json, write_atomic, write_json
+from ae_files import check_archive, read_bytes, read_json, write_atomic, write_json
 from ae_models import Autoencoder
 from ae_recipes import Recipe
 
@@ -41,9 +41,10 @@ def to_bytes(value: Any) -> bytes:
 def from_bytes(data: bytes, path: Path, remedy: str) -> Any:
     """What `to_bytes` was given: tensors and plain containers only; anything else, or damage, is a Fault."""
     try:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, KeyError, EOFError, TypeError, AttributeError,
-            IndexError, OSError, AssertionError, MemoryError) as error:  # fmt: skip
+        file = io.BytesIO(data)
+        check_archive(file)
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler of a hostile file fails in more ways than can be listed
         raise Fault(f"{path}: is damaged or is not a file of tensors; {remedy}") from error
 
 
@@ -79,8 +80,12 @@ def load_run(folder: Path, device: torch.device) -> tuple[Autoencoder, Recipe, d
         weights, digest = folder / Path(str(record["weights"])).name, record["weights_sha256"]
         with torch.device("meta"):
             model = recipe.build()
-        record["metrics"], record["dataset"]["fingerprint"], record["dataset"]["root"]  # readers may count on them
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, Mistake) as error:
+        if weights.name != recipe.weights_file or not isinstance(record["metrics"], dict):
+            raise ValueError("its weights or metrics are not a recipe's")
+        named = [record["dataset"][key] for key in ("name", "title", "fingerprint", "root")] + [record["precision"]]
+        if not all(isinstance(text, str) for text in named) or record["dataset"]["name"] not in DATASETS:
+            raise ValueError("its image set is none of ours")
+    except Exception as error:  # any other content than ours
         raise Fault(f"{path}: is not the record of a run ({error}); {remedy}") from error
     data = read_bytes(weights, remedy)
     if hashlib.sha256(data).hexdigest() != digest:
@@ -92,9 +97,10 @@ def load_run(folder: Path, device: torch.device) -> tuple[Autoencoder, Recipe, d
 def load_state(model: torch.nn.Module, state: Any, path: Path, remedy: str) -> None:
     """Give `model` the tensors of a state dict, if their names, shapes and types are the model's own."""
     expected = {name: (tensor.shape, tensor.dtype) for name, tensor in model.state_dict().items()}
-    found = {name: (getattr(t, "shape", None), getattr(t, "dtype", None)) for name, t in dict(state).items()}
+    items = state.items() if isinstance(state, dict) else ()
+    found = {name: (getattr(t, "shape", None), getattr(t, "dtype", None)) for name, t in items}
     if found != expected:
-        name = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))[0]
+        name = min(str(name) for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
         raise Fault(f"{path}: holds other weights than the recipe's model, see {name}; {remedy}")
     if any(tensor.is_meta for tensor in model.state_dict().values()):
         model.to_empty(device="cpu")
@@ -118,9 +124,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if hashlib.sha256(data).hexdigest().encode() != first.removeprefix(_MAGIC):
         raise Fault(f"{path}: is damaged: its checksum does not match; {remedy}")
     state = from_bytes(data, path, remedy)
-    if not isinstance(state, dict) or not {"recipe", "fingerprint", "precision", "trainer"} <= state.keys():
+    try:
+        Recipe.from_dict(state["recipe"])
+        state["fingerprint"], state["precision"], state["versions"]
+        well = all(isinstance(row, dict) for row in state["trainer"]["history"])
+    except Exception as error:  # any other content than ours
+        raise Fault(f"{path}: does not hold a run ({error}); {remedy}") from error
+    if not well:
         raise Fault(f"{path}: does not hold a run; {remedy}")
-    return state
+    return dict(state)
 
 
 def versions() -> dict[str, Any]:

@@ -38,7 +38,8 @@ class Parser(argparse.ArgumentParser):
 def fail(message: str, status: int) -> NoReturn:
     """One line on stderr, then the exit status."""
     line = " ".join(message.split())
-    print(f"error: {line}", file=sys.stderr)
+    with contextlib.suppress(OSError, ValueError):  # nobody may be listening any more; the status still counts
+        print(f"error: {line}", file=sys.stderr, flush=True)
     raise SystemExit(status)
 
 
@@ -164,7 +165,8 @@ class Signals:
         self.received = number
         if os.getpid() != self.process:  # a DataLoader's worker, which ends with us
             return
-        print("stopping after this step; once more to leave at once", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # Ctrl-C ends the reader of our stderr too (`2>&1 | tee`)
+            os.write(2, b"stopping after this step; once more to leave at once\n")
 
 
 def _terminate(number: int, frame: object) -> NoReturn:

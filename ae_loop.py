@@ -151,13 +151,13 @@ class Trainer:
             what = f"the loss is {losses[step - 1].item()}" if len(bad) else "a gradient is not finite"
             raise Diverged(
                 f"training diverged in epoch {len(self.history) + 1} at step {step}: {what} (learning rate "
-                f"{self.recipe.lr:g}, {self.recipe.lr_schedule}); use a smaller --lr, or --grad-clip"
+                f"{self.optimizer.param_groups[0]['lr']:g}); use a smaller --lr, or --grad-clip"
             )
 
     def state_dict(self) -> dict[str, Any]:
         """All that a run needs to go on from here as if nothing had happened; tensors and plain containers only."""
         return {
-            "model": self.model.state_dict(),
+            "model": {name: tensor.detach() for name, tensor in self.model.state_dict().items()},
             "buffers": dict(self.model.named_buffers()),  # those that the weights file leaves out are here as well
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict() if self.schedule else {},
@@ -183,6 +183,8 @@ class Trainer:
             self.schedule.load_state_dict(state["schedule"])
         self.precision.scaler.load_state_dict(state["scaler"])
         self.logged = {name: list(values.to(self.device)) for name, values in state["logged"].items()}
+        if [row["epoch"] for row in state["history"]] != list(range(1, len(state["history"]) + 1)):
+            raise ValueError("its history is not one unbroken table")
         self.history, self.seconds = state["history"], state["seconds"]
         self.batch_losses = state["batch_losses"].tolist()
         torch.set_rng_state(state["random"])

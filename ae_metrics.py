@@ -58,7 +58,7 @@ def quality(model: Autoencoder, images: Tensor) -> Numbers:
         fired = fired + (code != 0).sum(dim=-2).cpu().double()
     correlation, rates = torch.cat(correlations, dim=-1), fired / len(images)
     return {
-        "pearson": correlation.nanmean(dim=-1).tolist(),
+        "pearson": correlation.nanmean(dim=-1).nan_to_num().tolist(),  # 0 where none is defined
         "undefined_pearson": correlation.isnan().sum(dim=-1).tolist(),
         "l0": rates.sum(dim=-1).tolist(),
         "dead_features": (rates == 0).double().mean(dim=-1).tolist(),

@@ -78,6 +78,9 @@ class Recipe:
         recipe = Recipe(**{**plain, "model_args": arguments})
         kinds = [(getattr(row, f.name), getattr(recipe, f.name)) for f in dataclasses.fields(row)]
         kinds += [(value, arguments[name]) for name, value in row.model_args.items() if value is not None]
+        numbers = [n for value in arguments.values() for n in (value if isinstance(value, tuple) else (value,))]
+        if len(numbers) > 100 or any(isinstance(n, int) and n > 10**7 for n in numbers):
+            raise ValueError("its sizes are none that a run can have")
         if recipe.model != row.model or any(type(ours) is not type(theirs) for ours, theirs in kinds):
             raise ValueError(f"not a recipe for {row.model}")
         return recipe

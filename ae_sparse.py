@@ -195,8 +195,9 @@ class SparseEnsemble(Autoencoder):
         self.reinit_threshold, self.reinit_every = reinit_threshold, reinit_every
         self.weight = nn.Parameter(torch.empty(num_saes, features, pixels))
         self.bias = nn.Parameter(torch.zeros(num_saes, features))
-        for weight in self.weight:
-            nn.init.orthogonal_(weight)
+        if not self.weight.is_meta:  # a model without memory is only asked for its shapes
+            for weight in self.weight:
+                nn.init.orthogonal_(weight)
         self._register_state()
         self.refresh_matches()
 
@@ -329,5 +330,7 @@ class SparseEnsemble(Autoencoder):
         for sae in (deviation > self.reinit_threshold).nonzero().flatten().tolist():
             nn.init.orthogonal_(self.weight[sae])
             self.bias[sae].zero_()
+            self.silent[sae].zero_()
+            self.refresh_matches()
         self.fires.zero_()
         self.images.zero_()

@@ -5,6 +5,7 @@ is computed and written first.
 """
 
 import argparse
+import itertools
 import sys
 import time
 from collections.abc import Container, Mapping
@@ -21,6 +22,8 @@ from ae_recipes import DEFAULT, PIXELS, RECIPES, SETTINGS, TRAINING, Recipe, lis
 
 if TYPE_CHECKING:
     from ae_loop import Trainer
+
+RESULTS = ("history.csv", "training_loss.png", "reconstructions.png")  # of every run, beside run.json and weights
 
 # The parser needs no torch, and neither does a refused flag: what imports it is imported when training is sure.
 
@@ -188,10 +191,12 @@ class Run:
             "precision": str(trainer.precision), "versions": versions(),
         }  # fmt: skip
         self.signals = ae_cli.Signals()
-        self.saved = time.monotonic()
+        self.saved, self.kept = time.monotonic(), False  # when the last checkpoint was written, and whether by us
 
     def train(self) -> None:
         """Train to the end, saving the place every epoch, every so many minutes, and when asked to stop."""
+        from ae_loop import Diverged
+
         self.signals.listen()
         with ae_cli.progress(self.args.log_interval) as show:
 
@@ -204,11 +209,14 @@ class Run:
 
             try:
                 for row in self.trainer.epochs(on_step):
-                    print(describe(row, self.trainer.recipe.epochs), flush=True)
                     keep(self.trainer, self.images, self.folder, self.args)
-                    self.save()
+                    self.save()  # before anything is said: the reader of our output may be gone
+                    print(describe(row, self.trainer.recipe.epochs), flush=True)
+            except Diverged as fault:
+                kept = f"{self.path} keeps the epoch before" if self.kept else "no checkpoint was written before"
+                raise Fault(f"{fault}; {kept}") from fault
             except Fault as fault:
-                raise type(fault)(f"{fault}; {self._where()}") from fault
+                raise Fault(f"{fault}; {self._where()}") from fault
         self.signals.restore()
 
     def save(self) -> None:
@@ -216,14 +224,14 @@ class Run:
         from ae_checkpoint import save_checkpoint
 
         save_checkpoint(self.path, {**self.facts, "trainer": self.trainer.state_dict()})
-        self.saved = time.monotonic()
+        self.saved, self.kept = time.monotonic(), True
         if self.signals.received:
             raise ae_cli.Stopped(f"stopped; {self._where()}", 128 + self.signals.received)
 
     def _where(self) -> str:
         """What is kept, and how to go on from it."""
-        if not self.path.exists():
-            return "no checkpoint was written yet"
+        if not self.kept:
+            return "this run has written no checkpoint yet"
         return f"{self.path} keeps what was done; the same command with --resume goes on from it"
 
     def resume(self) -> bool:
@@ -234,13 +242,18 @@ class Run:
             print(f"Nothing to resume in {self.folder}: starting fresh", file=sys.stderr)
             return False
         state = load_checkpoint(self.path)
-        self._compare(state)
         try:
+            self._compare(state)
             self.trainer.load_state_dict(state["trainer"])
-        except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+        except (Mistake, Fault):
+            raise
+        except Exception as error:  # whatever a checkpoint holds that is none of ours
             raise Fault(f"{self.path}: does not fit the recipe's model ({error}); train without --resume") from error
+        self.kept = True
+        if state["versions"] != self.facts["versions"]:
+            print("warning: resuming on other versions than before: the last bits may differ", file=sys.stderr)
         done, epochs = len(self.trainer.history), self.trainer.recipe.epochs
-        if done == epochs and self._results_stand():
+        if done == epochs and self._results_stand(state):
             print(f"Finished already: {self.folder} holds the results of all {epochs} epochs", file=sys.stderr)
             return True
         place = f"epoch {done + 1}, step {self.trainer.steps_done + 1}" if done < epochs else "the last results"
@@ -262,29 +275,38 @@ class Run:
             listed = ", ".join(f"{k} {theirs.get(k)} (now {ours.get(k)})" for k in differences)
             raise Mistake(f"{self.path}: was trained with other settings: {listed}; use those, or train afresh")
 
-    def _results_stand(self) -> bool:
-        """Whether the folder's results are those of this very run."""
+    def _results_stand(self, state: dict[str, Any]) -> bool:
+        """Whether the folder's results are those of the very run whose checkpoint this is."""
+        import torch
+
         from ae_checkpoint import load_run
 
         try:
-            _, recipe, _ = load_run(self.folder, self.trainer.device)
+            model, recipe, record = load_run(self.folder, torch.device("cpu"))
         except (Fault, Mistake):
             return False
-        return bool(recipe.as_dict() == self.facts["recipe"])
+        weights, theirs = model.state_dict(), state["trainer"]["model"]
+        return (
+            flatten(recipe.as_dict()) == flatten(state["recipe"])
+            and (record["dataset"]["fingerprint"], record["precision"]) == (state["fingerprint"], state["precision"])
+            and all(torch.equal(weights[name], theirs[name]) for name in weights)
+            and all((self.folder / name).exists() for name in RESULTS)
+        )
 
     def set_aside(self) -> None:
-        """Before a fresh start: keep the checkpoint of an unfinished run under another name."""
+        """Before a fresh start: keep the checkpoint of a run whose results are not all here under another name."""
         from ae_checkpoint import load_checkpoint
 
         if self.args.resume or not self.path.exists():
             return
         try:
             state = load_checkpoint(self.path)
-            finished = len(state["trainer"]["history"]) >= state["recipe"]["epochs"]
+            finished = len(state["trainer"]["history"]) >= state["recipe"]["epochs"] and self._results_stand(state)
         except (Fault, KeyError, TypeError):
             finished = False  # one we cannot read may matter to somebody
         if not finished:
-            previous = self.path.with_name("checkpoint.previous.pt")
+            numbered = (self.folder / f"checkpoint.previous{n}.pt" for n in itertools.chain([""], itertools.count(2)))
+            previous = next(path for path in numbered if not path.exists())
             self.path.replace(previous)
             print(f"Kept the checkpoint of an unfinished run as {previous}", file=sys.stderr)
 
@@ -310,7 +332,7 @@ def keep(trainer: "Trainer", images: ImageSet, folder: Path, args: argparse.Name
     from ae_report import reconstructions
 
     epoch, recipe = len(trainer.history), trainer.recipe
-    mark = f"epoch_{epoch:0{len(str(recipe.epochs))}d}"
+    mark = f"epoch_{epoch:03d}"
     if args.pictures_every and epoch % args.pictures_every == 0:
         write_atomic(folder / f"reconstructions_{mark}.png", reconstructions(trainer, images, f"epoch {epoch}"))
     if args.weights_every and epoch % args.weights_every == 0:

@@ -58,7 +58,7 @@ def test_a_run_resumed_mid_epoch_ends_in_the_same_bits(few, tmp_path, name, sett
 
     with pytest.raises(Interrupted):
         list(broken.epochs(interrupt))
-    facts = {"recipe": {}, "fingerprint": "", "precision": ""}
+    facts = {"recipe": whole.recipe.as_dict(), "fingerprint": "", "precision": "", "versions": {}}
     save_checkpoint(tmp_path / "checkpoint.pt", {**facts, "trainer": broken.state_dict()})
     torch.manual_seed(99)  # another process has drawn other numbers before
     resumed = trainer_for(name, few, **settings)

@@ -41,7 +41,7 @@ def runs(tmp_path_factory, digits):
         for _ in trainer.epochs():
             pass
         record = {
-            "recipe": recipe.as_dict(), "weights": recipe.weights_file, "metrics": {},
+            "recipe": recipe.as_dict(), "weights": recipe.weights_file, "metrics": {}, "precision": "float32",
             "weights_sha256": save_weights(folder / recipe.weights_file, trainer.model),
             "dataset": {"name": digits.name, "title": digits.title, "fingerprint": digits.fingerprint, "root": "data"},
         }  # fmt: skip

@@ -71,8 +71,8 @@ def test_every_nth_epoch_is_kept_and_every_nth_batch_printed(tmp_path, capsys):
     status, out, _ = train(capsys, tmp_path, "--recipe", "vae", "--code-size", 2, *every)
     assert status == 0 and "Epoch 1, step 10/12 (83%): batch loss" in out
     kept = {path.name for path in tmp_path.iterdir() if "epoch" in path.name}
-    assert kept == {"reconstructions_epoch_2.png", "mnist_vae_epoch_1.pt", "mnist_vae_epoch_2.pt"}
-    assert (tmp_path / "mnist_vae_epoch_2.pt").read_bytes() == (tmp_path / "mnist_vae.pt").read_bytes()
+    assert kept == {"reconstructions_epoch_002.png", "mnist_vae_epoch_001.pt", "mnist_vae_epoch_002.pt"}
+    assert (tmp_path / "mnist_vae_epoch_002.pt").read_bytes() == (tmp_path / "mnist_vae.pt").read_bytes()
     assert (tmp_path / "latent_map.png").exists()  # the code is two-dimensional
 
 

@@ -7,6 +7,7 @@ it dies fall into training and writing rather than into importing torch.
 import argparse
 import contextlib
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -153,7 +154,7 @@ def say(text: str) -> None:
 def kills(work: Path, rounds: int, dice: random.Random) -> tuple[str, int, int]:
     """SIGKILL at random moments, then --resume, over and over; the end must be, in every bit, the unkilled run's."""
     done, lost, number = 0, 0, 0
-    whole: dict[str, tuple[str, list[str], float]] = {}
+    whole: dict[str, tuple[str, list[list[str]], float]] = {}
     for recipe in RECIPE_NAMES:
         begun = time.monotonic()
         sound(train(recipe, work / recipe))
@@ -181,9 +182,10 @@ def kills(work: Path, rounds: int, dice: random.Random) -> tuple[str, int, int]:
     return "SIGKILL at a random moment, then --resume", done, lost
 
 
-def losses(folder: Path) -> list[str]:
+def losses(folder: Path) -> list[list[str]]:
+    """Every column of the history but the times."""
     with (folder / "history.csv").open() as file:
-        return [row["train_loss"] for row in csv.DictReader(file)]
+        return [[v for k, v in row.items() if "second" not in k] for row in csv.DictReader(file)]
 
 
 def one_line(text: str) -> bool:
@@ -192,28 +194,39 @@ def one_line(text: str) -> bool:
 
 
 def starve(work: Path, dice: random.Random) -> tuple[str, int, int]:
-    """Runs that may write only so many bytes a file, so that each kind of write fails; then there is room again."""
+    """Fresh runs in which the disk is full at the write of one file, or for all beyond a size; then there is room."""
     rounds, lost = 0, 0
     for recipe in RECIPE_NAMES:
-        folder = work / f"starved-{recipe}"
-        sound(train(recipe, folder))
-        before = weights_digest(recipe, folder)
-        sizes = sorted({path.stat().st_size for path in folder.glob("[!.]*")})
-        for limit in [0, *(size - 1 for size in sizes), *(dice.randrange(1, sizes[-1]) for _ in range(4))]:
+        whole = work / f"whole-{recipe}"
+        sound(train(recipe, whole))
+        names = sorted(path.name for path in whole.glob("[!.]*"))
+        full = [(name, partial(no_room_for, name)) for name in names]
+        full += [("cannot be written", partial(less_room, dice.randrange(1, 20_000))) for _ in range(3)]
+        for number, (named, prepare) in enumerate(full):
             rounds += 1
-            status, text = train(recipe, folder, prepare=partial(less_room, limit)).finish()
-            bad = torn(folder)
-            refused = status == 1 and one_line(text)
-            fitted = status == 0 and weights_digest(recipe, folder) == before  # what is larger stood there already
-            if bad or not (refused or fitted):
+            folder = work / f"starved-{recipe}-{number}"
+            status, text = train(recipe, folder, prepare=prepare).finish()
+            if torn(folder) or status != 1 or not one_line(text) or named not in text:
                 lost += 1
-                say(f"LOST: {recipe} limit {limit} status {status} {bad} {text[-300:]}")
+                say(f"LOST: {recipe} {named} status {status} {torn(folder)} {text[-300:]}")
             status, text = train(recipe, folder, "--resume").finish()
-            if status or weights_digest(recipe, folder) != before:
+            if status or weights_digest(recipe, folder) != weights_digest(recipe, whole) or "Finished" in text:
                 lost += 1
-                say(f"LOST: {recipe} did not finish once there was room: {text[-300:]}")
+                say(f"LOST: {recipe} {named} did not finish once there was room: {text[-300:]}")
         say(f"{rounds} full disks")
-    return "no room for a file, then --resume", rounds, lost
+    return "no room for one file or for any, then --resume", rounds, lost
+
+
+def no_room_for(name: str) -> None:
+    """The file called `name` cannot be put in its place: the disk is full just then."""
+    replace = Path.replace
+
+    def full(path: Path, target: Path) -> Path:
+        if Path(target).name == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return replace(path, target)
+
+    Path.replace = full  # type: ignore[method-assign,assignment]
 
 
 def less_room(limit: int) -> None:
@@ -226,6 +239,8 @@ def tiny_disk(work: Path) -> tuple[str, int, int]:
     rounds, lost = 0, 0
     disk = work / "disk"
     disk.mkdir()
+    sound(train("symmetric", work / "roomy"))
+    digest = weights_digest("symmetric", work / "roomy")
     for kilobytes in (64, 300, 700, 1000, 1500, 2500, 3200):
         small = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(disk)]
         if subprocess.run(small, capture_output=True).returncode:
@@ -240,7 +255,7 @@ def tiny_disk(work: Path) -> tuple[str, int, int]:
                 say(f"LOST: disk of {kilobytes} kB, status {status} {bad} {text[-300:]}")
             subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
             status, text = train("symmetric", disk / "run", "--resume").finish()
-            if status:
+            if status or weights_digest("symmetric", disk / "run") != digest:
                 lost += 1
                 say(f"LOST: did not finish on the larger disk: {text[-300:]}")
         finally:
