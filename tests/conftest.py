@@ -4,6 +4,11 @@ Starting torch costs seconds, so the slow processes run once a session and many 
 """
 
 import os
+
+# One thread a process: two processes share the cores without waiting for one another, and the bits of a result
+# depend on the number of threads. It is read when torch is imported, by us and by the scripts we start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import socket
 import subprocess
 import sys
