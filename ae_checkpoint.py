@@ -32,10 +32,11 @@ def save_weights(path: Path, model: torch.nn.Module) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def to_bytes(value: Any) -> bytes:
+def to_bytes(value: Any) -> memoryview:
+    """What torch.save would write, without a copy of it."""
     buffer = io.BytesIO()
     torch.save(value, buffer)
-    return buffer.getvalue()
+    return buffer.getbuffer()
 
 
 def from_bytes(data: bytes, path: Path, remedy: str) -> Any:
@@ -112,7 +113,7 @@ def load_state(model: torch.nn.Module, state: Any, path: Path, remedy: str) -> N
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write `state` (tensors and plain containers) behind a first line with the format and the SHA-256 of the rest."""
     data = to_bytes(state)
-    write_atomic(path, _MAGIC + hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
+    write_atomic(path, _MAGIC + hashlib.sha256(data).hexdigest().encode() + b"\n", data)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

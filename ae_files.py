@@ -33,8 +33,8 @@ _LEFT_BEHIND = 60.0  # seconds after which a temporary file is nobody's
 _TEMPORARY = ".ae-unfinished-"
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` so that a reader sees the old file or the new one, never a part.
+def write_atomic(path: Path, *parts: bytes | memoryview) -> None:
+    """Replace `path` by `parts`, one after the other, so that a reader sees the old file or the new one, never a part.
 
     The bytes go to a temporary file in the same folder, are flushed to the disk, and are renamed over
     the old file; the folder is flushed too, so that the rename outlives a power cut.
@@ -44,7 +44,7 @@ def write_atomic(path: Path, data: bytes) -> None:
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=_TEMPORARY, suffix=".tmp")
         temporary = Path(name)
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner may read
