@@ -249,3 +249,22 @@ def test_no_checkpoint_holds_anything_but_tensors_and_plain_values(finished):
 def test_the_history_of_a_run_is_one_unbroken_table(finished):
     rows = np.genfromtxt(finished / "history.csv", delimiter=",", names=True)
     assert rows["epoch"].tolist() == [1, 2, 3] and np.isfinite(rows["train_loss"]).all()
+
+
+def test_a_trained_run_whose_results_are_not_written_is_not_finished(folder, capsys):
+    (folder / "run.json").unlink()
+    checkpoint = (folder / "checkpoint.pt").read_bytes()
+    picture = (folder / "reconstructions.png").read_bytes()
+    status, out, err = train(capsys, folder, "--resume")
+    assert status == 0 and "at the last results" in err and "Epoch" not in out
+    assert (folder / "reconstructions.png").read_bytes() == picture and (folder / "run.json").exists()
+    (folder / "run.json").unlink()
+    assert train(capsys, folder, "--lr", 0.01)[0] == 0  # a fresh start must not lose what only the checkpoint holds
+    assert (folder / "checkpoint.previous.pt").read_bytes() == checkpoint
+
+
+def test_results_of_another_run_in_the_folder_do_not_make_this_one_finished(folder, capsys, tmp_path):
+    assert train(capsys, tmp_path / "mixed", "--amp", "on")[0] == 0
+    shutil.copy(tmp_path / "mixed" / "checkpoint.pt", folder)  # it died before its own results replaced the old ones
+    status, _, err = train(capsys, folder, "--resume", "--amp", "on")
+    assert status == 0 and "inished already" not in err and read_record(folder)["precision"] == "bfloat16"

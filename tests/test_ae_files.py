@@ -2,10 +2,11 @@ import os
 import resource
 import stat
 
+import numpy as np
 import pytest
 
 from ae_errors import Fault, Mistake
-from ae_files import prepare_folder, read_bytes, read_count, read_json, write_atomic, write_json
+from ae_files import prepare_folder, read_bytes, read_count, read_json, read_npz, write_atomic, write_json, write_npz
 
 
 def test_a_file_is_replaced_whole(tmp_path):
@@ -111,3 +112,19 @@ def test_anything_else_is_a_mistake_with_its_name_and_remedy(tmp_path, text):
     (tmp_path / "n.txt").write_text(text, encoding="utf-8")
     with pytest.raises(Mistake, match=r"n\.txt.*run ae_pca\.py again"):
         read_count(tmp_path / "n.txt", 784, "run ae_pca.py again")
+
+
+def test_no_flipped_bit_of_an_archive_is_read_as_another_number(tmp_path):
+    path = tmp_path / "small.npz"
+    arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.arange(4.0)}
+    write_npz(path, **arrays)
+    data, refused = path.read_bytes(), 0
+    for place in range(0, 8 * len(data), 3):
+        path.write_bytes(data[: place // 8] + bytes([data[place // 8] ^ (1 << place % 8)]) + data[place // 8 + 1 :])
+        try:
+            read = read_npz(path, {"a": (2, 3), "b": (4,)}, "make it again")
+        except Fault:
+            refused += 1
+            continue
+        assert all(np.array_equal(read[name], arrays[name]) for name in arrays)
+    assert refused > len(data)
