@@ -165,16 +165,16 @@ def run(args: argparse.Namespace) -> None:
     model = recipe.build()
     trainer = Trainer(model, recipe, images.train_images, images.test_images, device, precision, args.workers)
     with lock_folder(prepare_folder(folder)):
-        run = Run(trainer, images, folder, args)
-        if args.resume and run.resume():
+        kept = Run(trainer, images, folder, args)
+        if args.resume and kept.resume():
             return
-        run.set_aside()
+        kept.set_aside()
         if pca_missing:
             count = write_pca(folder, pca, 0.95, images.title)
             print(f"Number of components to explain 95% variance: {count}")
         print(model)
         print(f"Recipe {recipe.name} on {images.title}, device {device_name(device)}, {precision}", flush=True)
-        run.train()
+        kept.train()
         finish(trainer, images, pca, folder, args.data_root.resolve())
 
 
