@@ -5,10 +5,7 @@ is computed and written first.
 """
 
 import argparse
-import itertools
-import sys
-import time
-from collections.abc import Container, Mapping
+from collections.abc import Container
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -18,12 +15,10 @@ from ae_data import DATASETS, ImageSet, load_images
 from ae_errors import Fault, Mistake
 from ae_files import lock_folder, prepare_folder, read_count, write_atomic
 from ae_linear import Pca, count_file, fit_pca, read_pca, write_pca
-from ae_recipes import DEFAULT, PIXELS, RECIPES, SETTINGS, TRAINING, Recipe, listing
+from ae_recipes import DEFAULT, PIXELS, RECIPES, SETTINGS, Recipe, listing
 
 if TYPE_CHECKING:
     from ae_loop import Trainer
-
-RESULTS = ("history.csv", "training_loss.png", "reconstructions.png")  # of every run, beside run.json and weights
 
 # The parser needs no torch, and neither does a refused flag: what imports it is imported when training is sure.
 
@@ -153,6 +148,7 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from ae_loop import Trainer
+    from ae_run import Run
     from ae_runtime import Precision, check_memory, device_name, keep_freed_memory, pick_device
 
     device = pick_device(args.device)
@@ -165,155 +161,20 @@ def run(args: argparse.Namespace) -> None:
     model = recipe.build()
     trainer = Trainer(model, recipe, images.train_images, images.test_images, device, precision, args.workers)
     with lock_folder(prepare_folder(folder)):
-        kept = Run(trainer, images, folder, args)
-        if args.resume and kept.resume():
+        kept = Run(trainer, images, folder)
+        if not args.resume:
+            kept.set_aside()
+        elif kept.resume():
             return
-        kept.set_aside()
         if pca_missing:
             count = write_pca(folder, pca, 0.95, images.title)
             print(f"Number of components to explain 95% variance: {count}")
         print(model)
         print(f"Recipe {recipe.name} on {images.title}, device {device_name(device)}, {precision}", flush=True)
-        kept.train()
+        with ae_cli.progress(args.log_interval) as show:
+            for row in kept.epochs(show, lambda: keep(trainer, images, folder, args), args.checkpoint_minutes):
+                print(describe(row, recipe.epochs), flush=True)
         finish(trainer, images, pca, folder, args.data_root.resolve())
-
-
-class Run:
-    """A trainer and the folder its checkpoints go to."""
-
-    def __init__(self, trainer: "Trainer", images: ImageSet, folder: Path, args: argparse.Namespace) -> None:
-        from ae_checkpoint import CHECKPOINT_FILE, versions
-
-        self.trainer, self.images, self.folder, self.args = trainer, images, folder, args
-        self.path = folder / CHECKPOINT_FILE
-        self.facts: dict[str, Any] = {
-            "recipe": trainer.recipe.as_dict(), "fingerprint": images.fingerprint,
-            "precision": str(trainer.precision), "versions": versions(),
-        }  # fmt: skip
-        self.signals = ae_cli.Signals()
-        self.saved, self.kept = time.monotonic(), False  # when the last checkpoint was written, and whether by us
-
-    def train(self) -> None:
-        """Train to the end, saving the place every epoch, every so many minutes, and when asked to stop."""
-        from ae_loop import Diverged
-
-        self.signals.listen()
-        with ae_cli.progress(self.args.log_interval) as show:
-
-            def on_step(epoch: int, step: int, steps: int, loss: Any) -> None:
-                show(epoch, step, steps, loss)
-                late = time.monotonic() - self.saved > 60 * self.args.checkpoint_minutes
-                if self.signals.received or late:
-                    self.trainer.check_finite()
-                    self.save()
-
-            try:
-                for row in self.trainer.epochs(on_step):
-                    keep(self.trainer, self.images, self.folder, self.args)
-                    self.save()  # before anything is said: the reader of our output may be gone
-                    print(describe(row, self.trainer.recipe.epochs), flush=True)
-            except Diverged as fault:
-                kept = f"{self.path} keeps the epoch before" if self.kept else "no checkpoint was written before"
-                raise Fault(f"{fault}; {kept}") from fault
-            except Fault as fault:
-                raise Fault(f"{fault}; {self._where()}") from fault
-        self.signals.restore()
-
-    def save(self) -> None:
-        """Write the checkpoint; when the process was asked to stop, stop."""
-        from ae_checkpoint import save_checkpoint
-
-        save_checkpoint(self.path, {**self.facts, "trainer": self.trainer.state_dict()})
-        self.saved, self.kept = time.monotonic(), True
-        if self.signals.received:
-            raise ae_cli.Stopped(f"stopped; {self._where()}", 128 + self.signals.received)
-
-    def _where(self) -> str:
-        """What is kept, and how to go on from it."""
-        if not self.kept:
-            return "this run has written no checkpoint yet"
-        return f"{self.path} keeps what was done; the same command with --resume goes on from it"
-
-    def resume(self) -> bool:
-        """Go to where the folder's checkpoint is; True when there is nothing left to do."""
-        from ae_checkpoint import load_checkpoint
-
-        if not self.path.exists():
-            print(f"Nothing to resume in {self.folder}: starting fresh", file=sys.stderr)
-            return False
-        state = load_checkpoint(self.path)
-        try:
-            self._compare(state)
-            self.trainer.load_state_dict(state["trainer"])
-        except (Mistake, Fault):
-            raise
-        except Exception as error:  # whatever a checkpoint holds that is none of ours
-            raise Fault(f"{self.path}: does not fit the recipe's model ({error}); train without --resume") from error
-        self.kept = True
-        if state["versions"] != self.facts["versions"]:
-            print("warning: resuming on other versions than before: the last bits may differ", file=sys.stderr)
-        done, epochs = len(self.trainer.history), self.trainer.recipe.epochs
-        if done == epochs and self._results_stand(state):
-            print(f"Finished already: {self.folder} holds the results of all {epochs} epochs", file=sys.stderr)
-            return True
-        place = f"epoch {done + 1}, step {self.trainer.steps_done + 1}" if done < epochs else "the last results"
-        print(f"Resuming {self.path} at {place}", file=sys.stderr)
-        return False
-
-    def _compare(self, state: dict[str, Any]) -> None:
-        """Refuse a checkpoint of other images or settings; only the number of epochs may grow."""
-        if state["fingerprint"] != self.facts["fingerprint"]:
-            raise Mistake(f"{self.path}: was trained on other images than these {self.images.name} images")
-        theirs, ours = (flatten(s["recipe"]) | {"precision": s["precision"]} for s in (state, self.facts))
-        differences = [k for k in sorted(ours.keys() | theirs.keys()) if ours.get(k) != theirs.get(k)]
-        if differences == ["epochs"] and ours["epochs"] > theirs["epochs"]:
-            fixed = self.trainer.recipe.length_dependence
-            if not fixed:
-                return
-            raise Mistake(f"{self.path}: cannot be given more epochs: {fixed} depends on their number; train afresh")
-        if differences:
-            listed = ", ".join(f"{k} {theirs.get(k)} (now {ours.get(k)})" for k in differences)
-            raise Mistake(f"{self.path}: was trained with other settings: {listed}; use those, or train afresh")
-
-    def _results_stand(self, state: dict[str, Any]) -> bool:
-        """Whether the folder's results are those of the very run whose checkpoint this is."""
-        import torch
-
-        from ae_checkpoint import load_run
-
-        try:
-            model, recipe, record = load_run(self.folder, torch.device("cpu"))
-        except (Fault, Mistake):
-            return False
-        weights, theirs = model.state_dict(), state["trainer"]["model"]
-        return (
-            flatten(recipe.as_dict()) == flatten(state["recipe"])
-            and (record["dataset"]["fingerprint"], record["precision"]) == (state["fingerprint"], state["precision"])
-            and all(torch.equal(weights[name], theirs[name]) for name in weights)
-            and all((self.folder / name).exists() for name in RESULTS)
-        )
-
-    def set_aside(self) -> None:
-        """Before a fresh start: keep the checkpoint of a run whose results are not all here under another name."""
-        from ae_checkpoint import load_checkpoint
-
-        if self.args.resume or not self.path.exists():
-            return
-        try:
-            state = load_checkpoint(self.path)
-            finished = len(state["trainer"]["history"]) >= state["recipe"]["epochs"] and self._results_stand(state)
-        except (Fault, KeyError, TypeError):
-            finished = False  # one we cannot read may matter to somebody
-        if not finished:
-            numbered = (self.folder / f"checkpoint.previous{n}.pt" for n in itertools.chain([""], itertools.count(2)))
-            previous = next(path for path in numbered if not path.exists())
-            self.path.replace(previous)
-            print(f"Kept the checkpoint of an unfinished run as {previous}", file=sys.stderr)
-
-
-def flatten(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """What a result depends on, by name: how it was trained, and the arguments of the model."""
-    return {name: recipe.get(name) for name in ("name", "model", *TRAINING)} | dict(recipe["model_args"])
 
 
 def describe(row: dict[str, Any], epochs: int) -> str:

@@ -1,0 +1,149 @@
+"""A run and its folder: the place it has reached is saved, found again, compared, and never written over.
+
+A checkpoint belongs to one recipe, one image set and one precision; only the number of epochs may grow. What is said
+here goes to stderr.
+"""
+
+import itertools
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import ae_cli
+from ae_checkpoint import CHECKPOINT_FILE, load_checkpoint, load_run, save_checkpoint, versions
+from ae_data import ImageSet
+from ae_errors import Fault, Mistake
+from ae_loop import Diverged, OnStep, Row, Trainer
+from ae_recipes import TRAINING
+
+RESULTS = ("history.csv", "training_loss.png", "reconstructions.png")  # of every run, beside run.json and weights
+
+
+class Run:
+    """A trainer and the folder its checkpoints go to."""
+
+    def __init__(self, trainer: Trainer, images: ImageSet, folder: Path) -> None:
+        self.trainer, self.images, self.folder = trainer, images, folder
+        self.path = folder / CHECKPOINT_FILE
+        self.facts: dict[str, Any] = {
+            "recipe": trainer.recipe.as_dict(), "fingerprint": images.fingerprint,
+            "precision": str(trainer.precision), "versions": versions(),
+        }  # fmt: skip
+        self.signals = ae_cli.Signals()
+        self.saved, self.kept = time.monotonic(), False  # when the last checkpoint was written, and whether by us
+
+    def epochs(self, on_step: OnStep, keep: Callable[[], None], minutes: float) -> Iterator[Row]:
+        """Train to the end; after each epoch call `keep`, save the place, and yield the row of history.
+
+        The place is saved every so many minutes inside of an epoch too, and when the process is asked to stop.
+        """
+        self.signals.listen()
+
+        def watch(epoch: int, step: int, steps: int, loss: Tensor) -> None:
+            on_step(epoch, step, steps, loss)
+            if self.signals.received or time.monotonic() - self.saved > 60 * minutes:
+                self.trainer.check_finite()
+                self.save()
+
+        try:
+            for row in self.trainer.epochs(watch):
+                keep()
+                self.save()
+                yield row
+        except Diverged as fault:
+            kept = f"{self.path} keeps the epoch before" if self.kept else "no checkpoint was written before"
+            raise Fault(f"{fault}; {kept}") from fault
+        except Fault as fault:
+            raise Fault(f"{fault}; {self._where()}") from fault
+        self.signals.restore()
+
+    def save(self) -> None:
+        """Write the checkpoint; when the process was asked to stop, stop."""
+        save_checkpoint(self.path, {**self.facts, "trainer": self.trainer.state_dict()})
+        self.saved, self.kept = time.monotonic(), True
+        if self.signals.received:
+            raise ae_cli.Stopped(f"stopped; {self._where()}", 128 + self.signals.received)
+
+    def _where(self) -> str:
+        """What is kept, and how to go on from it."""
+        if not self.kept:
+            return "this run has written no checkpoint yet"
+        return f"{self.path} keeps what was done; the same command with --resume goes on from it"
+
+    def resume(self) -> bool:
+        """Go to where the folder's checkpoint is; True when there is nothing left to do."""
+        if not self.path.exists():
+            print(f"Nothing to resume in {self.folder}: starting fresh", file=sys.stderr)
+            return False
+        state = load_checkpoint(self.path)
+        try:
+            self._compare(state)
+            self.trainer.load_state_dict(state["trainer"])
+        except (Mistake, Fault):
+            raise
+        except Exception as error:  # whatever a checkpoint holds that is none of ours
+            raise Fault(f"{self.path}: does not fit the recipe's model ({error}); train without --resume") from error
+        self.kept = True
+        if state["versions"] != self.facts["versions"]:
+            print("warning: resuming on other versions than before: the last bits may differ", file=sys.stderr)
+        done, epochs = len(self.trainer.history), self.trainer.recipe.epochs
+        if done == epochs and self._results_stand(state):
+            print(f"Finished already: {self.folder} holds the results of all {epochs} epochs", file=sys.stderr)
+            return True
+        place = f"epoch {done + 1}, step {self.trainer.steps_done + 1}" if done < epochs else "the last results"
+        print(f"Resuming {self.path} at {place}", file=sys.stderr)
+        return False
+
+    def _compare(self, state: dict[str, Any]) -> None:
+        """Refuse a checkpoint of other images or settings; only the number of epochs may grow."""
+        if state["fingerprint"] != self.facts["fingerprint"]:
+            raise Mistake(f"{self.path}: was trained on other images than these {self.images.name} images")
+        theirs, ours = (flatten(s["recipe"]) | {"precision": s["precision"]} for s in (state, self.facts))
+        differences = [k for k in sorted(ours.keys() | theirs.keys()) if ours.get(k) != theirs.get(k)]
+        if differences == ["epochs"] and ours["epochs"] > theirs["epochs"]:
+            fixed = self.trainer.recipe.length_dependence
+            if not fixed:
+                return
+            raise Mistake(f"{self.path}: cannot be given more epochs: {fixed} depends on their number; train afresh")
+        if differences:
+            listed = ", ".join(f"{k} {theirs.get(k)} (now {ours.get(k)})" for k in differences)
+            raise Mistake(f"{self.path}: was trained with other settings: {listed}; use those, or train afresh")
+
+    def _results_stand(self, state: dict[str, Any]) -> bool:
+        """Whether the folder's results are those of the very run whose checkpoint this is."""
+        try:
+            model, recipe, record = load_run(self.folder, torch.device("cpu"))
+        except (Fault, Mistake):
+            return False
+        weights, theirs = model.state_dict(), state["trainer"]["model"]
+        return (
+            flatten(recipe.as_dict()) == flatten(state["recipe"])
+            and (record["dataset"]["fingerprint"], record["precision"]) == (state["fingerprint"], state["precision"])
+            and all(torch.equal(weights[name], theirs[name]) for name in weights)
+            and all((self.folder / name).exists() for name in RESULTS)
+        )
+
+    def set_aside(self) -> None:
+        """Before a fresh start: keep the checkpoint of a run whose results are not all here under another name."""
+        if not self.path.exists():
+            return
+        try:
+            state = load_checkpoint(self.path)
+            finished = len(state["trainer"]["history"]) >= state["recipe"]["epochs"] and self._results_stand(state)
+        except (Fault, KeyError, TypeError):
+            finished = False  # one we cannot read may matter to somebody
+        if not finished:
+            numbered = (self.folder / f"checkpoint.previous{n}.pt" for n in itertools.chain([""], itertools.count(2)))
+            previous = next(path for path in numbered if not path.exists())
+            self.path.replace(previous)
+            print(f"Kept the checkpoint of an unfinished run as {previous}", file=sys.stderr)
+
+
+def flatten(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What a result depends on, by name: how it was trained, and the arguments of the model."""
+    return {name: recipe.get(name) for name in ("name", "model", *TRAINING)} | dict(recipe["model_args"])
