@@ -13,7 +13,7 @@ from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 BLUE, ORANGE, GREY = "#2563a8", "#d9722b", "#8a8f98"
 _SIGNED = "RdBu_r"  # zero is white
@@ -239,4 +239,24 @@ def side_by_side(panels: dict[str, np.ndarray], title: str) -> bytes:
         axes.imshow(image, cmap="gray", vmin=0, vmax=1)
         axes.set(xticks=[], yticks=[], xlabel=label)
         axes.spines[:].set(visible=True, color=GREY)
+    return _png(figure)
+
+
+@rc_context(_STYLE)
+def scaling_panels(panels: dict[str, dict[int, float]], title: str) -> bytes:
+    """A panel for each `"x label|y label|recipe"`, with the cost for each x, on logarithmic axes."""
+    figure = Figure(figsize=(4 * min(len(panels), 3), 3.4 * -(-len(panels) // 3)), layout="constrained")
+    figure.suptitle(title, fontweight="bold")
+    for place, (labels, points) in enumerate(panels.items(), start=1):
+        x_label, y_label, recipe = labels.split("|")
+        axes = figure.add_subplot(-(-len(panels) // 3), min(len(panels), 3), place)
+        axes.plot(list(points), list(points.values()), "o-", color=BLUE)
+        axes.set(title=recipe, xlabel=x_label, ylabel=y_label, xscale="log", yscale="log")
+        axes.set_xticks(list(points), [f"{x:,}" if x < 10_000 else f"{x // 1000}k" for x in points])
+        axes.xaxis.set_minor_locator(NullLocator())
+        low, high = min(points.values()), max(points.values())
+        axes.set_ylim(low / 1.6, high * 1.6)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
     return _png(figure)

@@ -6,11 +6,11 @@ device until the epoch ends, so that a GPU is never waited for.
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ae_errors import Fault
 from ae_metrics import evaluate, to_pixels
@@ -69,6 +69,30 @@ def make_schedule(
     return None
 
 
+class _Loss(nn.Module):
+    """The model's loss as a module, from uint8 images, in the run's precision: what a CUDA graph captures."""
+
+    def __init__(self, model: Autoencoder, precision: Precision) -> None:
+        super().__init__()
+        self.model, self.precision = model, precision
+
+    def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        with self.precision.autocast():
+            loss, parts = self.model.loss(to_pixels(images, self.model.input_range))
+        return loss, parts
+
+    def captured(self, images: Tensor) -> "_Loss":
+        """This loss, forward and backward, as two CUDA graphs for batches like `images`.
+
+        These models are tiny for a GPU: launching a step's kernels one by one costs more than running them.
+        """
+        with torch.random.fork_rng([images.device]):  # the warm-up must not draw from the run's noise
+            try:
+                return cast(_Loss, torch.cuda.make_graphed_callables(_Loss(self.model, self.precision), (images,)))
+            except RuntimeError as error:
+                raise Fault(f"a step cannot be captured as a CUDA graph ({error}); use --cuda-graphs off") from error
+
+
 class Diverged(Fault):
     """Training has produced a number that is not finite."""
 
@@ -78,9 +102,13 @@ class Trainer:
 
     def __init__(
         self, model: Autoencoder, recipe: Recipe, train_images: np.ndarray, test_images: np.ndarray,
-        device: torch.device, precision: Precision, workers: int = 0,
+        device: torch.device, precision: Precision, workers: int = 0, graphs: bool = False,
     ) -> None:  # fmt: skip
-        """`train_images` and `test_images` are (N, 784) uint8; with workers they stay in the host's memory."""
+        """`train_images` and `test_images` are (N, 784) uint8; with workers they stay in the host's memory.
+
+        With `graphs`, for CUDA, all steps of an epoch but a smaller last one replay the first as a CUDA graph.
+        """
+        self.graphs = graphs
         self.model, self.recipe, self.precision, self.workers = model.to(device), recipe, precision, workers
         self.device = device
         self.train_images = torch.from_numpy(train_images.copy()).to("cpu" if workers else device)
@@ -118,8 +146,12 @@ class Trainer:
         self.model.on_epoch(epoch, self.recipe.epochs)
         self.model.train()
         done, start, before = self.steps_done, time.perf_counter(), self.seconds
+        eager = captured = _Loss(self.model, self.precision)
         for images in batches(self.train_images, order[done:], self.workers, self.device):
-            numbers = self._step(images)
+            whole = len(images) == self.recipe.batch_size
+            if self.graphs and whole and captured is eager:  # anew every epoch: `on_epoch` may change the model
+                captured = eager.captured(images)
+            numbers = self._step(images, captured if whole else eager)
             for name, value in numbers.items():
                 self.logged.setdefault(name, []).append(value)
             self.seconds = before + time.perf_counter() - start
@@ -131,16 +163,16 @@ class Trainer:
         shares = torch.tensor([len(index) for index in order], dtype=torch.double) / len(self.train_images)
         return {name: torch.tensordot(shares, values, dims=1).tolist() for name, values in losses.items()}
 
-    def _step(self, images: Tensor) -> dict[str, Tensor]:
+    def _step(self, images: Tensor, loss_of: _Loss) -> dict[str, Tensor]:
         """One update of the weights from a batch of uint8 images; the loss and its parts, still on the device."""
-        with self.precision.autocast():
-            loss, parts = self.model.loss(to_pixels(images, self.model.input_range))
+        loss, parts = loss_of(images)
         self.optimizer.zero_grad()
         self.precision.update(loss, self.optimizer, self.recipe.grad_clip)
         if self.schedule:
             self.schedule.step()
         self.model.after_step()
-        return {"train_loss": loss.detach(), **parts}
+        # A captured step writes its numbers into the same place every time.
+        return {name: value.detach().clone() for name, value in {"train_loss": loss, **parts}.items()}
 
     def check_finite(self) -> None:
         """Raise Fault when a loss of this epoch, or a weight, is not finite: what follows would be noise."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 Parts = dict[str, Tensor]
 
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
 _OUTPUTS: dict[str, tuple[type[nn.Module], str]] = {"tanh": (nn.Tanh, "signed"), "sigmoid": (nn.Sigmoid, "unit")}
 
 
@@ -130,15 +131,40 @@ class SymmetricAutoencoder(LayeredAutoencoder):
     """Fully connected autoencoder whose decoder mirrors its encoder (Hinton & Salakhutdinov 2006).
 
     `layer_sizes` runs from the pixels to the code, such as [784, 2500, 154]; fewer than two entries, or one
-    below 1, is a ValueError. ReLU follows every layer of the encoder, the one into the code included unless
-    `code_activation` is `none`, and every layer of the decoder but the last. Further arguments: `LayeredAutoencoder`.
+    below 1, is a ValueError. `activation` (`relu`; `gelu`: Hendrycks & Gimpel 2016) follows every layer but the
+    last of either half, `code_activation` (`relu` or `none`) the code. With `linear_path` either half is the sum of
+    its layers and of one linear map, so that the layers learn only what is not linear (He et al. 2016).
+    Further arguments: `LayeredAutoencoder`.
     """
 
     def __init__(
-        self, layer_sizes: Sequence[int], code_activation: str = "relu", output: str = "tanh", **objective: Any
+        self,
+        layer_sizes: Sequence[int],
+        activation: str = "relu",
+        code_activation: str = "relu",
+        linear_path: bool = False,
+        output: str = "tanh",
+        **objective: Any,
     ) -> None:
-        encoder = _layers(layer_sizes) + ([nn.ReLU()] if code_activation == "relu" else [])
-        super().__init__(encoder, _layers(layer_sizes[::-1]), output, **objective)
+        encoder, decoder = (_layers(sizes, activation) for sizes in (layer_sizes, layer_sizes[::-1]))
+        if linear_path:
+            pixels, code_size = layer_sizes[0], layer_sizes[-1]
+            encoder = [_WithLinearPath(encoder, pixels, code_size)]
+            decoder = [_WithLinearPath(decoder, code_size, pixels)]
+        encoder += [nn.ReLU()] if code_activation == "relu" else []
+        super().__init__(encoder, decoder, output, **objective)
+
+
+class _WithLinearPath(nn.Module):
+    """layers(x) + linear(x)."""
+
+    def __init__(self, layers: Sequence[nn.Module], inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.layers, self.linear = nn.Sequential(*layers), nn.Linear(inputs, outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.layers(x) + self.linear(x)
+        return result
 
 
 class ConvAutoencoder(LayeredAutoencoder):
@@ -212,11 +238,11 @@ def kl_to_standard_normal(mean: Tensor, logvar: Tensor) -> Tensor:
     return -0.5 * (1 + logvar - mean.square() - logvar.exp()).sum(dim=1)
 
 
-def _layers(sizes: Sequence[int]) -> list[nn.Module]:
-    """Linear layers through `sizes` with a ReLU between each two."""
+def _layers(sizes: Sequence[int], activation: str = "relu") -> list[nn.Module]:
+    """Linear layers through `sizes` with an activation between each two."""
     if len(sizes) < 2 or min(sizes) < 1:
         raise ValueError(f"layer sizes: expected at least two of at least 1, got {list(sizes)}")
     layers: list[nn.Module] = []
     for width, next_width in pairwise(sizes):
-        layers += [nn.Linear(width, next_width), nn.ReLU()]
+        layers += [nn.Linear(width, next_width), _ACTIVATIONS[activation]()]
     return layers[:-1]

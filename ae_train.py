@@ -46,7 +46,9 @@ def parser(settings: Container[str] = SETTINGS) -> ae_cli.Parser:
     model.add_argument("--list-recipes", action="store_true", help="print every recipe with its settings, and end")
     setting(model, "--hidden-sizes", "widths between pixels and code, '' for none", type=ae_cli.sizes, metavar="N,N,..")
     setting(model, "--code-size", "a number, or auto for what the PCA says", type=ae_cli.code_size, metavar="N")
+    setting(model, "--activation", "between the layers of a fully connected model", choices=("relu", "gelu"))
     setting(model, "--code-activation", "after the last layer of the encoder", choices=("relu", "none"))
+    setting(model, "--linear-path", "a linear map beside the layers of either half", action="store_true")
     setting(model, "--loss", "squared error, or cross-entropy", choices=("mse", "bce"))
     setting(model, "--noise-factor", "standard deviation of the noise added to training images",
             type=ae_cli.number(0), metavar="X")
@@ -78,6 +80,9 @@ def parser(settings: Container[str] = SETTINGS) -> ae_cli.Parser:
                           help=f"auto, cuda, cuda:N, mps or cpu; auto is the first there is {shown}")
     training.add_argument("--amp", choices=("auto", "on", "off"), default="auto",
                           help=f"mixed precision; auto is on for CUDA, off elsewhere {shown}")
+
+    training.add_argument("--cuda-graphs", choices=("on", "off"), default="off",
+                          help=f"replay each step as a CUDA graph: fewer launches, not yet measured {shown}")
 
     output = parser.add_argument_group("output")
     output.add_argument("--output-dir", type=Path, help="where results go (default: outputs, or outputs/RECIPE)")
@@ -152,14 +157,16 @@ def run(args: argparse.Namespace) -> None:
     from ae_runtime import Precision, check_memory, device_name, keep_freed_memory, pick_device
 
     device = pick_device(args.device)
-    precision = Precision(args.amp, device)
+    precision, graphs = Precision(args.amp, device), args.cuda_graphs == "on"
+    if graphs and device.type != "cuda":
+        raise Mistake(f"--cuda-graphs on: needs a CUDA device, and this run is on {device}; leave it off")
     images = load_images(args.dataset, args.data_root)
     recipe, pca, pca_missing = settle(recipe, args, images, folder)
     check_memory(recipe)
     keep_freed_memory()
     torch.manual_seed(recipe.seed)
     model = recipe.build()
-    trainer = Trainer(model, recipe, images.train_images, images.test_images, device, precision, args.workers)
+    trainer = Trainer(model, recipe, images.train_images, images.test_images, device, precision, args.workers, graphs)
     with lock_folder(prepare_folder(folder)):
         kept = Run(trainer, images, folder)
         if not args.resume:

@@ -1,10 +1,10 @@
-"""The suite's training loop against the plain loop everyone knows, side by side, as ratios.
+"""The suite against the plain loop everyone knows, side by side, as ratios.
 
-Each round trains the same recipe on the same images with the plain loop (torchvision's data set, ToTensor and
-Normalize image by image through a DataLoader, unfused Adam, .item() every step), with ours in fp32 and with ours in
-mixed precision, in turn and in one process; medians over the rounds are reported, since a shared machine drifts.
-The matrix products alone, of the very shapes that the recipe multiplies, are timed in the same rounds: what no
-training loop can go below. Needs the real MNIST (--data-root).
+Each round trains the same recipe on the same images with the plain loop (`plain.py`), with ours in fp32 and, with
+--amp, in mixed precision, in turn and in one process; medians over the rounds are reported, since a shared machine
+drifts. The matrix products alone, of the very shapes that the recipe multiplies, are timed in the same rounds: what
+no training loop can go below. Then whole processes: `ae_pca.py`, the speedrun against the plain loop's ten epochs,
+the time to the first step and the memory of `ae_train.py`. Needs the real MNIST (--data-root).
 """
 
 import argparse
@@ -22,70 +22,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from plain_sparse import PlainEnsemble  # noqa: E402
-from torchvision import datasets, transforms  # noqa: E402
+import scaling  # noqa: E402
+from plain import build, plain_epoch, plain_loader  # noqa: E402
 
 from ae_data import load_images  # noqa: E402
+from ae_files import write_atomic  # noqa: E402
 from ae_loop import Trainer  # noqa: E402
-from ae_models import VAE, Autoencoder  # noqa: E402
 from ae_recipes import PIXELS, RECIPES, Recipe  # noqa: E402
 from ae_runtime import Precision, keep_freed_memory  # noqa: E402
 from ae_sparse import SparseEnsemble  # noqa: E402
 
 CPU = torch.device("cpu")
+IMPORTS = "import torch, torchvision, matplotlib.figure, matplotlib.backends.backend_agg"
+PROCESSES = ("ae_pca.py", "speedrun")  # timed as whole processes too
 Work = Callable[[], object]
 
 
-def plain_loss(model: Autoencoder, recipe: Recipe, x: Tensor) -> Tensor:
-    """The recipe's loss as its write-up computes it: from the decoder's output, not from logits."""
-    if isinstance(model, VAE):
-        hidden = model.encoder(x)
-        mean, logvar = model.mean(hidden), model.logvar(hidden)
-        output = model.decode(mean + torch.randn_like(mean) * torch.exp(0.5 * logvar))
-        kl = -0.5 * torch.sum(1 + logvar - mean.pow(2) - logvar.exp()) / len(x)
-        return F.binary_cross_entropy(output, x, reduction="sum") / len(x) + model.beta * kl
-    noise = recipe.model_args["noise_factor"]
-    output, _ = model(torch.clamp(x + noise * torch.randn_like(x), 0.0, 1.0) if noise else x)
-    if recipe.model_args["loss"] == "bce":
-        return F.binary_cross_entropy(output, (x + 1) / 2, reduction="sum") / len(x)
-    return F.mse_loss(output, x)
-
-
-def plain_epoch(recipe: Recipe, root: Path, count: int) -> Work:
-    """One epoch over `count` images by the plain loop, ready to be called."""
-    model = build(recipe)
-    steps: list[Callable[[Any], Any]] = [transforms.ToTensor()]
-    if model.input_range == "signed":
-        steps.append(transforms.Normalize((0.5,), (0.5,)))
-    images = datasets.MNIST(str(root), train=True, transform=transforms.Compose(steps))
-    loader = torch.utils.data.DataLoader(
-        torch.utils.data.Subset(images, range(count)), batch_size=recipe.batch_size, shuffle=True
-    )
-    if isinstance(model, SparseEnsemble):
-        ensemble = PlainEnsemble()
-        return lambda: [ensemble.step(x.view(len(x), -1)) for x, _ in loader]
-    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr)
-
-    def epoch() -> None:
-        total = 0.0
-        for x, _ in loader:
-            loss = plain_loss(model, recipe, x.view(len(x), -1))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += loss.item()
-
-    return epoch
-
-
 def our_epoch(recipe: Recipe, root: Path, count: int, amp: str) -> Work:
-    """One epoch over `count` images by the suite's own loop."""
+    """One epoch over `count` images by the suite's own loop, ready to be called."""
     images = load_images("mnist", root)
     train, test = images.train_images[:count], images.test_images[:1]
     endless = recipe.override({"epochs": 1000})
@@ -93,7 +52,7 @@ def our_epoch(recipe: Recipe, root: Path, count: int, amp: str) -> Work:
     return lambda: next(epochs)
 
 
-def products(recipe: Recipe) -> Work | None:
+def products(recipe: Recipe, dtype: torch.dtype) -> Work | None:
     """The matrix products of one step (forward, weight and input gradients), or None where there are others too."""
     model, batch = build(recipe), recipe.batch_size
     if isinstance(model, SparseEnsemble):  # each one's encoder and decoder
@@ -102,10 +61,11 @@ def products(recipe: Recipe) -> Work | None:
         return None
     else:
         layers = [m.weight.detach() for m in model.modules() if isinstance(m, nn.Linear)]
-    pairs = [(torch.rand(batch, weight.shape[1]), weight, torch.rand(batch, weight.shape[0])) for weight in layers]
+    shapes = [(torch.rand(batch, w.shape[1]), w, torch.rand(batch, w.shape[0])) for w in layers]
+    triples = [tuple(matrix.to(dtype) for matrix in shape) for shape in shapes]
 
     def step() -> None:
-        for x, weight, gradient in pairs:
+        for x, weight, gradient in triples:
             torch.mm(x, weight.t())
             torch.mm(gradient.t(), x)
             if x.shape[1] != PIXELS:  # nobody asks for the gradient of the pixels
@@ -114,68 +74,134 @@ def products(recipe: Recipe) -> Work | None:
     return step
 
 
-def build(recipe: Recipe) -> Autoencoder:
-    torch.manual_seed(recipe.seed)
-    return recipe.build()
-
-
 def seconds(work: Work) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
-def bench_recipe(recipe: Recipe, root: Path, count: int, rounds: int, mixed: bool) -> dict[str, Any]:
-    """Medians over the rounds, and the ratios of each round's neighbours."""
-    contestants = {"plain": plain_epoch(recipe, root, count), "ours": our_epoch(recipe, root, count, "off")}
-    if mixed:
-        contestants["ours, amp"] = our_epoch(recipe, root, count, "on")
-    matrix = products(recipe)
-    if matrix:
-        steps = -(-count // recipe.batch_size)
-        contestants["products"] = lambda: [matrix() for _ in range(steps)]
+def repeat(work: Work, times: int) -> None:
+    for _ in range(times):
+        work()
+
+
+def in_turn(contestants: dict[str, Work], rounds: int) -> dict[str, list[float]]:
+    """The seconds that each takes in every round after the first, which warms up."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for round_number in range(rounds + 1):
         for name, work in contestants.items():
             taken = seconds(work)
-            if round_number:  # the first round warms up
+            if round_number:
                 times[name].append(taken)
+    return times
+
+
+def ratio(times: dict[str, list[float]], one: str, other: str) -> float:
+    """The median over the rounds of how many times longer `one` takes than `other`."""
+    return statistics.median(a / b for a, b in zip(times[one], times[other]))
+
+
+def bench_recipe(recipe: Recipe, root: Path, count: int, rounds: int, mixed: bool) -> dict[str, Any]:
+    """Medians over the rounds, and the ratios of each round's neighbours."""
+    model = build(recipe)
+    loader = plain_loader(root, True, model.input_range == "signed", recipe.batch_size, count)
+    contestants = {"plain": plain_epoch(model, recipe, loader), "ours": our_epoch(recipe, root, count, "off")}
+    modes = {"ours": torch.float32}
+    if mixed:
+        contestants["ours, amp"] = our_epoch(recipe, root, count, "on")
+        modes["ours, amp"] = torch.bfloat16
+    for name, dtype in modes.items():
+        matrix = products(recipe, dtype)
+        if matrix:
+            contestants[f"products of {name}"] = partial(repeat, matrix, -(-count // recipe.batch_size))
+    times = in_turn(contestants, rounds)
     result: dict[str, Any] = {"recipe": recipe.name, "images": count, "rounds": rounds, "seconds": times}
-    for name in contestants.keys() - {"plain"}:
-        base = "ours" if name == "products" else "plain"
-        result[f"{base} / {name}"] = statistics.median(a / b for a, b in zip(times[base], times[name]))
-    for name in contestants.keys() - {"products"}:
-        result[f"{name}: images a second"] = count / statistics.median(times[name])
+    for name in modes:
+        result[f"plain / {name}"] = ratio(times, "plain", name)
+        if f"products of {name}" in times:
+            result[f"share of the matrix peak, {name}"] = ratio(times, f"products of {name}", name)
+    for name in ("plain", *modes):
+        result[f"images a second, {name}"] = count / statistics.median(times[name])
     return result
 
 
-def bench_pca(root: Path, rounds: int) -> dict[str, Any]:
-    """ae_pca.py as a process against one that loads image by image and fits the same PCA, in turn."""
-    python = sys.executable
-    ours = [python, str(HERE.parent / "ae_pca.py"), "--data-root", str(root), "--output-dir", "OUT"]
-    commands = {"plain": [python, str(HERE / "plain_pca.py"), str(root)], "ours": ours}
-    times: dict[str, list[float]] = {name: [] for name in commands}
+def process(command: list[str], awaited: str = "") -> tuple[float, float]:
+    """Run it: the seconds until it prints a line with `awaited`, and its peak memory in bytes."""
+    start, first = time.perf_counter(), 0.0
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as running:
+        assert running.stdout
+        for line in running.stdout:
+            if awaited in line and not first:
+                first = time.perf_counter() - start
+        _, status, used = os.wait4(running.pid, 0)
+        running.returncode = os.waitstatus_to_exitcode(status)
+    if running.returncode:
+        raise SystemExit(f"{' '.join(command)}: exit status {running.returncode}")
+    return first, used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def bench_process(name: str, root: Path, rounds: int) -> dict[str, Any]:
+    """One of our scripts as a process against the plain way to the same result, in turn."""
     with tempfile.TemporaryDirectory() as folder:
-        ours[-1] = folder
-        for round_number in range(rounds + 1):
-            for name, command in commands.items():
-                taken = seconds(partial(subprocess.run, command, check=True, capture_output=True))
-                if round_number:
-                    times[name].append(taken)
-    ratio = statistics.median(a / b for a, b in zip(times["plain"], times["ours"]))
-    return {"recipe": "ae_pca.py", "rounds": rounds, "seconds": times, "plain / ours": ratio}
+        places = ["--data-root", str(root), "--output-dir", folder]
+        if name == "speedrun":
+            plain = [str(HERE / "plain.py"), *places]
+            ours = [str(HERE.parent / "ae_train.py"), "--recipe", name, *places]
+        else:
+            plain = [str(HERE / "plain_pca.py"), str(root)]
+            ours = [str(HERE.parent / name), *places]
+        lines = {"plain": plain, "ours": ours}
+        times = in_turn({name: partial(process, [sys.executable, *line]) for name, line in lines.items()}, rounds)
+        record = Path(folder) / "run.json"
+        quality = {"test_mse": json.loads(record.read_text())["metrics"]["test_mse"]} if record.exists() else {}
+    label = f"{name}, whole process"
+    return {
+        "recipe": label,
+        "rounds": rounds,
+        "seconds": times,
+        "plain / ours": ratio(times, "plain", "ours"),
+        **quality,
+    }
+
+
+def bench_memory(recipe: Recipe, root: Path) -> dict[str, Any]:
+    """The time to the first step and the peak memory of one epoch of `ae_train.py`, beside what importing takes.
+
+    `memory over imports` is the peak without the weights, the optimiser's two moments and the images, as a multiple
+    of what importing torch, torchvision and matplotlib takes.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        command = [str(HERE.parent / "ae_train.py"), "--recipe", recipe.name, "--epochs", "1", "--log-interval", "1"]
+        command += ["--code-size", "154"] if RECIPES[recipe.name].code_size is None else []
+        first, peak = process([sys.executable, *command, "--data-root", str(root), "--output-dir", folder], "step 1/")
+    _, imports = process([sys.executable, "-c", IMPORTS])
+    own = 12 * sum(weight.numel() for weight in build(recipe).parameters()) + 55e6
+    return {
+        "seconds to the first step": first, "peak memory": peak, "imports' memory": imports,
+        "memory over imports": (peak - own) / imports,
+    }  # fmt: skip
+
+
+COLUMNS = {
+    "plain, images/s": ("images a second, plain", ",.0f"),
+    "ours, images/s": ("images a second, ours", ",.0f"),
+    "plain / ours": ("plain / ours", ".2f"),
+    "share of fp32 peak": ("share of the matrix peak, ours", ".0%"),
+    "plain / ours, amp": ("plain / ours, amp", ".2f"),
+    "share of bf16 peak": ("share of the matrix peak, ours, amp", ".0%"),
+    "first step, s": ("seconds to the first step", ".1f"),
+    "peak memory, MB": ("peak memory", ",.0f"),
+    "of imports": ("memory over imports", ".2f"),
+}
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """The results as a Markdown table."""
-    columns = {
-        "plain: images a second": ",.0f", "ours: images a second": ",.0f", "plain / ours": ".2f",
-        "plain / ours, amp": ".2f", "ours / products": ".2f",
-    }  # fmt: skip
-    lines = ["| | plain, images/s | ours, images/s | plain / ours | plain / ours, amp | ours / products |"]
-    lines.append("| --- | --- | --- | --- | --- | --- |")
+    """The results as a Markdown table, without the columns that nothing was measured for."""
+    columns = {title: column for title, column in COLUMNS.items() if any(column[0] in r for r in results)}
+    lines = [f"| | {' | '.join(columns)} |", "| --- |" + " --- |" * len(columns)]
     for result in results:
-        cells = [format(result[column], style) if column in result else "" for column, style in columns.items()]
+        scaled = {**result, "peak memory": result.get("peak memory", 0) / 1e6}
+        cells = [format(scaled[key], style) if key in result else "" for key, style in columns.values()]
         lines.append(f"| {result['recipe']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -190,24 +216,35 @@ def processor() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    rows = (*PROCESSES, *(f"{name} epochs" for name in RECIPES), "scaling")
     parser.add_argument("--data-root", type=Path, default=Path("data"))
-    parser.add_argument("--only", default=",".join(("ae_pca.py", *RECIPES)), help="comma-separated rows")
+    parser.add_argument("--only", default=",".join(rows), help="comma-separated: %(default)s")
     parser.add_argument("--images", type=int, default=12_800, help="images of an epoch (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds (default: %(default)s)")
     parser.add_argument("--amp", action="store_true", help="time mixed precision too (worth it with bf16 units)")
     args = parser.parse_args()
     keep_freed_memory()
-    results = []
-    for name in args.only.split(","):
-        if name == "ae_pca.py":
-            results.append(bench_pca(args.data_root, args.rounds))
-        else:
-            recipe = RECIPES[name] if RECIPES[name].code_size else RECIPES[name].override({"code_size": 154})
-            results.append(bench_recipe(recipe, args.data_root, args.images, args.rounds, args.amp))
-        print(table(results[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
     machine = {"processor": processor(), "torch": torch.__version__, "system": platform.system()}
-    (HERE / "results.json").write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
-    print(f"{machine['processor']}, torch {machine['torch']}, medians of {args.rounds} rounds\n\n{table(results)}")
+    kept = HERE / "results.json"
+    results = {r["recipe"]: r for r in json.loads(kept.read_text())["results"]} if kept.exists() else {}
+    for name in args.only.split(","):
+        if name == "scaling":
+            scaling.main(args.data_root, machine["processor"])
+            continue
+        if name in PROCESSES:
+            result = bench_process(name, args.data_root, args.rounds)
+        else:
+            row = RECIPES[name.removesuffix(" epochs")]
+            recipe = row if row.code_size else row.override({"code_size": 154})
+            count = min(args.images, 30 * recipe.batch_size) if recipe.name == "sparse" else args.images
+            result = bench_recipe(recipe, args.data_root, count, args.rounds, args.amp)
+            result |= bench_memory(recipe, args.data_root)
+        results[result["recipe"]] = result
+        print(table([result]).splitlines()[-1], file=sys.stderr, flush=True)
+        text = json.dumps({"machine": machine, "results": list(results.values())}, indent=1)
+        write_atomic(kept, text.encode() + b"\n")  # what was measured survives an interruption
+    print(f"{machine['processor']}, torch {machine['torch']}, medians of {args.rounds} rounds\n")
+    print(table(list(results.values())))
 
 
 if __name__ == "__main__":

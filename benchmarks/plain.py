@@ -1,0 +1,110 @@
+"""The plain loop everyone knows, for any recipe: what `bench.py` holds the suite against.
+
+torchvision's data set, ToTensor and Normalize image by image through a DataLoader, unfused Adam, `.item()` after
+every step, the test set at the end, two pictures. As a script it is the whole process that a tutorial's reader runs.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from matplotlib import pyplot as plt
+from torch import Tensor
+from torchvision import datasets, transforms
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from plain_sparse import PlainEnsemble
+
+from ae_models import VAE, Autoencoder
+from ae_recipes import RECIPES, Recipe
+from ae_sparse import SparseEnsemble
+
+Loader = torch.utils.data.DataLoader[tuple[Tensor, Tensor]]
+
+
+def build(recipe: Recipe) -> Autoencoder:
+    """The recipe's untrained model, from its seed."""
+    torch.manual_seed(recipe.seed)
+    return recipe.build()
+
+
+def plain_loader(root: Path, train: bool, signed: bool, batch_size: int, count: int | None = None) -> Loader:
+    """The first `count` images of MNIST, shuffled when they are to be trained on."""
+    steps = [transforms.ToTensor(), *([transforms.Normalize((0.5,), (0.5,))] if signed else [])]
+    images = datasets.MNIST(str(root), train=train, transform=transforms.Compose(steps))
+    part = torch.utils.data.Subset(images, range(count or len(images)))
+    return torch.utils.data.DataLoader(part, batch_size=batch_size, shuffle=train)
+
+
+def plain_loss(model: Autoencoder, recipe: Recipe, x: Tensor) -> Tensor:
+    """The recipe's loss as its write-up computes it: from the decoder's output, not from logits."""
+    if isinstance(model, VAE):
+        hidden = model.encoder(x)
+        mean, logvar = model.mean(hidden), model.logvar(hidden)
+        output = model.decode(mean + torch.randn_like(mean) * torch.exp(0.5 * logvar))
+        kl = -0.5 * torch.sum(1 + logvar - mean.pow(2) - logvar.exp()) / len(x)
+        return F.binary_cross_entropy(output, x, reduction="sum") / len(x) + model.beta * kl
+    noise = recipe.model_args["noise_factor"]
+    output, _ = model(torch.clamp(x + noise * torch.randn_like(x), 0.0, 1.0) if noise else x)
+    if recipe.model_args["loss"] == "bce":
+        return F.binary_cross_entropy(output, (x + 1) / 2, reduction="sum") / len(x)
+    return F.mse_loss(output, x)
+
+
+def plain_epoch(model: Autoencoder, recipe: Recipe, loader: Loader) -> Callable[[], list[float]]:
+    """One epoch by the plain loop, ready to be called; it answers with the batch losses."""
+    if isinstance(model, SparseEnsemble):
+        ensemble = PlainEnsemble()
+        return lambda: [sum(ensemble.step(x.view(len(x), -1))) for x, _ in loader]
+    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr)
+
+    def epoch() -> list[float]:
+        losses = []
+        for x, _ in loader:
+            loss = plain_loss(model, recipe, x.view(len(x), -1))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+            if len(losses) == 1:
+                print("first step", flush=True)
+        return losses
+
+    return epoch
+
+
+def main() -> None:
+    """Train `symmetric` with a code of 154 and leave two pictures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data-root", type=Path, default=Path("data"))
+    parser.add_argument("--output-dir", type=Path, default=Path("."))
+    parser.add_argument("--epochs", type=int, default=10)
+    args = parser.parse_args()
+    recipe = RECIPES["symmetric"].override({"code_size": 154})
+    model = build(recipe)
+    epoch = plain_epoch(model, recipe, plain_loader(args.data_root, True, True, recipe.batch_size))
+    losses: list[float] = []
+    for number in range(args.epochs):
+        losses += epoch()
+        print(f"epoch {number + 1}: loss {losses[-1]:.4f}", flush=True)
+    total, shown = 0.0, []
+    with torch.no_grad():
+        for x, _ in plain_loader(args.data_root, False, True, recipe.batch_size):
+            x = x.view(len(x), -1)
+            rebuilt, _ = model(x)
+            total += F.mse_loss(rebuilt, x).item() * len(x)
+            shown.append((x[:1], rebuilt[:1]))
+    print(f"test MSE {total / 10_000:.5f}")
+    plt.plot(losses)
+    plt.savefig(args.output_dir / "plain_loss.png")
+    plt.figure()
+    plt.imshow(torch.cat([torch.cat(pair).view(-1, 28) for pair in shown[:10]], dim=1), cmap="gray")
+    plt.savefig(args.output_dir / "plain_reconstructions.png")
+
+
+if __name__ == "__main__":
+    main()
