@@ -18,6 +18,7 @@ class Claim:
     flags     of the run that answers it, beside the recipe's name
     place     `metrics.NAME` of run.json; `EPOCH.NAME` of history.csv; `analysis.NAME` of the untrained model;
               `pca.components`; `compression.CODE_SIZE`. Of an ensemble the mean counts.
+    dataset   the image set that it was published for
     relation  `=` within the tolerance; `>` above the value; `<` below what the run `against` has in the same place
     rounding  half a unit of the last digit printed, or half of the range printed
     spread    standard deviation over three seeds, for when fewer are run
@@ -34,6 +35,7 @@ class Claim:
     against: tuple[str, ...] = ()
     unit: str = ""
     source: str = "published"
+    dataset: str = "mnist"
     why: str = ""
 
     def tolerance(self, spread: float | None, seeds: int) -> float:

@@ -5,7 +5,7 @@ Images come as (n, 784) arrays in unit range.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -259,4 +259,42 @@ def scaling_panels(panels: dict[str, dict[int, float]], title: str) -> bytes:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_locator(NullLocator())
+    return _png(figure)
+
+
+@rc_context(_STYLE)
+def loss_panels(losses: Mapping[str, Sequence[tuple[float, float]]], title: str) -> bytes:
+    """Training and test loss of every epoch, a panel for each run."""
+    rows = -(-len(losses) // 3)
+    figure = Figure(figsize=(12, 3.2 * rows + 0.5), layout="constrained")
+    figure.suptitle(title, fontweight="bold")
+    for place, (name, course) in enumerate(losses.items(), start=1):
+        axes = figure.add_subplot(rows, 3, place)
+        epochs = np.arange(1, len(course) + 1)
+        for values, colour, label in zip(np.transpose(course), (BLUE, ORANGE), ("training", "test")):
+            axes.plot(epochs, values, "o-" if len(course) < 20 else "-", color=colour, markersize=4, label=label)
+        axes.set(title=name, xlabel="epoch", ylabel="loss")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if place == 1:
+            axes.legend()
+    return _png(figure)
+
+
+@rc_context(_STYLE)
+def code_size_curves(pca: dict[int, float], errors: dict[str, dict[int, float]], count: int, title: str) -> bytes:
+    """Test MSE over code sizes: PCA's curve, a line for each recipe, and where PCA explains 95 % of the variance."""
+    figure, axes = _chart(title, "code size", "test MSE per pixel in [0, 1]")
+    axes.plot(list(pca), list(pca.values()), color=GREY, linewidth=2, label="PCA")
+    for (name, points), colour, mark in zip(errors.items(), (BLUE, ORANGE), "os"):
+        axes.plot(list(points), list(points.values()), f"{mark}-", color=colour, label=name)
+    axes.set(xscale="log", yscale="log")
+    if count in pca:
+        axes.axvline(count, color=GREY, linestyle="--", linewidth=1)
+        axes.plot([count], [pca[count]], "D", color=GREY)
+        axes.annotate(f"95 % of the variance: {count}", (count, pca[count]), xytext=(-8, -18), color="#5a5f66",
+                      textcoords="offset points", ha="right")  # fmt: skip
+    sizes = sorted({size for points in errors.values() for size in points})
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.legend()
     return _png(figure)

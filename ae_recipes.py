@@ -269,6 +269,9 @@ _ROWS = (
 
 RECIPES: dict[str, Recipe] = {row.name: row for row in _ROWS}
 
+PUBLISHED = tuple(row.name for row in _ROWS if row.source != "ours")
+STUDIED = (DEFAULT, "tuned")  # over code sizes, beside PCA
+
 # What a flag may override: how to train, and every argument that some row's model has.
 TRAINING = ("epochs", "batch_size", "optimizer", "lr", "lr_schedule", "weight_decay", "grad_clip", "seed")
 SETTINGS = {*TRAINING, *(name for row in _ROWS for name in row.model_args)}

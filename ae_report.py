@@ -13,11 +13,12 @@ import torch
 import ae_figures
 from ae_data import ImageSet
 from ae_linear import Pca
-from ae_loop import Trainer
+from ae_loop import Trainer, batch_order
 from ae_metrics import (
     denoise,
     encode,
     firing_rates,
+    loss_analysis,
     pearson,
     quality,
     range_factor,
@@ -31,6 +32,7 @@ from ae_recipes import Recipe
 from ae_runtime import seed_for
 from ae_sparse import SparseEnsemble, mmcs
 
+ANALYSED = 10  # batches that the loss analysis looks at
 _SHOWN = 10  # test images in a picture
 _FEATURES = 100  # features in a picture, spread over how often they fire
 
@@ -50,6 +52,15 @@ def measure(trainer: Trainer, images: ImageSet, pca: Pca) -> dict[str, Any]:
             metrics["mmcs"] = mmcs(model.weight.detach()).item()
     last = trainer.history[-1]
     return metrics | {name: value for name, value in last.items() if name not in ("epoch", "seconds")}
+
+
+def analyse_untrained(recipe: Recipe, images: ImageSet, device: torch.device) -> dict[str, Any]:
+    """`loss_analysis` of the ensemble that training would start from, on its first batches."""
+    torch.manual_seed(recipe.seed)
+    model = recipe.build().to(device)
+    order = batch_order(len(images.train_images), recipe.batch_size, recipe.seed, 0)
+    train_images = torch.from_numpy(images.train_images.copy()).to(device)
+    return loss_analysis(model, train_images, torch.cat(order[:ANALYSED]))
 
 
 def verdict(recipe: Recipe, metrics: dict[str, Any]) -> str:

@@ -4,8 +4,10 @@ import contextlib
 import ctypes
 import math
 import os
+import platform
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -112,3 +114,11 @@ def seed_for(seed: int, *path: int) -> int:
 def device_name(device: torch.device) -> str:
     """The device as a person knows it."""
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
+def machine_name() -> str:
+    """The processor's type, its cores and torch's version: what a measured time belongs to."""
+    listed = Path("/proc/cpuinfo")
+    lines = listed.read_text().splitlines() if listed.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if "model name" in line] or [platform.processor()]
+    return f"{names[0]}, {os.cpu_count()} cores, torch {torch.__version__}"

@@ -16,7 +16,6 @@ from ae_errors import Mistake
 from ae_recipes import RECIPES, TRAINING, Recipe
 
 RECIPE = "sparse"
-_BATCHES = 10  # of the training's first, that the analysis looks at
 
 
 # fmt: off
@@ -63,20 +62,15 @@ def available(device: str) -> str:
 
 def analyze(recipe: Recipe, args: argparse.Namespace) -> None:
     """Print what the loss of the models that training would start from is worth, on its first batches."""
-    import torch
-
-    from ae_loop import batch_order
-    from ae_metrics import loss_analysis
+    from ae_report import ANALYSED, analyse_untrained
     from ae_runtime import check_memory, pick_device
 
     device = pick_device(args.device)
     check_memory(recipe)
-    torch.manual_seed(recipe.seed)
-    model = recipe.build().to(device)
     images = load_images(args.dataset, args.data_root)
-    chosen = torch.cat(batch_order(len(images.train_images), recipe.batch_size, recipe.seed, 0)[:_BATCHES])
-    numbers = loss_analysis(model, torch.from_numpy(images.train_images.copy()).to(device), chosen)
-    print(f"Loss before training, {images.title}: {len(chosen):,} of {len(images.train_images):,} training images")
+    numbers = analyse_untrained(recipe, images, device)
+    count = min(ANALYSED * recipe.batch_size, len(images.train_images))
+    print(f"Loss before training, {images.title}: {count:,} of {len(images.train_images):,} training images")
     print(report(numbers), flush=True)
 
 

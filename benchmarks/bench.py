@@ -10,7 +10,6 @@ the time to the first step and the memory of `ae_train.py`. Needs the real MNIST
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -34,7 +33,7 @@ from ae_data import load_images  # noqa: E402
 from ae_files import write_atomic  # noqa: E402
 from ae_loop import Trainer  # noqa: E402
 from ae_recipes import PIXELS, RECIPES, Recipe  # noqa: E402
-from ae_runtime import Precision, keep_freed_memory  # noqa: E402
+from ae_runtime import Precision, keep_freed_memory, machine_name  # noqa: E402
 from ae_sparse import SparseEnsemble  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -206,14 +205,6 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def processor() -> str:
-    """The processor's type and the number of cores, as the table names the machine."""
-    listed = Path("/proc/cpuinfo")
-    lines = listed.read_text().splitlines() if listed.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if "model name" in line] or [platform.processor()]
-    return f"{names[0]}, {os.cpu_count()} cores"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     rows = (*PROCESSES, *(f"{name} epochs" for name in RECIPES), "scaling")
@@ -224,12 +215,12 @@ def main() -> None:
     parser.add_argument("--amp", action="store_true", help="time mixed precision too (worth it with bf16 units)")
     args = parser.parse_args()
     keep_freed_memory()
-    machine = {"processor": processor(), "torch": torch.__version__, "system": platform.system()}
+    machine = machine_name()
     kept = HERE / "results.json"
     results = {r["recipe"]: r for r in json.loads(kept.read_text())["results"]} if kept.exists() else {}
     for name in args.only.split(","):
         if name == "scaling":
-            scaling.main(args.data_root, machine["processor"])
+            scaling.main(args.data_root, machine)
             continue
         if name in PROCESSES:
             result = bench_process(name, args.data_root, args.rounds)
@@ -243,7 +234,7 @@ def main() -> None:
         print(table([result]).splitlines()[-1], file=sys.stderr, flush=True)
         text = json.dumps({"machine": machine, "results": list(results.values())}, indent=1)
         write_atomic(kept, text.encode() + b"\n")  # what was measured survives an interruption
-    print(f"{machine['processor']}, torch {machine['torch']}, medians of {args.rounds} rounds\n")
+    print(f"{machine}, medians of {args.rounds} rounds\n")
     print(table(list(results.values())))
 
 

@@ -1,0 +1,99 @@
+"""The reproduction as a Markdown table and as one self-contained page: pictures inside, nothing fetched, no script."""
+
+import base64
+from html import escape
+from pathlib import Path
+from typing import Any
+
+HEAD = ("recipe", "claim", "published", "measured", "difference", "verdict", "training", "command")
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1d2129; --paper: #fff; --line: #d5d9df; --good: #1a7f37; --bad: #c0392b; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e6ea; --paper: #16181d; --line: #3a3f47; --good: #4cc26a; --bad: #ff7b6b; }
+}
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 72rem;
+       margin: 0 auto; padding: 1rem; }
+h1, h2 { line-height: 1.2; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .9rem; }
+th, td { border-bottom: 1px solid var(--line); padding: .4rem .6rem; text-align: left; vertical-align: top; }
+td.number { white-space: nowrap; font-variant-numeric: tabular-nums; }
+code { font-size: .85em; }
+.reproduced { color: var(--good); font-weight: 600; } .missed { color: var(--bad); font-weight: 600; }
+img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; margin: .4rem 0; }
+"""
+
+
+def _number(value: float) -> str:
+    return f"{value:.7g}" if abs(value) >= 1 else f"{value:.5f}".rstrip("0")
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """A row of the report as texts, in the order of HEAD."""
+    relation = "" if row["relation"] == "=" else f"{row['relation']} "
+    reference = row.get("reference", row["published"])
+    published = "" if reference is None else f"{relation}{_number(reference)} {row['unit']}".strip()
+    if row.get("against"):
+        published += f" ({row['against']})"
+    measured, difference = "", ""
+    if "mean" in row:
+        measured = _number(row["mean"]) + (f" ± {_number(row['spread'])}" if row["spread"] is not None else "")
+        difference = f"{row['difference']:+.3g}"
+        if row["tolerance"] is not None:
+            difference += f" (tolerance {row['tolerance']:.2g})"
+    verdict = row["verdict"] + (f": {row['why']}" if row["why"] else "")
+    claim = row["claim"] if row["source"] == "published" else f"{row['claim']} ({row['source']})"
+    return [row["recipe"], claim, published, measured, difference, verdict, f"{row['seconds']:.0f} s", row["command"]]
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report as a Markdown table, with what it was measured on."""
+    lines = [f"| {' | '.join(HEAD)} |", "| --- |" + " --- |" * (len(HEAD) - 1)]
+    for row in report["rows"]:
+        *texts, command = cells(row)
+        lines.append(f"| {' | '.join(texts)} | `{command}` |")
+    return "\n".join([*lines, "", _measured_on(report)])
+
+
+def _measured_on(report: dict[str, Any]) -> str:
+    seeds = "1 seed" if report["seeds"] == 1 else f"{report['seeds']} seeds, mean ± standard deviation"
+    return f"{report['dataset']}, {report['machine']}, {report['precision']}, {seeds}."
+
+
+def page(report: dict[str, Any], folder: Path) -> str:
+    """The report as HTML, with every picture of the runs' folders below `folder`."""
+    good = sum(row["verdict"] == "reproduced" for row in report["rows"])
+    parts = [
+        f"<h1>{good} of {len(report['rows'])} published numbers reproduced</h1>",
+        f"<p>{escape(_measured_on(report))} The whole command took {report['seconds']:.0f} seconds.</p>",
+        '<div class="wide"><table><thead><tr>',
+        *(f"<th>{name}</th>" for name in HEAD),
+        "</tr></thead><tbody>",
+        *(_row(row) for row in report["rows"]),
+        "</tbody></table></div>",
+    ]
+    for name, heading in (("code_size.png", "PCA and the autoencoders over code sizes"), ("loss_curves.png", "Losses")):
+        if (folder / name).exists():
+            parts.append(f"<h2>{heading}</h2>{_picture(folder / name, heading)}")
+    for system in report["systems"]:
+        parts.append(f"<h2>{escape(system['name'])}: {escape(system['summary'])}</h2>")
+        parts.append(f"<p><code>{escape(system['command'])}</code>, {system['seconds']:.0f} s of training</p>")
+        pictures = [path for path in sorted((folder / system["folder"]).glob("*.png")) if path.stem != "training_loss"]
+        parts += [_picture(path, f"{system['name']}: {path.stem.replace('_', ' ')}") for path in pictures]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Claimed beside measured</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
+        f"<style>{_STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
+    )
+
+
+def _row(row: dict[str, Any]) -> str:
+    *texts, command = (escape(text) for text in cells(row))
+    classes = {3: "number", 6: "number", 5: "reproduced" if row["verdict"] == "reproduced" else "missed"}
+    filled = [f'<td class="{classes.get(i, "")}">{text}</td>' for i, text in enumerate(texts)]
+    return f"<tr>{''.join(filled)}<td><code>{command}</code></td></tr>"
+
+
+def _picture(path: Path, text: str) -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<img alt="{escape(text)}" src="data:image/png;base64,{data}">'

@@ -1,0 +1,301 @@
+"""Every published number, claimed beside measured: train all systems under their published settings and compare.
+
+What was cut off is resumed, what stands there for the same settings is left alone. Ends with a table, also as
+reproduction.md, reproduction.json and reproduction.html in the output folder. Exit status 1 when a claim that should
+hold does not. --study code-size asks instead from which code size on an autoencoder is worth it.
+"""
+
+import argparse
+import csv
+import itertools
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import ae_cli
+import ae_train
+from ae_claims import Claim
+from ae_data import DATASETS, ImageSet, load_images
+from ae_errors import Fault, Mistake
+from ae_files import lock_folder, prepare_folder, read_count, write_atomic, write_json
+from ae_linear import count_file, fit_pca
+from ae_recipes import PIXELS, PUBLISHED, RECIPES, STUDIED, Recipe
+
+REPRODUCED, FAILED, KNOWN, ELSEWHERE = "reproduced", "not reproduced", "not reproduced (known)", "not applicable"
+_SMOKE = 10  # on a small image set, which nothing is claimed for, one epoch of this many is trained
+
+
+# fmt: off
+def parser() -> ae_cli.Parser:
+    parser = ae_cli.Parser(__doc__)
+    shown = "(default: %(default)s)"
+    parser.add_argument("--only", type=names, default=PUBLISHED, metavar="RECIPE,..",
+                        help=f"systems to run (default: {','.join(PUBLISHED)})")
+    parser.add_argument("--seeds", type=ae_cli.integer(1, 10), default=1, metavar="N",
+                        help=f"runs of each, with the recipe's seed and the next ones {shown}")
+    parser.add_argument("--study", choices=("code-size",),
+                        help=f"test MSE of PCA, {' and '.join(STUDIED)} over --code-sizes, as a figure")
+    parser.add_argument("--code-sizes", type=ae_cli.sizes, default=(2, 4, 8, 16, 32, 64, 128, 256), metavar="N,N,..",
+                        help="of the study (default: 2,4,8,16,32,64,128,256)")
+    parser.add_argument("--dataset", choices=DATASETS, default="mnist",
+                        help=f"on another one than mnist nothing is claimed; small ones are a smoke test {shown}")
+    parser.add_argument("--data-root", type=Path, default=Path("data"), help=f"where the images are {shown}")
+    parser.add_argument("--device", default="auto", help=f"as of ae_train.py {shown}")
+    parser.add_argument("--amp", choices=("auto", "on", "off"), default="auto", help=f"mixed precision {shown}")
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs/reproduction"),
+                        help=f"where the runs and the reports go {shown}")
+    return parser
+# fmt: on
+
+
+def names(text: str) -> tuple[str, ...]:
+    """An argparse type: comma-separated names of recipes with a write-up."""
+    chosen = tuple(name.strip() for name in text.split(","))
+    for name in chosen:
+        if name not in PUBLISHED:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(PUBLISHED)}")
+    return tuple(name for name in PUBLISHED if name in chosen)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of a recipe under further flags, and the folder it is kept in."""
+
+    flags: tuple[str, ...]  # the recipe's name, then flags
+    seed: int
+    folder: Path
+    common: tuple[str, ...]  # flags that every run shares: images, device, precision
+
+    @property
+    def name(self) -> str:
+        return " ".join(self.flags).replace("--", "")
+
+    @property
+    def command(self) -> str:
+        """What a person types to make this run's numbers."""
+        seed = [] if self.seed == RECIPES[self.flags[0]].seed else ["--seed", str(self.seed)]
+        return " ".join(["python", "ae_train.py", "--recipe", *self.flags, *seed])
+
+    @property
+    def arguments(self) -> list[str]:
+        """The flags of `ae_train.py`, all of them."""
+        return ["--recipe", *self.flags, *self.common, "--seed", str(self.seed), "--output-dir", str(self.folder)]
+
+    @property
+    def recipe(self) -> Recipe:
+        return ae_train.resolve(ae_train.parser().parse_args(self.arguments))
+
+    def record(self) -> dict[str, Any]:
+        """What run.json says; Mistake or Fault when it is missing or damaged."""
+        from ae_checkpoint import read_record
+
+        return read_record(self.folder)
+
+    def history(self) -> list[dict[str, str]]:
+        """The rows of history.csv."""
+        return list(csv.DictReader((self.folder / "history.csv").read_text().splitlines()))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parser().parse_args(arguments)
+    from ae_page import page, table
+
+    begun, images = time.monotonic(), load_images(args.dataset, args.data_root)
+    folder = prepare_folder(args.output_dir)
+    with lock_folder(folder):
+        if args.study:
+            study(args, images)
+            return
+        report = reproduce(args, images) | {"seconds": round(time.monotonic() - begun, 1)}
+        write_json(folder / "reproduction.json", report)
+        write_atomic(folder / "reproduction.md", table(report).encode() + b"\n")
+        write_atomic(folder / "reproduction.html", page(report, folder).encode())
+    print(table(report))
+    print(f"\nWrote reproduction.html, .md and .json into {folder} ({images.title}, {report['seconds']:.0f} s)")
+    failed = [row["claim"] for row in report["rows"] if row["verdict"] == FAILED]
+    if failed:
+        raise Fault(f"{len(failed)} of {len(report['rows'])} claims not reproduced, see {folder}: {'; '.join(failed)}")
+
+
+def reproduce(args: argparse.Namespace, images: ImageSet) -> dict[str, Any]:
+    """Train what is missing, and hold every claim of the chosen recipes against it."""
+    from ae_figures import loss_panels
+    from ae_runtime import machine_name
+
+    runs = plan(args, images)
+    for run in itertools.chain.from_iterable(runs.values()):
+        ensure(run, images)
+    rows = [judge(name, claim, runs, images, args) for name in args.only for claim in RECIPES[name].claims]
+    first = [seeds[0] for seeds in runs.values()]
+    losses = {run.name: [(float(row["train_loss"]), float(row["test_loss"])) for row in run.history()] for run in first}
+    write_atomic(args.output_dir / "loss_curves.png", loss_panels(losses, f"{images.title}: loss of every epoch"))
+    return {
+        "dataset": images.title, "fingerprint": images.fingerprint, "machine": machine_name(), "seeds": args.seeds,
+        "precision": first[0].record()["precision"], "rows": rows,
+        "systems": [
+            {"name": run.name, "summary": run.recipe.summary, "command": run.command,
+             "folder": run.folder.relative_to(args.output_dir).as_posix(), "seconds": run.record()["seconds"]}
+            for run in first
+        ],
+    }  # fmt: skip
+
+
+def plan(args: argparse.Namespace, images: ImageSet) -> dict[tuple[str, ...], list[Run]]:
+    """The runs of every seed that the claims of the chosen recipes need, by their flags."""
+    needed = [(name, *claim.flags) for name in args.only for claim in RECIPES[name].claims or (Claim("", ""),)]
+    needed += [claim.against for name in args.only for claim in RECIPES[name].claims if claim.against]
+    return {
+        flags: [make_run(flags, RECIPES[flags[0]].seed + number, args, images) for number in range(args.seeds)]
+        for flags in dict.fromkeys(needed)
+    }
+
+
+def make_run(flags: tuple[str, ...], seed: int, args: argparse.Namespace, images: ImageSet) -> Run:
+    """A run with its folder; on an image set that nothing is claimed for, one of few epochs."""
+    common = ["--dataset", args.dataset, "--data-root", str(args.data_root), "--device", args.device, "--amp", args.amp]
+    if images.epochs(1) > 1:
+        common += ["--epochs", str(-(-RECIPES[flags[0]].epochs // _SMOKE))]
+    folder = args.output_dir / "-".join(flag.strip("-") for flag in flags) / f"seed-{seed}"
+    return Run(flags, seed, folder, tuple(common))
+
+
+def ensure(run: Run, images: ImageSet) -> None:
+    """Train the run unless its results stand there; go on from where it was cut off."""
+    if stands(run, images):
+        print(f"{run.name}, seed {run.seed}: stands already", file=sys.stderr)
+        return
+    status, said = train(run, ["--resume"])
+    if status == 2:  # a checkpoint of other settings is there: it is kept under another name
+        status, said = train(run, [])
+    if status:
+        raise Fault(f"{run.command}: exit status {status}: {said}")
+
+
+def stands(run: Run, images: ImageSet) -> bool:
+    """Whether the folder holds the results of this very run."""
+    from ae_run import RESULTS
+
+    try:
+        record = run.record()
+    except (Fault, Mistake):
+        return False
+    wanted, there = run.recipe.as_dict(), record["recipe"]
+    if run.recipe.code_size is None:
+        wanted["model_args"]["code_size"] = there["model_args"].get("code_size")
+    same = wanted == there and record["dataset"]["fingerprint"] == images.fingerprint
+    return same and all((run.folder / name).exists() for name in (*RESULTS, record["weights"]))
+
+
+def train(run: Run, further: list[str]) -> tuple[int, str]:
+    """`ae_train.py` as a process, its progress as one line on stderr; its exit status and the last thing it said.
+
+    It has a session of its own, so that Ctrl-C reaches it once, from here, and it saves its place.
+    """
+    script = Path(__file__).resolve().parent / "ae_train.py"
+    command = [sys.executable, str(script), *run.arguments, *further]
+    said, begun = "", time.monotonic()
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout
+        try:
+            for said in process.stdout:
+                show(run, said, end="")
+        finally:
+            process.terminate()  # nothing, when it has ended
+    show(run, f"done in {time.monotonic() - begun:.0f} s" if not process.returncode else said, end="\n")
+    return process.returncode, said.strip()
+
+
+def show(run: Run, line: str, end: str) -> None:
+    """A line about the run on stderr: how far it is, on a terminal; how it ended, everywhere."""
+    place = re.match(r"Epoch (\d+)/(\d+):.* ([0-9.]+) s$", line)
+    if place:
+        left = (int(place[2]) - int(place[1])) * float(place[3])
+        line = f"epoch {place[1]} of {place[2]}, about {left:.0f} s left"
+    if end or (place and sys.stderr.isatty()):
+        clear = "\r\033[K" if sys.stderr.isatty() else ""
+        print(f"{clear}{run.name}, seed {run.seed}: {line.strip()}", end=end, file=sys.stderr, flush=True)
+
+
+def judge(
+    name: str, claim: Claim, runs: dict[tuple[str, ...], list[Run]], images: ImageSet, args: argparse.Namespace
+) -> dict[str, Any]:
+    """One row of the report: the claim, what was measured over the seeds, and the verdict."""
+    mine = runs[(name, *claim.flags)]
+    row = {"recipe": name, "claim": claim.what, "published": claim.value, "relation": claim.relation,
+           "unit": claim.unit, "source": claim.source, "command": mine[0].command,
+           "seconds": mine[0].record()["seconds"]}  # fmt: skip
+    if claim.dataset != images.name:
+        return row | {"verdict": ELSEWHERE, "why": f"published for {claim.dataset}"}
+    measured = [look_up(claim.place, run, images, args) for run in mine]
+    mean, spread = fmean(measured), stdev(measured) if len(measured) > 1 else None
+    reference = claim.value
+    if claim.against:
+        reference = fmean(look_up(claim.place, run, images, args) for run in runs[claim.against])
+    assert reference is not None
+    tolerance = claim.tolerance(spread, len(measured))
+    holds = claim.holds(mean, reference, tolerance)
+    return row | {
+        "against": " ".join(claim.against), "reference": reference, "measured": measured, "mean": mean,
+        "spread": spread, "difference": mean - reference, "rounding": claim.rounding,
+        "tolerance": tolerance if claim.relation == "=" else None,
+        "verdict": REPRODUCED if holds else KNOWN if claim.why else FAILED, "why": "" if holds else claim.why,
+    }  # fmt: skip
+
+
+def look_up(place: str, run: Run, images: ImageSet, args: argparse.Namespace) -> float:
+    """The number in a place of a run, see `Claim`; of an ensemble the mean."""
+    from ae_report import analyse_untrained
+    from ae_runtime import pick_device
+
+    kind, _, name = place.partition(".")
+    if kind == "pca":
+        return read_count(count_file(run.folder, 0.95), PIXELS, "delete the folder, and run this again")
+    if kind == "compression":
+        import torch
+
+        model = run.recipe.override({"code_size": int(name)}).build()
+        return PIXELS / model.encode(torch.zeros(1, PIXELS)).shape[-1]
+    if kind == "analysis":
+        value = analyse_untrained(run.recipe, images, pick_device(args.device))[name]
+    elif kind == "metrics":
+        value = run.record()["metrics"][name]
+    else:
+        row = run.history()[int(kind) - 1]
+        value = [float(text) for column, text in row.items() if re.fullmatch(rf"{name}(_\d+)?", column)]
+    return fmean(value) if isinstance(value, list) else float(value)
+
+
+def study(args: argparse.Namespace, images: ImageSet) -> None:
+    """Test MSE of PCA and of the studied recipes over code sizes: code_size.json, and the figure."""
+    from ae_figures import code_size_curves
+    from ae_runtime import machine_name
+
+    pca = fit_pca(images)
+    errors: dict[str, dict[int, float]] = {}
+    for name in STUDIED:
+        for size in args.code_sizes:
+            run = make_run((name, "--code-size", str(size)), RECIPES[name].seed, args, images)
+            ensure(run, images)
+            errors.setdefault(name, {})[size] = run.record()["metrics"]["test_mse_unit"]
+    curve = {size: pca.test_mse(images.test_images, size) for size in range(1, max(args.code_sizes) + 1)}
+    count = pca.components_for(0.95)
+    report = {"dataset": images.title, "machine": machine_name(), "components_95": count,
+              "test_mse_unit": errors | {"pca": {size: curve[size] for size in args.code_sizes}}}  # fmt: skip
+    write_json(args.output_dir / "code_size.json", report)
+    title = f"{images.title}: what a code of so many numbers is worth"
+    write_atomic(args.output_dir / "code_size.png", code_size_curves(curve, errors, count, title))
+    print("code size " + "".join(f"{name:>12}" for name in ("PCA", *errors)))
+    for size in args.code_sizes:
+        print(f"{size:9} " + "".join(f"{value:12.6f}" for value in (curve[size], *(e[size] for e in errors.values()))))
+    print(f"Test MSE per pixel in [0, 1]. Wrote code_size.png and code_size.json into {args.output_dir}")
+
+
+if __name__ == "__main__":
+    ae_cli.run(main)
