@@ -19,7 +19,7 @@ table { border-collapse: collapse; font-size: .9rem; }
 th, td { border-bottom: 1px solid var(--line); padding: .4rem .6rem; text-align: left; vertical-align: top; }
 td.number { white-space: nowrap; font-variant-numeric: tabular-nums; }
 code { font-size: .85em; }
-.reproduced { color: var(--good); font-weight: 600; } .missed { color: var(--bad); font-weight: 600; }
+.reproduced { color: var(--good); font-weight: 600; } .not-reproduced { color: var(--bad); font-weight: 600; }
 img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; margin: .4rem 0; }
 """
 
@@ -62,9 +62,10 @@ def _measured_on(report: dict[str, Any]) -> str:
 
 def page(report: dict[str, Any], folder: Path) -> str:
     """The report as HTML, with every picture of the runs' folders below `folder`."""
-    good = sum(row["verdict"] == "reproduced" for row in report["rows"])
+    verdicts = [row["verdict"] for row in report["rows"] if row["verdict"] != "not applicable"]
+    heading = f"{verdicts.count('reproduced')} of {len(verdicts)} published numbers reproduced"
     parts = [
-        f"<h1>{good} of {len(report['rows'])} published numbers reproduced</h1>",
+        f"<h1>{heading if verdicts else 'Nothing was published about these images'}</h1>",
         f"<p>{escape(_measured_on(report))} The whole command took {report['seconds']:.0f} seconds.</p>",
         '<div class="wide"><table><thead><tr>',
         *(f"<th>{name}</th>" for name in HEAD),
@@ -89,8 +90,8 @@ def page(report: dict[str, Any], folder: Path) -> str:
 
 def _row(row: dict[str, Any]) -> str:
     *texts, command = (escape(text) for text in cells(row))
-    classes = {3: "number", 6: "number", 5: "reproduced" if row["verdict"] == "reproduced" else "missed"}
-    filled = [f'<td class="{classes.get(i, "")}">{text}</td>' for i, text in enumerate(texts)]
+    classes = {3: "number", 6: "number", 5: row["verdict"].split(" (")[0].replace(" ", "-")}
+    filled = [f'<td class="{classes.get(place, "")}">{text}</td>' for place, text in enumerate(texts)]
     return f"<tr>{''.join(filled)}<td><code>{command}</code></td></tr>"
 
 

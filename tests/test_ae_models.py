@@ -206,3 +206,35 @@ def test_samples_of_a_trained_vae_are_images_of_all_ten_digits(mnist):
     with torch.no_grad():
         classes = classifier.predict(trainer.model.sample(500).numpy())
     assert set(classes.tolist()) == set(range(10))
+
+
+def test_with_a_linear_path_either_half_is_its_layers_plus_one_linear_map(x):
+    torch.manual_seed(0)
+    model = SymmetricAutoencoder([784, 64, 25], code_activation="none", linear_path=True)
+    half = model.encoder[0]
+    assert torch.equal(model.encode(x), half.layers(x) + x @ half.linear.weight.T)
+    with torch.no_grad():
+        for weight in (*half.layers.parameters(), *model.decoder[0].layers.parameters()):
+            weight.zero_()
+    straight = x @ half.linear.weight.T @ model.decoder[0].linear.weight.T
+    assert torch.allclose(model(x)[0], straight.tanh(), atol=1e-6)
+
+
+def test_gelu_replaces_the_relu_between_layers_and_nothing_else(x):
+    torch.manual_seed(0)
+    relu, gelu = (SymmetricAutoencoder([784, 64, 25], activation=kind) for kind in ("relu", "gelu"))
+    gelu.load_state_dict(relu.state_dict())
+    hidden = F.linear(x, relu.encoder[0].weight, relu.encoder[0].bias)
+    expected = F.linear(F.gelu(hidden), relu.encoder[2].weight, relu.encoder[2].bias).relu()
+    assert torch.allclose(gelu.encode(x), expected, atol=1e-6) and (gelu.encode(x) >= 0).all()
+
+
+def test_our_own_recipes_keep_the_budget_of_the_published_one():
+    def built(name):
+        recipe = RECIPES[name].override({"code_size": 154})
+        return recipe, sum(weight.numel() for weight in recipe.build().parameters())
+
+    (published, most), (tuned, weights), (speedrun, few) = map(built, ("symmetric", "tuned", "speedrun"))
+    assert weights <= most and few <= most
+    assert tuned.epochs <= published.epochs and speedrun.epochs <= published.epochs
+    assert {model.output_range for model in (published.build(), tuned.build(), speedrun.build())} == {"signed"}
