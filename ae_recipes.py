@@ -77,7 +77,7 @@ class Recipe:
         """The recipe that `as_dict` gave; ValueError, TypeError or KeyError for anything else."""
         row = RECIPES[plain["name"]]
         arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in plain["model_args"].items()}
-    XX
+        recipe = Recipe(**{**plain, "model_args": arguments, "claims": row.claims})
         kinds = [(getattr(row, f.name), getattr(recipe, f.name)) for f in dataclasses.fields(row)]
         kinds += [(value, arguments[name]) for name, value in row.model_args.items() if value is not None]
         numbers = [n for value in arguments.values() for n in (value if isinstance(value, tuple) else (value,))]
