@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from ae_data import DATASETS
 from ae_errors import Fault, Mistake
 from ae_files import check_archive, read_bytes, read_json, write_atomic, write_json
 from ae_models import Autoencoder
@@ -83,9 +82,15 @@ def load_run(folder: Path, device: torch.device) -> tuple[Autoencoder, Recipe, d
             model = recipe.build()
         if weights.name != recipe.weights_file or not isinstance(record["metrics"], dict):
             raise ValueError("its weights or metrics are not a recipe's")
-        named = [record["dataset"][key] for key in ("name", "title", "fingerprint", "root")] + [record["precision"]]
-        if not all(isinstance(text, str) for text in named) or record["dataset"]["name"] not in DATASETS:
-            raise ValueError("its image set is none of ours")
+        dataset = record["dataset"]
+        named = [dataset[key] for key in ("name", "title", "fingerprint", "root")] + [record["precision"]]
+        share, seed = dataset.get("test_fraction") or 0.1, dataset.get("split_seed", 0)
+        if (
+            not all(isinstance(text, str) for text in [*named, dataset.get("source", "")])
+            or dataset.get("image_size", 28) != recipe.image_size
+            or not (isinstance(share, float) and 0 < share < 1 and isinstance(seed, int) and seed >= 0)
+        ):
+            raise ValueError("its image set is none that can be loaded")
     except Exception as error:  # any other content than ours
         raise Fault(f"{path}: is not the record of a run ({error}); {remedy}") from error
     data = read_bytes(weights, remedy)

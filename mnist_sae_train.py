@@ -7,6 +7,7 @@ first put beside that of answering every image with the mean image; with --epoch
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import ae_cli
@@ -70,10 +71,11 @@ def analyze(recipe: Recipe, args: argparse.Namespace) -> None:
     from ae_runtime import check_memory, pick_device
 
     device = pick_device(args.device)
+    images = load_images(**ae_cli.data_flags(args))
+    recipe = replace(recipe, image_size=images.side)
     check_memory(recipe)
     torch.manual_seed(recipe.seed)
     model = recipe.build().to(device)
-    images = load_images(args.dataset, args.data_root)
     chosen = torch.cat(batch_order(len(images.train_images), recipe.batch_size, recipe.seed, 0)[:_BATCHES])
     numbers = loss_analysis(model, torch.from_numpy(images.train_images.copy()).to(device), chosen)
     print(f"Loss before training, {images.title}: {len(chosen):,} of {len(images.train_images):,} training images")

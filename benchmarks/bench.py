@@ -34,7 +34,7 @@ from torchvision import datasets, transforms  # noqa: E402
 from ae_data import load_images  # noqa: E402
 from ae_loop import Trainer  # noqa: E402
 from ae_models import VAE, Autoencoder  # noqa: E402
-from ae_recipes import PIXELS, RECIPES, Recipe  # noqa: E402
+from ae_recipes import RECIPES, Recipe  # noqa: E402
 from ae_runtime import Precision, keep_freed_memory  # noqa: E402
 from ae_sparse import SparseEnsemble  # noqa: E402
 
@@ -108,7 +108,7 @@ def products(recipe: Recipe) -> Work | None:
         for x, weight, gradient in pairs:
             torch.mm(x, weight.t())
             torch.mm(gradient.t(), x)
-            if x.shape[1] != PIXELS:  # nobody asks for the gradient of the pixels
+            if x.shape[1] != recipe.pixels:  # nobody asks for the gradient of the pixels
                 torch.mm(gradient, weight)
 
     return step
