@@ -50,7 +50,7 @@ def from_bytes(data: bytes, path: Path, remedy: str) -> Any:
 
 def save_record(folder: Path, record: dict[str, Any]) -> None:
     """Write run.json, with a checksum of itself, so that a number changed later is not taken for a result."""
-    write_json(folder / RUN_FILE, {**record, "sha256": _digest(record)})
+    write_json(folder / RUN_FILE, {**record, "sha256": checksum(record)})
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -59,12 +59,13 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not path.exists():
         raise Mistake(f"{path}: is not there; train first, with ae_train.py --output-dir {folder}")
     record = read_json(path, remedy)
-    if record.pop("sha256", None) != _digest(record):
+    if record.pop("sha256", None) != checksum(record):
         raise Fault(f"{path}: was changed after the run wrote it: its checksum does not match; {remedy}")
     return record
 
 
-def _digest(record: dict[str, Any]) -> str:
+def checksum(record: dict[str, Any]) -> str:
+    """SHA-256 of a record of JSON types."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 

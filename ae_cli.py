@@ -170,6 +170,18 @@ def data_flags(args: argparse.Namespace) -> dict[str, Any]:
             "test_fraction": args.test_fraction, "split_seed": args.split_seed}  # fmt: skip
 
 
+def duration(seconds: float) -> str:
+    """A time as a person says it."""
+    minutes = round(seconds / 60)
+    return (
+        f"{minutes // 60} h {minutes % 60} min"
+        if minutes >= 60
+        else f"{minutes} min"
+        if minutes
+        else f"{seconds:.0f} s"
+    )
+
+
 class Stopped(Exception):
     """The run was asked to stop and has saved its place; `status` is 130 (Ctrl-C) or 143 (SIGTERM)."""
 

@@ -14,7 +14,7 @@ from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
 BLUE, ORANGE, GREY = "#2563a8", "#d9722b", "#8a8f98"
 _SIGNED = "RdBu_r"  # zero is white
@@ -188,6 +188,37 @@ def activity(rates: np.ndarray, images: int, title: str) -> bytes:
     axes.axvline(np.log10(mean), color=GREY, linestyle="--", linewidth=1, label=f"mean rate {mean:.2%}")
     if len(rates) <= _MOST_NAMED:
         figure.legend(fontsize=9, loc="outside lower center", ncols=3)
+    return _png(figure)
+
+
+@rc_context(_STYLE)
+def search(
+    parameters: np.ndarray, errors: np.ndarray, spreads: np.ndarray, names: Sequence[str], series: Sequence[str],
+    title: str,
+) -> bytes:  # fmt: skip
+    """Candidates' errors, with standard errors, against their parameters; the front of those that none beats in both.
+
+    Candidates of one `series` share a colour, those of one `name` a label.
+    """
+    figure, axes = _chart(title, "parameters of the model", "mean squared error on the folds held out")
+    best = np.minimum.accumulate(errors[np.lexsort((errors, parameters))])
+    axes.step(np.sort(parameters), best, where="post", color=GREY, linestyle="--", linewidth=1.2, label="Pareto front")
+    kinds = list(dict.fromkeys(series))
+    for kind, colour in zip(kinds, [BLUE, ORANGE] if len(kinds) < 3 else _colours(len(kinds))):
+        here = np.array([one == kind for one in series])
+        axes.errorbar(parameters[here], errors[here], spreads[here], fmt="o", color=colour, capsize=3, label=kind)
+    for name in dict.fromkeys(names):
+        shared = [i for i, other in enumerate(names) if other == name]
+        top = max(shared, key=lambda i: errors[i] + spreads[i])
+        axes.annotate(name, (parameters[top], errors[top] + spreads[top]), xytext=(0, 5), textcoords="offset points",
+                      ha="center", fontsize=9)  # fmt: skip
+    if parameters.max() > 3 * parameters.min():
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(EngFormatter())
+    axes.margins(0.12)
+    figure.legend(fontsize=9, loc="outside lower center", ncols=3)
     return _png(figure)
 
 

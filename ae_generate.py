@@ -84,8 +84,8 @@ def parser() -> ae_cli.Parser:
 
     own = parser.add_argument_group("a picture of one's own")
     kind.add_argument("--input", type=Path, metavar="FILE",
-                      help="reconstruct, or denoise, this picture; a digit is made 28 x 28 the way MNIST was, one for a "
-                           "model of one's own images resized as they were")
+                      help="reconstruct, or denoise, this picture; a digit is made 28 x 28 the way MNIST was, one "
+                           "for a model of one's own images resized as they were")
     own.add_argument("--invert", choices=("auto", "on", "off"), default="auto",
                      help=f"is the ink darker than the paper; auto asks the picture's border {shown}")
     return parser
