@@ -28,19 +28,23 @@ from ae_runtime import Precision
 
 CPU = torch.device("cpu")
 SEARCH = (
-    "--dataset", "digits", "--hidden-sizes", "8", "16,8", "--code-sizes", 3, 5, "--folds", 3, "--epochs", 15,
+    "--dataset", "digits", "--hidden-sizes", "8", "16,8", "--code-sizes", 3, 5, "--folds", 3, "--epochs", 6,
     "--device", "cpu",
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
-    """(exit status, lines on stderr, folder) of a search, two folds at a time where the cores allow, and Ctrl-C."""
+    """(exit status, lines on stderr, folder) of a search, two folds at a time where the cores allow, and Ctrl-C.
+
+    It offers a wide candidate too, so that much is left to do when the signal comes.
+    """
     folder = tmp_path_factory.mktemp("stopped")
-    command = [sys.executable, "ae_search.py", *map(str, SEARCH), "--jobs", "2", "--output-dir", str(folder)]
+    more = ("--hidden-sizes", "8", "16,8", "4000", "--jobs", "2", "--output-dir", str(folder))
+    command = [sys.executable, "ae_search.py", *map(str, SEARCH), *more]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         lines = [process.stderr.readline()]
-        while lines[-1] and not lines[-1].startswith("2/12"):
+        while lines[-1] and not lines[-1].startswith("2/18"):
             lines.append(process.stderr.readline())
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
         return process.wait(), lines + process.stderr.readlines(), folder
@@ -82,7 +86,7 @@ def test_every_combination_is_ranked_by_its_mean_with_its_standard_error(searche
 
 
 def test_a_fold_is_the_suites_own_training_on_the_other_folds(searched, digits):
-    recipe = RECIPES["symmetric"].override({"hidden_sizes": (8,), "code_size": 5, "epochs": 15, "seed": 0})
+    recipe = RECIPES["symmetric"].override({"hidden_sizes": (8,), "code_size": 5, "epochs": 6, "seed": 0})
     train, held_out = list(KFold(3, shuffle=True, random_state=0).split(digits.train_images))[1]
     torch.manual_seed(0)
     images = digits.train_images[train], digits.train_images[held_out]
@@ -113,13 +117,13 @@ def test_a_kept_fold_is_read_and_one_that_is_missing_or_changed_is_trained_again
 
 
 def test_a_search_with_more_candidates_trains_only_those(searched, digits):
-    recipe = RECIPES["symmetric"].override({"hidden_sizes": (8,), "code_size": 3, "epochs": 15, "seed": 0})
+    recipe = RECIPES["symmetric"].override({"hidden_sizes": (8,), "code_size": 3, "epochs": 6, "seed": 0})
     fold = ae_folds.Fold(recipe, 0, 3, 0, CPU, 1)
     folder = searched[2] / "folds"
     assert ae_folds.kept(fold.facts(digits), folder)
     others = [
         replace(fold, number=1, of=4), replace(fold, seed=1), replace(fold, threads=2),
-        replace(fold, recipe=recipe.override({"lr": 0.1})), replace(fold, recipe=recipe.override({"epochs": 16})),
+        replace(fold, recipe=recipe.override({"lr": 0.1})), replace(fold, recipe=recipe.override({"epochs": 7})),
     ]  # fmt: skip
     assert not any(ae_folds.kept(other.facts(digits), folder) for other in others)
     swapped = replace(digits, train_images=digits.train_images[::-1].copy())
@@ -153,8 +157,8 @@ def test_ctrl_c_is_one_line_and_what_ended_is_kept(stopped):
     status, lines, folder = stopped
     kept = len(list((folder / "folds").iterdir()))
     assert status == 130 and is_one_error_line(lines[-1]) and not (folder / "search.csv").exists()
-    assert 2 <= kept < 12 and f"{kept} of 12 folds are kept" in lines[-1]
-    assert all(re.match(r"\d+/12 ", line) or "--jobs" in line for line in lines[:-1]), lines
+    assert 2 <= kept < 18 and f"{kept} of 18 folds are kept" in lines[-1]
+    assert all(re.match(r"\d+/18 ", line) or "--jobs" in line for line in lines[:-1]), lines
 
 
 def test_a_search_stopped_and_taken_up_again_with_other_jobs_ends_in_the_same_bits(stopped, searched, tmp_path, capsys):
