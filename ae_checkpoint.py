@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from ae_data import DATASETS
 from ae_errors import Fault, Mistake
 from ae_files import check_archive, read_bytes, read_json, write_atomic, write_json
 from ae_models import Autoencoder
@@ -51,7 +50,7 @@ def from_bytes(data: bytes, path: Path, remedy: str) -> Any:
 
 def save_record(folder: Path, record: dict[str, Any]) -> None:
     """Write run.json, with a checksum of itself, so that a number changed later is not taken for a result."""
-    write_json(folder / RUN_FILE, {**record, "sha256": _digest(record)})
+    write_json(folder / RUN_FILE, {**record, "sha256": checksum(record)})
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -60,12 +59,13 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not path.exists():
         raise Mistake(f"{path}: is not there; train first, with ae_train.py --output-dir {folder}")
     record = read_json(path, remedy)
-    if record.pop("sha256", None) != _digest(record):
+    if record.pop("sha256", None) != checksum(record):
         raise Fault(f"{path}: was changed after the run wrote it: its checksum does not match; {remedy}")
     return record
 
 
-def _digest(record: dict[str, Any]) -> str:
+def checksum(record: dict[str, Any]) -> str:
+    """SHA-256 of a record of JSON types."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
@@ -83,9 +83,15 @@ def load_run(folder: Path, device: torch.device) -> tuple[Autoencoder, Recipe, d
             model = recipe.build()
         if weights.name != recipe.weights_file or not isinstance(record["metrics"], dict):
             raise ValueError("its weights or metrics are not a recipe's")
-        named = [record["dataset"][key] for key in ("name", "title", "fingerprint", "root")] + [record["precision"]]
-        if not all(isinstance(text, str) for text in named) or record["dataset"]["name"] not in DATASETS:
-            raise ValueError("its image set is none of ours")
+        dataset = record["dataset"]
+        named = [dataset[key] for key in ("name", "title", "fingerprint", "root")] + [record["precision"]]
+        share, seed = dataset.get("test_fraction") or 0.1, dataset.get("split_seed", 0)
+        if (
+            not all(isinstance(text, str) for text in [*named, dataset.get("source", "")])
+            or dataset.get("image_size", 28) != recipe.image_size
+            or not (isinstance(share, float) and 0 < share < 1 and isinstance(seed, int) and seed >= 0)
+        ):
+            raise ValueError("its image set is none that can be loaded")
     except Exception as error:  # any other content than ours
         raise Fault(f"{path}: is not the record of a run ({error}); {remedy}") from error
     data = read_bytes(weights, remedy)

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ae_errors import Fault, Mistake
@@ -133,6 +134,52 @@ def sizes(text: str) -> tuple[int, ...]:
 def code_size(text: str) -> int | str:
     """An argparse type: a whole number, or `auto` for what the PCA says."""
     return text if text == "auto" else integer(1)(text)
+
+
+def dataset(text: str) -> str:
+    """An argparse type: the name of a known image set, or the path of one's own."""
+    from ae_data import DATASETS
+
+    if text not in DATASETS and not os.path.exists(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither one of {', '.join(DATASETS)} nor a folder or .npy file")
+    return text
+
+
+# fmt: off
+def add_data_flags(parser: argparse._ActionsContainer) -> None:
+    """The flags that say which images a script works on; `data_flags` is what `ae_data.load_images` takes of them."""
+    shown = "(default: %(default)s)"
+    parser.add_argument("--dataset", type=dataset, default="mnist", metavar="SET",
+                        help="mnist, fashion-mnist, kmnist, digits, auto (mnist when it can be had, else digits), "
+                        "a folder of pictures whose sub-folders are the labels, or a .npy file of (N, H, W) uint8 "
+                        f"{shown}")
+    parser.add_argument("--data-root", type=Path, default=Path("data"),
+                        help=f"where the known sets are, or are downloaded to {shown}")
+    parser.add_argument("--image-size", type=integer(4, 128), default=28, metavar="N",
+                        help=f"pixels along the side of the squares that images are resized to {shown}")
+    parser.add_argument("--test-fraction", type=number(0, 0.9, above=True), metavar="X",
+                        help="share of one's own images set aside to test on (default: 0.1, or a folder's own train "
+                        "and test)")
+    parser.add_argument("--split-seed", type=integer(0), default=0, metavar="N",
+                        help=f"draws the order of one's own images, and so those set aside {shown}")
+# fmt: on
+
+
+def data_flags(args: argparse.Namespace) -> dict[str, Any]:
+    return {"source": args.dataset, "root": args.data_root, "image_size": args.image_size,
+            "test_fraction": args.test_fraction, "split_seed": args.split_seed}  # fmt: skip
+
+
+def duration(seconds: float) -> str:
+    """A time as a person says it."""
+    minutes = round(seconds / 60)
+    return (
+        f"{minutes // 60} h {minutes % 60} min"
+        if minutes >= 60
+        else f"{minutes} min"
+        if minutes
+        else f"{seconds:.0f} s"
+    )
 
 
 class Stopped(Exception):

@@ -1,9 +1,10 @@
-"""Image sets as NumPy arrays: 28 x 28 grey levels, flattened to (N, 784) uint8, and labels (N,) uint8.
+"""Image sets as NumPy arrays: 28 x 28 grey levels, flattened to (N, 784) uint8, and labels (N,).
 
-`load_images(name, root)` knows `mnist`, `fashion-mnist`, `kmnist` (IDX files under ROOT/<Set>/raw, downloaded by
-torchvision when missing), `digits` (ships inside scikit-learn) and `auto` (mnist when it can be had, else
-digits, saying so). The IDX files are read here: four lines of format, and it spares every run the seconds and
-the memory that importing torchvision takes.
+`load_images(source, root)` knows `mnist`, `fashion-mnist`, `kmnist` (IDX files under ROOT/<Set>/raw, downloaded by
+torchvision when missing), `digits` (ships inside scikit-learn), `auto` (mnist when it can be had, else digits, saying
+so), and one's own images by their path (see ae_collection.py). Another `image_size` than 28 gives as many other pixels
+as 784, here and wherever the suite speaks of 784. The IDX files are read here: four lines of format, and it spares
+every run the seconds and the memory that importing torchvision takes.
 """
 
 import hashlib
@@ -13,13 +14,15 @@ import socket
 import sys
 import threading
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ae_errors import Fault
+from ae_errors import Fault, Mistake
 from ae_files import read_bytes
 
 IDX_SETS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}  # torchvision's class names
@@ -31,7 +34,10 @@ _PATIENCE = 20.0  # seconds without a byte after which a download is given up
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Training and test images (N, 784) uint8 with labels (N,) uint8; `title` is for people, `name` for files."""
+    """Training and test images (N, 784) uint8 with labels (N,); `title` is for people, `name` for files.
+
+    `origin` is what `load_images` takes to load the set again, in JSON types.
+    """
 
     name: str
     title: str
@@ -39,6 +45,12 @@ class ImageSet:
     train_labels: np.ndarray
     test_images: np.ndarray
     test_labels: np.ndarray
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def side(self) -> int:
+        """Pixels along an image's side."""
+        return math.isqrt(self.train_images.shape[1])
 
     @cached_property
     def fingerprint(self) -> str:
@@ -58,44 +70,78 @@ class ImageSet:
         return epochs * 10 if len(self.train_images) < 10_000 else epochs
 
 
-def load_images(name: str, root: Path) -> ImageSet:
-    """The image set called `name`; IDX files are looked for, and downloaded to, below `root`.
+def load_images(
+    source: str, root: Path, image_size: int = _SIDE, test_fraction: float | None = None, split_seed: int = 0
+) -> ImageSet:
+    """The image set of the name, or path, `source`; IDX files are looked for, and downloaded to, below `root`.
 
+    The last two say which of one's own images are set aside to test on; for a known set they are a Mistake.
     Raises Fault when the files are missing and cannot be downloaded, or are damaged.
     """
+    if source not in DATASETS:
+        from ae_collection import load_collection
+
+        images = load_collection(Path(source), image_size, test_fraction, split_seed)
+        source = str(Path(source).resolve())
+    elif test_fraction is not None or split_seed:
+        raise Mistake(f"--test-fraction and --split-seed are for images of your own; {source} has a test part already")
+    else:
+        images = _load_known(source, root, image_size)
+        source = images.name
+    return replace(images, origin={
+        "source": source, "root": str(root.resolve()), "image_size": image_size, "test_fraction": test_fraction,
+        "split_seed": split_seed,
+    })  # fmt: skip
+
+
+def load_again(dataset: Mapping[str, Any], source: str | None = None, root: Path | None = None) -> ImageSet:
+    """The image set that `dataset` in a run's record names; `source` and `root` say where it is by now."""
+    found = {key: dataset[key] for key in ("image_size", "test_fraction", "split_seed") if key in dataset}
+    return load_images(source or dataset.get("source", dataset["name"]), root or Path(dataset["root"]), **found)
+
+
+def _load_known(name: str, root: Path, side: int) -> ImageSet:
     if name == "digits":
-        return _load_digits()
+        return _load_digits(side)
     if name != "auto":
-        return _load_idx(name, root)
+        return _load_idx(name, root, side)
     try:
         _ensure_downloaded("mnist", root)
     except Fault as fault:
         print(f"warning: {fault}", file=sys.stderr)
         print("warning: MNIST IS NOT AVAILABLE: using the 1,797 digits of scikit-learn instead", file=sys.stderr)
-        return replace(_load_digits(), title="scikit-learn digits in place of MNIST")
-    return _load_idx("mnist", root)
+        return replace(_load_digits(side), title="scikit-learn digits in place of MNIST")
+    return _load_idx("mnist", root, side)
 
 
-def _load_digits() -> ImageSet:
-    """scikit-learn's 8 x 8 digits, enlarged to 28 x 28: 1,500 to train on, 297 to test on."""
+def resized(images: np.ndarray, side: int) -> np.ndarray:
+    """Images (N, height, width) uint8 as (N, side * side); the array itself where they are of that size already."""
     from PIL import Image
+
+    if images.shape[1:] != (side, side):
+        sheets = (Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC) for image in images)
+        images = np.stack([np.asarray(sheet) for sheet in sheets])
+    return images.reshape(len(images), -1)
+
+
+def _load_digits(side: int) -> ImageSet:
+    """scikit-learn's 8 x 8 digits, enlarged: 1,500 to train on, 297 to test on."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    small = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    large = [np.asarray(Image.fromarray(image).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)) for image in small]
-    images = np.stack(large).reshape(len(large), -1)
+    images = resized(np.rint(digits.images * (255 / 16)).astype(np.uint8), side)
     labels = digits.target.astype(np.uint8)
     return ImageSet("digits", "scikit-learn digits", images[:1500], labels[:1500], images[1500:], labels[1500:])
 
 
-def _load_idx(name: str, root: Path) -> ImageSet:
+def _load_idx(name: str, root: Path, side: int) -> ImageSet:
     folder = _ensure_downloaded(name, root)
     train_images, train_labels, test_images, test_labels = (_read_idx(folder / part, name) for part in _PARTS)
     for images, labels, part in ((train_images, train_labels, _PARTS[1]), (test_images, test_labels, _PARTS[3])):
         if len(images) != len(labels):
             raise Fault(_damaged(folder / part, f"{len(labels)} labels for {len(images)} images", name))
     title = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "kmnist": "KMNIST"}[name]
+    train_images, test_images = resized(train_images, side), resized(test_images, side)
     return ImageSet(name, title, train_images, train_labels, test_images, test_labels)
 
 
@@ -113,8 +159,7 @@ def _read_idx(path: Path, name: str) -> np.ndarray:
     stated = header + math.prod(shape)
     if shape[0] == 0 or len(data) != stated:
         raise Fault(_damaged(path, f"it has {len(data):,} bytes, not the {stated:,} that its header states", name))
-    array = np.frombuffer(data, np.uint8, offset=header)
-    array = array.reshape(shape[0], -1) if rank == 3 else array
+    array = np.frombuffer(data, np.uint8, offset=header).reshape(shape)
     if rank == 1 and array.max() > 9:
         raise Fault(_damaged(path, f"it holds a label {array.max()}, above 9", name))
     return array

@@ -1,10 +1,11 @@
 """Every PNG the suite makes. Functions draw and return the file's bytes; the caller writes them.
 
 Figures are made without pyplot: no display is needed, and nothing is kept once a figure is drawn.
-Images come as (n, 784) arrays in unit range.
+Images come as (n, 784) arrays in unit range, or of any other square number of pixels.
 """
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
 BLUE, ORANGE, GREY = "#2563a8", "#d9722b", "#8a8f98"
 _SIGNED = "RdBu_r"  # zero is white
@@ -21,6 +22,7 @@ _MOST_NAMED = 10  # autoencoders that get a line each in a legend
 _STYLE: Any = {
     "font.size": 11, "axes.titlesize": 13, "axes.titleweight": "bold", "figure.titlesize": 13,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e8eb",
+    "text.parse_math": False,  # a folder of images may be called anything
     "axes.axisbelow": True, "legend.frameon": False,
     "figure.constrained_layout.w_pad": 0.12, "figure.constrained_layout.h_pad": 0.12,
 }  # fmt: skip
@@ -87,9 +89,14 @@ def image_rows(rows: dict[str, np.ndarray], title: str, notes: Sequence[str] = (
     figure.suptitle(title, fontweight="bold")
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes_row, (label, images) in zip(grid, rows.items()):
-        _row(axes_row, label, images.reshape(-1, 28, 28))
+        _row(axes_row, label, _squares(images))
     _under(grid[-1], notes)
     return _png(figure)
+
+
+def _squares(images: np.ndarray) -> np.ndarray:
+    """Images (n, pixels) as (n, side, side)."""
+    return images.reshape(len(images), math.isqrt(images.shape[1]), -1)
 
 
 def _row(axes_row: Sequence[Axes], label: str, images: np.ndarray, **colours: Any) -> None:
@@ -115,7 +122,7 @@ def sparse_rows(rows: dict[str, np.ndarray], codes: np.ndarray, title: str, note
     figure.suptitle(title, fontweight="bold")
     grid = figure.subplots(len(rows) + 1, count, squeeze=False)
     for axes_row, (label, images) in zip(grid, rows.items()):
-        _row(axes_row, label, images.reshape(-1, 28, 28))
+        _row(axes_row, label, _squares(images))
     _under(grid[-2], notes)
     side = int(np.ceil(features**0.5))
     maps = np.full((count, -(-features // side) * side), np.nan)
@@ -157,7 +164,8 @@ def feature_grid(features: np.ndarray, rates: np.ndarray, title: str, columns: i
     limit = float(np.quantile(np.abs(features), 0.998)) or 1.0
     shown = axes.imshow(_sheet(features, columns, blank=np.nan), cmap=_SIGNED, vmin=-limit, vmax=limit)
     firsts = [f"{100 * rate:.2g} %" if rate else "never" for rate in rates[::columns].tolist()]
-    axes.set_yticks(29 * np.arange(rows) + 13.5, firsts)
+    side = _squares(features).shape[1]
+    axes.set_yticks((side + 1) * np.arange(rows) + (side - 1) / 2, firsts)
     axes.set(title=title, xticks=[], ylabel="how many test images a row's first feature fires for")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -183,6 +191,37 @@ def activity(rates: np.ndarray, images: int, title: str) -> bytes:
     return _png(figure)
 
 
+@rc_context(_STYLE)
+def search(
+    parameters: np.ndarray, errors: np.ndarray, spreads: np.ndarray, names: Sequence[str], series: Sequence[str],
+    title: str,
+) -> bytes:  # fmt: skip
+    """Candidates' errors, with standard errors, against their parameters; the front of those that none beats in both.
+
+    Candidates of one `series` share a colour, those of one `name` a label.
+    """
+    figure, axes = _chart(title, "parameters of the model", "mean squared error on the folds held out")
+    best = np.minimum.accumulate(errors[np.lexsort((errors, parameters))])
+    axes.step(np.sort(parameters), best, where="post", color=GREY, linestyle="--", linewidth=1.2, label="Pareto front")
+    kinds = list(dict.fromkeys(series))
+    for kind, colour in zip(kinds, [BLUE, ORANGE] if len(kinds) < 3 else _colours(len(kinds))):
+        here = np.array([one == kind for one in series])
+        axes.errorbar(parameters[here], errors[here], spreads[here], fmt="o", color=colour, capsize=3, label=kind)
+    for name in dict.fromkeys(names):
+        shared = [i for i, other in enumerate(names) if other == name]
+        top = max(shared, key=lambda i: errors[i] + spreads[i])
+        axes.annotate(name, (parameters[top], errors[top] + spreads[top]), xytext=(0, 5), textcoords="offset points",
+                      ha="center", fontsize=9)  # fmt: skip
+    if parameters.max() > 3 * parameters.min():
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(EngFormatter())
+    axes.margins(0.12)
+    figure.legend(fontsize=9, loc="outside lower center", ncols=3)
+    return _png(figure)
+
+
 def _colours(count: int) -> Any:
     """A colour for each of so many autoencoders."""
     return (
@@ -204,11 +243,12 @@ def image_grid(images: np.ndarray, title: str, columns: int = 10) -> bytes:
 
 def _sheet(images: np.ndarray, columns: int, gap: int = 1, blank: float = 0.35) -> np.ndarray:
     """Images (n, 784) side by side in one array, `columns` a row, lines of `gap` blank pixels between them."""
-    rows, side = -(-len(images) // columns), 28 + gap
+    squares = _squares(images)
+    rows, side = -(-len(images) // columns), squares.shape[1] + gap
     sheet = np.full((rows * side - gap, columns * side - gap), blank)
-    for number, image in enumerate(images):
+    for number, image in enumerate(squares):
         top, left = side * (number // columns), side * (number % columns)
-        sheet[top : top + 28, left : left + 28] = image.reshape(28, 28)
+        sheet[top : top + side - gap, left : left + side - gap] = image
     return sheet
 
 
@@ -224,9 +264,11 @@ def latent_map(
                 aspect="auto")  # fmt: skip
     left.set(title="what each place decodes to", xlabel="code 1", ylabel="code 2")
     left.grid(False)
-    dots = right.scatter(codes[:, 0], codes[:, 1], c=labels, cmap="tab10", vmin=-0.5, vmax=9.5, s=3, alpha=0.6)
+    most = max(10, int(labels.max()) + 1)
+    look: Any = {"cmap": "tab10" if most == 10 else "turbo", "vmin": -0.5, "vmax": most - 0.5}
+    dots = right.scatter(codes[:, 0], codes[:, 1], c=labels, s=3, alpha=0.6, **look)
     right.set(title="where the test images lie", xlabel="code 1", ylabel="code 2")
-    figure.colorbar(dots, ax=right, label="label", ticks=range(10))
+    figure.colorbar(dots, ax=right, label="label", ticks=range(10) if most == 10 else None)
     return _png(figure)
 
 
@@ -293,6 +335,7 @@ def code_size_curves(pca: dict[int, float], errors: dict[str, dict[int, float]],
         axes.plot([count], [pca[count]], "D", color=GREY)
         axes.annotate(f"95 % of the variance: {count}", (count, pca[count]), xytext=(-8, -18), color="#5a5f66",
                       textcoords="offset points", ha="right")  # fmt: skip
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     sizes = sorted({size for points in errors.values() for size in points})
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.xaxis.set_minor_locator(NullLocator())

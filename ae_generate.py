@@ -5,13 +5,14 @@ from the model's distribution of codes, which only a variational autoencoder has
 """
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 import ae_cli
-from ae_data import DATASETS, ImageSet, load_images
+from ae_data import DATASETS, ImageSet, load_again, resized
 from ae_errors import Mistake
 from ae_files import prepare_folder, write_atomic
 from ae_pictures import read_picture, to_digit
@@ -41,7 +42,7 @@ class Run(NamedTuple):
     model: "Autoencoder"
     device: Any
     recipe: str
-    dataset: dict[str, str]
+    dataset: dict[str, Any]
 
     @property
     def title(self) -> str:
@@ -77,12 +78,14 @@ def parser() -> ae_cli.Parser:
                        help=f"the way from code to code {shown}")
     tests.add_argument("--steps", type=ae_cli.integer(2, 40), default=9, metavar="N",
                        help=f"images from end to end {shown}")
-    tests.add_argument("--dataset", choices=DATASETS, help="(default: what the run was trained on)")
+    tests.add_argument("--dataset", type=ae_cli.dataset, metavar="SET",
+                       help="name or path of the images (default: what the run was trained on)")
     tests.add_argument("--data-root", type=Path, help="where the images are (default: where the run found them)")
 
     own = parser.add_argument_group("a picture of one's own")
     kind.add_argument("--input", type=Path, metavar="FILE",
-                      help="reconstruct, or denoise, this picture of a digit, made 28 x 28 the way MNIST was")
+                      help="reconstruct, or denoise, this picture; a digit is made 28 x 28 the way MNIST was, one "
+                           "for a model of one's own images resized as they were")
     own.add_argument("--invert", choices=("auto", "on", "off"), default="auto",
                      help=f"is the ink darker than the paper; auto asks the picture's border {shown}")
     return parser
@@ -105,7 +108,6 @@ def main(arguments: list[str] | None = None) -> None:
     kind = chosen(args)
     if kind == "input":
         photo = read_picture(args.input)
-        digit = to_digit(photo, args.invert)
 
     from ae_checkpoint import load_run
     from ae_runtime import pick_device
@@ -114,7 +116,7 @@ def main(arguments: list[str] | None = None) -> None:
     model, recipe, record = load_run(args.run, device)
     run = Run(args.run, model, device, recipe.name, record["dataset"])
     if kind == "input":
-        name, png, what = own_picture(run, photo, digit)
+        name, png, what = own_picture(run, photo, prepared(run, photo, args.invert))
     elif kind == "interpolate":
         name, png, what = interpolation(run, test_set(run, args), args.interpolate, args.method, args.steps, args.seed)
     elif kind == "walk":
@@ -128,7 +130,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def test_set(run: Run, args: argparse.Namespace) -> ImageSet:
     """The image set that the run was trained on; its test images are what the pictures start from."""
-    images = load_images(args.dataset or run.dataset["name"], args.data_root or Path(run.dataset["root"]))
+    images = load_again(run.dataset, args.dataset, args.data_root)
     if images.fingerprint != run.dataset["fingerprint"]:
         raise Mistake(
             f"{run.folder}: was trained on other images ({run.dataset['title']}) than those found "
@@ -229,7 +231,8 @@ def walk(run: Run, images: ImageSet, dimension: int, steps: int, seed: int) -> P
     from ae_figures import image_rows
     from ae_models import VAE
 
-    shown = np.random.default_rng(seed).choice(len(images.test_images), _ROWS, replace=False)
+    count = len(images.test_images)
+    shown = np.random.default_rng(seed).choice(count, min(_ROWS, count), replace=False)
     codes = codes_of(run, images.test_images)
     if dimension >= codes.shape[1]:
         raise Mistake(f"--walk {dimension}: the code of {run.folder} has the dimensions 0 to {codes.shape[1] - 1}")
@@ -249,21 +252,32 @@ def walk(run: Run, images: ImageSet, dimension: int, steps: int, seed: int) -> P
     return "walk.png", png, f"Dimension {dimension} of the code from {low:.3g} to {high:.3g}"
 
 
-def own_picture(run: Run, photo: "Image.Image", digit: np.ndarray) -> Picture:
-    """The picture as given, the digit (784,) uint8 made of it, and what the model, or each of an ensemble, answers."""
+def prepared(run: Run, photo: "Image.Image", invert: str) -> np.ndarray:
+    """The picture as (784,) uint8, made what the images are that the model was trained on."""
+    size = run.dataset.get("image_size", 28)
+    if run.dataset.get("source", run.dataset["name"]) in DATASETS:
+        return resized(to_digit(photo, invert).reshape(1, 28, 28), size).ravel()
+    if invert != "auto":
+        raise Mistake("--invert is for digits; a picture for a model of your own images is only resized")
+    return resized(np.asarray(photo.convert("L"))[None], size).ravel()
+
+
+def own_picture(run: Run, photo: "Image.Image", image: np.ndarray) -> Picture:
+    """The picture as given, the image (784,) uint8 made of it, and what the model, or each of an ensemble, answers."""
     import torch
 
     from ae_figures import side_by_side
     from ae_metrics import reconstruct
 
-    answers = reconstruct(run.model, torch.from_numpy(digit[None]).to(run.device)).cpu().numpy().reshape(-1, 784)
-    clean = digit / 255
+    answers = reconstruct(run.model, torch.from_numpy(image[None]).to(run.device)).cpu().numpy()
+    side = math.isqrt(len(image))
+    answers, clean = answers.reshape(-1, side, side), image.reshape(side, side) / 255
     word = "restored" if run.model.noise_factor else "reconstruction"
-    panels = {"the picture": np.asarray(photo), "as a 28 x 28 digit": clean.reshape(28, 28)}
+    panels = {"the picture": np.asarray(photo), f"as a {side} x {side} image": clean}
     errors = [f"{np.square(answer - clean).mean():.4f}" for answer in answers]
     for number, (answer, error) in enumerate(zip(answers, errors), start=1):
         which = f"{word} {number}" if len(answers) > 1 else word
-        panels[f"{which}, MSE {error}"] = answer.reshape(28, 28)
+        panels[f"{which}, MSE {error}"] = answer
     png = side_by_side(panels, f"{run.title}: your picture")
     return "your_picture.png", png, f"MSE of the {word} {', '.join(errors)} (unit range)"
 

@@ -88,7 +88,7 @@ def read_pca(folder: Path, images: ImageSet) -> Pca | None:
     path = folder / PCA_FILE
     if not path.exists():
         return None
-    remedy = f"run ae_pca.py --output-dir {folder} --dataset {images.name} again"
+    remedy = f"run ae_pca.py --output-dir {folder} again, with these images"
     pixels = images.train_images.shape[1]
     shapes = {"mean": (pixels,), "components": (-1, pixels), "cumulative_variance": (-1,)}
     shapes |= {"dataset": (), "fingerprint": (), "samples": ()}

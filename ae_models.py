@@ -174,7 +174,9 @@ class ConvAutoencoder(LayeredAutoencoder):
     code. Further arguments: `LayeredAutoencoder`.
     """
 
-    def __init__(self, code_size: int = 64, **objective: Any) -> None:
+    def __init__(self, code_size: int = 64, image_size: int = 28, **objective: Any) -> None:
+        if image_size != 28:
+            raise ValueError(f"its convolutions are built for 28 x 28 images, not for {image_size} x {image_size}")
         halve: dict[str, Any] = {"kernel_size": 3, "stride": 2, "padding": 1}
         encoder = [
             nn.Unflatten(1, (1, 28, 28)),

@@ -7,7 +7,7 @@ into the output folder.
 from pathlib import Path
 
 import ae_cli
-from ae_data import DATASETS, load_images
+from ae_data import load_images
 from ae_files import lock_folder, prepare_folder
 from ae_linear import count_file, fit_pca, write_pca
 
@@ -18,10 +18,7 @@ def parser() -> ae_cli.Parser:
     parser.add_argument(
         "--output-dir", type=Path, default=Path("outputs"), help="where results go (default: %(default)s)"
     )
-    parser.add_argument("--data-root", type=Path, default=Path("data"),
-                        help="where the images are, or are downloaded to (default: %(default)s)")
-    parser.add_argument("--dataset", choices=DATASETS, default="mnist",
-                        help="auto is mnist when it can be had, else digits (default: %(default)s)")
+    ae_cli.add_data_flags(parser)
     parser.add_argument("--max-samples", type=ae_cli.integer(2), default=60_000,
                         help="training images to fit on, a seeded random subset when fewer than all "
                         "(default: %(default)s)")
@@ -37,7 +34,7 @@ def parser() -> ae_cli.Parser:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
-    images = load_images(args.dataset, args.data_root)
+    images = load_images(**ae_cli.data_flags(args))
     folder = prepare_folder(args.output_dir)
     with lock_folder(folder):
         pca = fit_pca(images, args.max_samples, args.seed)

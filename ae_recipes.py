@@ -17,15 +17,14 @@ from ae_errors import Mistake
 if TYPE_CHECKING:
     from ae_models import Autoencoder
 
-PIXELS = 784  # 28 x 28
-
 
 @dataclass(frozen=True)
 class Recipe:
     """One way to train one model.
 
     `model_args` are the keyword arguments of the model, with one convenience: `hidden_sizes` and `code_size`
-    become `layer_sizes = (784, *hidden_sizes, code_size)`. A code size of None is what the PCA says.
+    become `layer_sizes = (784, *hidden_sizes, code_size)`; a model without them is told the `image_size`, the pixels
+    along a side. A code size of None is what the PCA says.
     """
 
     name: str
@@ -43,6 +42,7 @@ class Recipe:
     weight_decay: float = 0.0
     grad_clip: float = 0.0
     seed: int = 42
+    image_size: int = 28
     claims: tuple[Claim, ...] = ()
 
     def build(self) -> "Autoencoder":
@@ -50,7 +50,9 @@ class Recipe:
         module, name = self.model.split(".")
         arguments = dict(self.model_args)
         if "hidden_sizes" in arguments:
-            arguments["layer_sizes"] = (PIXELS, *arguments.pop("hidden_sizes"), arguments.pop("code_size"))
+            arguments["layer_sizes"] = (self.pixels, *arguments.pop("hidden_sizes"), arguments.pop("code_size"))
+        else:
+            arguments["image_size"] = self.image_size
         try:
             model: Autoencoder = getattr(importlib.import_module(module), name)(**arguments)
         except ValueError as error:
@@ -81,11 +83,15 @@ class Recipe:
         kinds = [(getattr(row, f.name), getattr(recipe, f.name)) for f in dataclasses.fields(row)]
         kinds += [(value, arguments[name]) for name, value in row.model_args.items() if value is not None]
         numbers = [n for value in arguments.values() for n in (value if isinstance(value, tuple) else (value,))]
-        if len(numbers) > 100 or any(isinstance(n, int) and n > 10**7 for n in numbers):
+        if len(numbers) > 100 or any(isinstance(n, int) and n > 10**7 for n in numbers) or recipe.image_size < 1:
             raise ValueError("its sizes are none that a run can have")
         if recipe.model != row.model or any(type(ours) is not type(theirs) for ours, theirs in kinds):
             raise ValueError(f"not a recipe for {row.model}")
         return recipe
+
+    @property
+    def pixels(self) -> int:
+        return self.image_size**2
 
     @property
     def code_size(self) -> int | None:
@@ -282,7 +288,7 @@ def listing() -> str:
     blocks = []
     for row in RECIPES.values():
         hidden, size = row.model_args.get("hidden_sizes", ()), row.code_size or "PCA"
-        shape = row.shape or "-".join(map(str, (PIXELS, *hidden, size, *reversed(hidden), PIXELS)))
+        shape = row.shape or "-".join(map(str, (row.pixels, *hidden, size, *reversed(hidden), row.pixels)))
         arguments = {k: v for k, v in row.model_args.items() if k not in ("hidden_sizes", "code_size", "loss")}
         blocks.append(
             f"{row.name}: {row.summary}\n"

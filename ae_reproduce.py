@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -24,7 +24,7 @@ from ae_data import DATASETS, ImageSet, load_images
 from ae_errors import Fault, Mistake
 from ae_files import lock_folder, prepare_folder, read_count, write_atomic, write_json
 from ae_linear import count_file, fit_pca
-from ae_recipes import PIXELS, PUBLISHED, RECIPES, STUDIED, Recipe
+from ae_recipes import PUBLISHED, RECIPES, STUDIED, Recipe
 
 REPRODUCED, FAILED, KNOWN, ELSEWHERE = "reproduced", "not reproduced", "not reproduced (known)", "not applicable"
 _SMOKE = 10  # on a small image set, which nothing is claimed for, one epoch of this many is trained
@@ -184,7 +184,7 @@ def stands(run: Run, images: ImageSet) -> bool:
         record = run.record()
     except (Fault, Mistake):
         return False
-    wanted, there = run.recipe.as_dict(), record["recipe"]
+    wanted, there = replace(run.recipe, image_size=images.side).as_dict(), record["recipe"]
     if run.recipe.code_size is None:
         wanted["model_args"]["code_size"] = there["model_args"].get("code_size")
     same = wanted == there and record["dataset"]["fingerprint"] == images.fingerprint
@@ -256,12 +256,12 @@ def look_up(place: str, run: Run, images: ImageSet, args: argparse.Namespace) ->
 
     kind, _, name = place.partition(".")
     if kind == "pca":
-        return read_count(count_file(run.folder, 0.95), PIXELS, "delete the folder, and run this again")
+        return read_count(count_file(run.folder, 0.95), images.side**2, "delete the folder, and run this again")
     if kind == "compression":
         import torch
 
         model = run.recipe.override({"code_size": int(name)}).build()
-        return PIXELS / model.encode(torch.zeros(1, PIXELS)).shape[-1]
+        return images.side**2 / model.encode(torch.zeros(1, images.side**2)).shape[-1]
     if kind == "analysis":
         value = analyse_untrained(run.recipe, images, pick_device(args.device))[name]
     elif kind == "metrics":

@@ -93,17 +93,26 @@ class Precision:
 
 def check_memory(recipe: Recipe) -> None:
     """Raise Mistake when the recipe's weights, gradients and two moments could never fit into this machine."""
-    try:
-        with torch.device("meta"):
-            needed = 16.0 * sum(weight.numel() for weight in recipe.build().parameters())
-    except RuntimeError:  # more than torch can count
-        needed = math.inf
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+    needed, there = 16.0 * parameters(recipe), memory()
     if needed > there:
         raise Mistake(
             f"the model needs {needed / 1e9:,.0f} GB to train and this machine has {there / 1e9:,.0f}; "
             f"use smaller --hidden-sizes, --code-size or --features"
         )
+
+
+def parameters(recipe: Recipe) -> float:
+    """How many the recipe's model has, counted without taking memory for them."""
+    try:
+        with torch.device("meta"):
+            return sum(weight.numel() for weight in recipe.build().parameters())
+    except RuntimeError:  # more than torch can count
+        return math.inf
+
+
+def memory() -> float:
+    """Bytes of this machine's memory; infinite where it cannot be asked."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
 
 
 def seed_for(seed: int, *path: int) -> int:

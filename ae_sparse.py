@@ -171,7 +171,7 @@ class SparseEnsemble(Autoencoder):
         num_saes: int = 5,
         features: int = 1024,
         k: int = 50,
-        pixels: int = 784,
+        image_size: int = 28,
         consistency_weight: float = 0.01,
         consistency_warmup: int = 100,
         matches_per_step: int = 64,
@@ -182,7 +182,7 @@ class SparseEnsemble(Autoencoder):
         reinit_every: int = 100,
     ) -> None:
         super().__init__()
-        if min(num_saes, features, pixels) < 1 or not 1 <= k <= features:
+        if min(num_saes, features, image_size) < 1 or not 1 <= k <= features:
             raise ValueError(
                 f"expected num_saes, features >= 1 and 1 <= k <= features, got "
                 f"num_saes {num_saes}, features {features}, k {k}"
@@ -193,7 +193,7 @@ class SparseEnsemble(Autoencoder):
         self.matches_per_step = matches_per_step
         self.revive, self.revive_weight, self.revive_window = revive, revive_weight, revive_window
         self.reinit_threshold, self.reinit_every = reinit_threshold, reinit_every
-        self.weight = nn.Parameter(torch.empty(num_saes, features, pixels))
+        self.weight = nn.Parameter(torch.empty(num_saes, features, image_size**2))
         self.bias = nn.Parameter(torch.zeros(num_saes, features))
         if not self.weight.is_meta:  # a model without memory is only asked for its shapes
             for weight in self.weight:

@@ -6,16 +6,17 @@ is computed and written first.
 
 import argparse
 from collections.abc import Container
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import ae_cli
-from ae_data import DATASETS, ImageSet, load_images
+from ae_data import ImageSet, load_images
 from ae_errors import Fault, Mistake
 from ae_files import lock_folder, prepare_folder, read_count, write_atomic
 from ae_linear import Pca, count_file, fit_pca, read_pca, write_pca
-from ae_recipes import DEFAULT, PIXELS, RECIPES, SETTINGS, Recipe, listing
+from ae_recipes import DEFAULT, RECIPES, SETTINGS, Recipe, listing
 
 if TYPE_CHECKING:
     from ae_loop import Trainer
@@ -29,10 +30,7 @@ def parser(settings: Container[str] = SETTINGS) -> ae_cli.Parser:
     parser = ae_cli.Parser(__doc__)
     shown = "(default: %(default)s)"
     data = parser.add_argument_group("data")
-    data.add_argument("--dataset", choices=DATASETS, default="mnist",
-                      help=f"auto is mnist when it can be had, else digits {shown}")
-    data.add_argument("--data-root", type=Path, default=Path("data"),
-                      help=f"where the images are, or are downloaded to {shown}")
+    ae_cli.add_data_flags(data)
     data.add_argument("--workers", type=ae_cli.integer(0, 256), default=0,
                       help=f"DataLoader processes that fetch the batches; 0 keeps the images on the device {shown}")
 
@@ -108,11 +106,12 @@ def resolve(args: argparse.Namespace) -> Recipe:
 
 
 def settle(recipe: Recipe, args: argparse.Namespace, images: ImageSet, folder: Path) -> tuple[Recipe, Pca, bool]:
-    """Settle what depends on the images: the epochs and the code size; and the PCA to be held against.
+    """Settle what depends on the images: their size, the epochs and the code size; and the PCA to be held against.
 
     The PCA is read from the output folder, or fitted. The last answer is whether the code size comes from one that
     has yet to be written there.
     """
+    recipe = replace(recipe, image_size=images.side)
     if "epochs" not in args:
         recipe = recipe.override({"epochs": images.epochs(recipe.epochs)})
     path = count_file(folder, 0.95)
@@ -125,12 +124,12 @@ def settle(recipe: Recipe, args: argparse.Namespace, images: ImageSet, folder: P
         pca = None  # of other images, or damaged; with a code size given it is only there to compare with
     if automatic and path.exists():
         remedy = f"run ae_pca.py --output-dir {folder} again, or give a --code-size"
-        count = read_count(path, PIXELS, remedy)
+        count = read_count(path, recipe.pixels, remedy)
         if pca and pca.components_for(0.95) != count:
             raise Mistake(f"{path}: says {count}, and pca.npz beside it {pca.components_for(0.95)}; {remedy}")
         recipe = recipe.override({"code_size": count})
     # One fitted on few images has few components.
-    if pca is None or min(recipe.code_size or 0, PIXELS) > len(pca.components):
+    if pca is None or min(recipe.code_size or 0, recipe.pixels) > len(pca.components):
         pca = fit_pca(images)
     missing = automatic and not path.exists()
     if missing:
@@ -160,7 +159,7 @@ def run(args: argparse.Namespace) -> None:
     precision, graphs = Precision(args.amp, device), args.cuda_graphs == "on"
     if graphs and device.type != "cuda":
         raise Mistake(f"--cuda-graphs on: needs a CUDA device, and this run is on {device}; leave it off")
-    images = load_images(args.dataset, args.data_root)
+    images = load_images(**ae_cli.data_flags(args))
     recipe, pca, pca_missing = settle(recipe, args, images, folder)
     check_memory(recipe)
     keep_freed_memory()
@@ -181,7 +180,7 @@ def run(args: argparse.Namespace) -> None:
         with ae_cli.progress(args.log_interval) as show:
             for row in kept.epochs(show, lambda: keep(trainer, images, folder, args), args.checkpoint_minutes):
                 print(describe(row, recipe.epochs), flush=True)
-        finish(trainer, images, pca, folder, args.data_root.resolve())
+        finish(trainer, images, pca, folder)
 
 
 def describe(row: dict[str, Any], epochs: int) -> str:
@@ -207,7 +206,7 @@ def keep(trainer: "Trainer", images: ImageSet, folder: Path, args: argparse.Name
         save_weights(folder / f"{Path(recipe.weights_file).stem}_{mark}.pt", trainer.model)
 
 
-def finish(trainer: "Trainer", images: ImageSet, pca: Pca, folder: Path, root: Path) -> None:
+def finish(trainer: "Trainer", images: ImageSet, pca: Pca, folder: Path) -> None:
     """Measure the trained model beside PCA, then write weights, record, history and pictures."""
     from ae_checkpoint import save_record, save_weights, versions
     from ae_report import measure, pictures, verdict
@@ -221,7 +220,7 @@ def finish(trainer: "Trainer", images: ImageSet, pca: Pca, folder: Path, root: P
     save_record(folder, {
         "recipe": recipe.as_dict(), "weights": recipe.weights_file, "weights_sha256": digest,
         "dataset": {
-            "name": images.name, "title": images.title, "fingerprint": images.fingerprint, "root": str(root),
+            "name": images.name, "title": images.title, "fingerprint": images.fingerprint, **images.origin,
         },
         "device": str(trainer.device), "precision": str(trainer.precision), "versions": versions(),
         "seconds": round(sum(row["seconds"] for row in trainer.history), 3), "metrics": metrics,

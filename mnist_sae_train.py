@@ -7,6 +7,7 @@ first put beside that of answering every image with the mean image; with --epoch
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import ae_cli
@@ -66,8 +67,9 @@ def analyze(recipe: Recipe, args: argparse.Namespace) -> None:
     from ae_runtime import check_memory, pick_device
 
     device = pick_device(args.device)
+    images = load_images(**ae_cli.data_flags(args))
+    recipe = replace(recipe, image_size=images.side)
     check_memory(recipe)
-    images = load_images(args.dataset, args.data_root)
     numbers = analyse_untrained(recipe, images, device)
     count = min(ANALYSED * recipe.batch_size, len(images.train_images))
     print(f"Loss before training, {images.title}: {count:,} of {len(images.train_images):,} training images")

@@ -32,7 +32,7 @@ from plain import build, plain_epoch, plain_loader  # noqa: E402
 from ae_data import load_images  # noqa: E402
 from ae_files import write_atomic  # noqa: E402
 from ae_loop import Trainer  # noqa: E402
-from ae_recipes import PIXELS, RECIPES, Recipe  # noqa: E402
+from ae_recipes import RECIPES, Recipe  # noqa: E402
 from ae_runtime import Precision, keep_freed_memory, machine_name  # noqa: E402
 from ae_sparse import SparseEnsemble  # noqa: E402
 
@@ -67,7 +67,7 @@ def products(recipe: Recipe, dtype: torch.dtype) -> Work | None:
         for x, weight, gradient in triples:
             torch.mm(x, weight.t())
             torch.mm(gradient.t(), x)
-            if x.shape[1] != PIXELS:  # nobody asks for the gradient of the pixels
+            if x.shape[1] != recipe.pixels:  # nobody asks for the gradient of the pixels
                 torch.mm(gradient, weight)
 
     return step

@@ -10,12 +10,12 @@ from ae_recipes import RECIPES
 from ae_runtime import Precision
 from ae_sparse import SparseEnsemble, mmcs
 
-X = torch.rand(16, 30, generator=torch.Generator().manual_seed(1))
+X = torch.rand(16, 36, generator=torch.Generator().manual_seed(1))
 
 
 def small(**settings):
     torch.manual_seed(0)
-    model = SparseEnsemble(**{"num_saes": 3, "features": 40, "k": 7, "pixels": 30} | settings)
+    model = SparseEnsemble(**{"num_saes": 3, "features": 40, "k": 7, "image_size": 6} | settings)
     with torch.no_grad():
         model.weight.mul_(torch.rand(model.num_saes, 40, 1) + 0.5)
         model.bias.normal_(0, 0.1)
@@ -73,7 +73,7 @@ def test_resume_is_bit_identical():
     model = small()
     optimiser = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
     train(model, optimiser, 15)
-    resumed = SparseEnsemble(num_saes=3, features=40, k=7, pixels=30)
+    resumed = SparseEnsemble(num_saes=3, features=40, k=7, image_size=6)
     resumed.load_state_dict(model.state_dict())
     for name, buffer in model.named_buffers():
         resumed.get_buffer(name).copy_(buffer)

@@ -1,5 +1,6 @@
 """Command lines nobody should type: each ends with one line on stderr and status 2, and nothing is written."""
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -20,11 +21,14 @@ NEGATIVE = st.one_of(NOT_A_NUMBER, st.floats(max_value=-1e-300, allow_nan=False)
 
 
 def no_choice(*choices):
-    return WORDS.filter(lambda word: word not in choices and not word.startswith("-"))
+    return WORDS.filter(lambda word: word not in choices and not word.startswith("-") and not os.path.exists(word))
 
 
 BAD_TRAIN = {
     "--dataset": no_choice("mnist", "fashion-mnist", "kmnist", "digits", "auto"),
+    "--image-size": st.one_of(NOT_WHOLE, st.sampled_from(["0", "3", "129"])),
+    "--test-fraction": st.one_of(NEGATIVE, st.sampled_from(["0", "0.95", "0.1"])),  # digits have a test part
+    "--split-seed": st.one_of(NOT_WHOLE, st.just("1")),
     "--recipe": no_choice("symmetric", "simple", "conv", "denoising", "bce", "vae", "sparse"),
     "--workers": NOT_WHOLE,
     "--hidden-sizes": st.sampled_from(["a,b", "0", "-5", "1,,2", ",", "1.5", "2500;", "1e3", "99999999999"]),
@@ -58,7 +62,7 @@ BAD_TRAIN = {
     "--unheard-of": WORDS,
 }
 BAD_PCA = {
-    "--dataset": BAD_TRAIN["--dataset"],
+    **{flag: BAD_TRAIN[flag] for flag in ("--dataset", "--image-size", "--test-fraction", "--split-seed")},
     "--max-samples": st.one_of(NOT_WHOLE, st.sampled_from(["0", "1"])),
     "--variance": st.one_of(NEGATIVE, st.sampled_from(["0", "1.01", "95"])),
     "--seed": NOT_WHOLE,

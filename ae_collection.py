@@ -1,0 +1,111 @@
+"""A person's own images as an image set: a folder of pictures, or a .npy file of (N, H, W) uint8.
+
+Pictures become grey squares, resized whole. The folders right below the given one are the labels, numbered by name.
+Where these are just `train` and `test`, they are the parts, with the labels inside; else a random part is set aside to
+test on. Links to folders, hidden files and files that are no pictures are passed over; damaged pictures are left out.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ae_data import ImageSet, resized
+from ae_errors import Fault, Mistake
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+_MOST_NAMED = 20  # damaged pictures that get a line each
+_LONGEST_NAME = 40  # what fits into a figure's title
+
+
+def load_collection(path: Path, side: int, test_fraction: float | None, seed: int) -> ImageSet:
+    """The images at `path`, resized to `side` x `side`, in an order that `seed` draws.
+
+    Raises Mistake where there are no images, too few, or of another kind, and where a folder with a test part of its
+    own is given a `test_fraction`.
+    """
+    own_parts = all((path / part).is_dir() for part in ("train", "test"))
+    if own_parts and test_fraction is not None:
+        raise Mistake(f"{path}: has a test part of its own; leave out --test-fraction")
+    if path.is_dir():
+        images, labels, for_test = _read_folder(path, side, own_parts)
+    else:
+        images = _read_array(path, side)
+        labels, for_test = np.zeros(len(images), np.uint8), np.zeros(len(images), bool)
+    # Shuffled: the first test images, which pictures show, would otherwise all be of one label.
+    order = np.random.default_rng(seed).permutation(len(images))
+    if not own_parts:
+        for_test[order[: max(1, round((test_fraction or 0.1) * len(images)))]] = True
+    test, train = order[for_test[order]], order[~for_test[order]]
+    if len(train) < 2 or len(test) < 1:
+        raise Mistake(f"{path}: gives {len(train)} images to train and {len(test)} to test on; 2 and 1 are the least")
+    name = spoken(path.resolve().name)
+    collection = ImageSet(name, name, images[train], labels[train], images[test], labels[test])
+    if (collection.train_images == collection.train_images[0]).all():
+        raise Mistake(f"{path}: all images to train on are the same one; there is nothing to learn")
+    return collection
+
+
+def spoken(name: str) -> str:
+    """A file's name as text that can be printed, drawn and stored."""
+    text = name.encode(errors="backslashreplace").decode()
+    text = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return text if len(text) <= _LONGEST_NAME else text[: _LONGEST_NAME - 3] + "..."
+
+
+def _read_array(path: Path, side: int) -> np.ndarray:
+    """The images (N, side * side) of a .npy file; mapped, not read, where they are of that size already."""
+    if path.suffix != ".npy" or not path.is_file():
+        raise Mistake(f"{path}: is neither a folder of pictures nor a .npy file")
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")  # loads no pickle
+    except OSError as error:
+        raise Fault(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    except Exception as error:  # a damaged header fails in more ways than can be listed
+        raise Mistake(f"{path}: is not a whole .npy file of numbers ({error}); save one with numpy.save") from error
+    if array.dtype != np.uint8 or array.ndim != 3 or 0 in array.shape:
+        raise Mistake(f"{path}: holds {array.dtype} of shape {array.shape}; expected uint8 of (N, H, W), none 0")
+    return resized(array, side)
+
+
+def _read_folder(folder: Path, side: int, own_parts: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images (N, side * side), labels (N,) and which are in `test`; what is left out is said on stderr."""
+    from tqdm import tqdm
+
+    from ae_pictures import FORMATS, read_picture
+
+    files = [path for part in (("train", "test") if own_parts else ("",)) for path in _walk(folder / part)]
+    found = [path for path in files if path.suffix.lower() in _SUFFIXES and path.name[0] != "." and path.is_file()]
+    images, damaged = np.empty((len(found), side * side), np.uint8), 0
+    kept: list[tuple[str, ...]] = []
+    for path in tqdm(found, unit="picture", leave=False, disable=None):
+        try:
+            images[len(kept)] = resized(np.asarray(read_picture(path).convert("L"))[None], side)[0]
+            kept.append(path.relative_to(folder).parts)
+        except (Mistake, Fault) as error:
+            damaged += 1
+            if damaged <= _MOST_NAMED:
+                print(f"warning: left out: {' '.join(str(error).split())}", file=sys.stderr)
+    if not kept:
+        raise Mistake(f"{folder}: holds no picture that can be read; {', '.join(FORMATS)} can")
+    below = [(*parts[own_parts:-1], "")[0] for parts in kept]  # "" where a picture lies in no folder
+    names = {name: number for number, name in enumerate(sorted(set(below)))}
+    numbered = ", ".join(f"{number} {spoken(name) or '(none)'}" for name, number in names.items())
+    print(f"{spoken(folder.resolve().name)}: {len(kept):,} pictures, labels {numbered}; {damaged} damaged and "
+          f"{len(files) - len(found)} other files left out", file=sys.stderr)  # fmt: skip
+    labels = np.array([names[name] for name in below], np.min_scalar_type(len(names)))
+    return images[: len(kept)], labels, np.array([own_parts and parts[0] == "test" for parts in kept])
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Every file below `folder`, by name; of a hidden folder, and of a link to one, that itself."""
+    for place, folders, files in os.walk(folder, onerror=_refuse):
+        closed = [name for name in folders if name[0] == "." or os.path.islink(os.path.join(place, name))]
+        folders[:] = sorted(set(folders) - set(closed))
+        yield from (Path(place, name) for name in sorted([*files, *closed]))
+
+
+def _refuse(error: OSError) -> None:
+    raise error

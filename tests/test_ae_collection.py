@@ -1,0 +1,201 @@
+"""One's own images: a folder of pictures or a .npy file gives the set that its files describe, or one line of error."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import call_script, is_one_error_line
+from PIL import Image
+
+import ae_generate
+import ae_pca
+import ae_train
+from ae_checkpoint import load_run
+from ae_data import load_again, load_images
+from ae_errors import Mistake
+from ae_metrics import to_pixels
+
+TINY = ("--hidden-sizes", 16, "--code-size", 2, "--code-activation", "none", "--epochs", 1, "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def collections(tmp_path_factory, digits):
+    """60 digits, as a folder of PNGs sorted into `even` and `odd`, and as a .npy file."""
+    root = tmp_path_factory.mktemp("own")
+    images = digits.train_images[:60].reshape(-1, 28, 28)
+    for number, (image, label) in enumerate(zip(images, digits.train_labels)):
+        folder = root / "pictures" / ("odd" if label % 2 else "even")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{number:03d}.png")
+    np.save(root / "array.npy", images)
+    return root
+
+
+def own(path, **settings):
+    return load_images(str(path), Path("unused"), **settings)
+
+
+def rows(images):
+    return sorted(map(bytes, images))
+
+
+def test_every_image_is_in_one_part_pixel_for_pixel_with_its_folder_as_label(collections, digits):
+    images = own(collections / "pictures")
+    assert len(images.train_images) == 54 and len(images.test_images) == 6 and images.side == 28
+    both = np.concatenate((images.train_images, images.test_images))
+    labels = np.concatenate((images.train_labels, images.test_labels))
+    known = {bytes(x): label % 2 for x, label in zip(digits.train_images[:60], digits.train_labels)}
+    assert rows(both) == sorted(known) and [known[bytes(x)] for x in both] == labels.tolist()
+
+
+def test_a_npy_file_gives_the_same_images_as_the_folder(collections):
+    images, others = own(collections / "array.npy"), own(collections / "pictures")
+    parts = [[*i.train_images, *i.test_images] for i in (images, others)]
+    assert rows(parts[0]) == rows(parts[1]) and not images.train_labels.any()
+
+
+def test_the_seed_draws_the_test_part_and_the_fraction_its_size(collections):
+    one, again, other = (own(collections / "array.npy", test_fraction=0.5, split_seed=s) for s in (0, 0, 1))
+    assert one.fingerprint == again.fingerprint != other.fingerprint and len(one.test_images) == 30
+    assert rows(one.test_images) != rows(other.test_images)
+
+
+def test_a_folder_with_train_and_test_keeps_its_own_parts(tmp_path, digits):
+    for part, label, image in zip(("train", "train", "test"), ("b", "a", "b"), digits.train_images):
+        (tmp_path / part / label / "deeper").mkdir(parents=True)
+        Image.fromarray(image.reshape(28, 28)).save(tmp_path / part / label / "deeper" / "x.png")
+    images = own(tmp_path)
+    assert rows(images.train_images) == rows(digits.train_images[:2])
+    assert sorted(images.train_labels) == [0, 1] and images.test_labels.tolist() == [1]
+    with pytest.raises(Mistake, match="test part of its own"):
+        own(tmp_path, test_fraction=0.2)
+
+
+def test_pictures_of_any_size_and_colour_become_squares(tmp_path):
+    random = np.random.default_rng(0)
+    for number, shape in enumerate([(40, 70, 3), (9, 5), (28, 28, 4), (200, 10)]):
+        Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8)).save(tmp_path / f"{number}.png")
+    assert own(tmp_path, image_size=16).train_images.shape == (3, 256)
+
+
+def test_an_image_keeps_its_left_and_right_when_it_is_resized(tmp_path):
+    array = np.zeros((5, 30, 60), np.uint8)
+    array[:, :, 30:] = np.arange(200, 250, 10)[:, None, None]
+    np.save(tmp_path / "a.npy", array)
+    images = own(tmp_path / "a.npy").train_images.reshape(-1, 28, 28)
+    assert (images[:, :, :13] < 3).all() and (images[:, :, 15:] > 195).all()
+
+
+def test_damaged_pictures_are_named_and_all_that_is_left_out_is_counted(tmp_path, digits, capsys):
+    for number in range(4):
+        Image.fromarray(digits.train_images[number].reshape(28, 28)).save(tmp_path / f"{number}.png")
+    whole = (tmp_path / "0.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "notes.txt").write_text("not a picture")
+    (tmp_path / ".hidden.png").write_bytes(whole)
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "0.png").write_bytes(whole)
+    (tmp_path / "again").symlink_to(tmp_path)
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    images = own(tmp_path)
+    *named, counted = capsys.readouterr().err.splitlines()
+    assert len(images.train_images) + len(images.test_images) == 4
+    assert len(named) == 2 and "cut.png" in named[0] and "empty.jpg" in named[1]
+    assert "4 pictures" in counted and "2 damaged and 6 other files" in counted
+
+
+@pytest.mark.parametrize("name", ["$\\frac{$", "a\nb", "\udcff\udcfe", "x" * 200, "mnist", "-rf"], ids=ascii)
+def test_a_folder_may_be_called_anything(tmp_path, collections, capsys, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "a.npy").symlink_to(collections / "array.npy")
+    (folder / "b").symlink_to(collections / "pictures" / "odd")
+    for path in (collections / "pictures" / "odd").iterdir():
+        (folder / path.name).symlink_to(path)
+    status, _, err = call_script(capsys, ae_pca.main, f"--dataset={folder}", "--output-dir", tmp_path / "out")
+    assert status == 0 and len(err.splitlines()) == 1 and "other files" in err
+
+
+def saved(path, array):
+    np.save(path, array)
+    return path
+
+
+BAD = {
+    "an empty folder": lambda p: p.mkdir() or p,
+    "a folder without pictures": lambda p: p.mkdir() or (p / "a.txt").write_text("") or p,
+    "one picture": lambda p: p.mkdir() or Image.new("L", (9, 9)).save(p / "a.png") or p,
+    "floats": lambda p: saved(p.with_suffix(".npy"), np.zeros((9, 28, 28), np.float32)),
+    "flat images": lambda p: saved(p.with_suffix(".npy"), np.zeros((9, 784), np.uint8)),
+    "no images": lambda p: saved(p.with_suffix(".npy"), np.zeros((0, 28, 28), np.uint8)),
+    "no pixels": lambda p: saved(p.with_suffix(".npy"), np.zeros((9, 0, 28), np.uint8)),
+    "blank images": lambda p: saved(p.with_suffix(".npy"), np.zeros((9, 28, 28), np.uint8)),
+    "a pickle": lambda p: saved(p.with_suffix(".npy"), np.array([print, {}], object)),
+    "a damaged file": lambda p: p.with_suffix(".npy").write_bytes(b"\x93NUMPY\x01\x00\xff") and p.with_suffix(".npy"),
+    "no .npy": lambda p: p.with_suffix(".zip").write_bytes(b"PK") and p.with_suffix(".zip"),
+    "a folder called .npy": lambda p: p.with_suffix(".npy").mkdir() or p.with_suffix(".npy"),
+}
+
+
+@pytest.mark.parametrize("make", BAD.values(), ids=BAD.keys())
+def test_what_holds_no_images_is_refused_by_name(tmp_path, capsys, make):
+    path = make(tmp_path / "mine")
+    status, out, err = call_script(capsys, ae_pca.main, "--dataset", path, "--output-dir", tmp_path / "out")
+    assert status == 2 and out == "" and is_one_error_line(err.splitlines(True)[-1]) and str(path) in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_truncated_array_is_refused(tmp_path, collections):
+    data = (collections / "array.npy").read_bytes()
+    (tmp_path / "cut.npy").write_bytes(data[:-1000])
+    with pytest.raises(Mistake, match=r"cut\.npy: is not a whole"):
+        own(tmp_path / "cut.npy")
+
+
+@pytest.mark.parametrize("flags", [("--test-fraction", 0.2), ("--split-seed", 1)], ids=str)
+def test_a_known_set_is_not_split_anew(tmp_path, capsys, flags):
+    status, _, err = call_script(capsys, ae_pca.main, "--dataset", "digits", "--output-dir", tmp_path / "out", *flags)
+    assert status == 2 and is_one_error_line(err) and flags[0] in err
+
+
+def test_a_run_on_ones_own_images_of_another_size_is_trained_loaded_again_and_shown(collections, tmp_path, capsys):
+    data = ("--dataset", collections / "pictures", "--image-size", 16, "--test-fraction", 0.25)
+    assert call_script(capsys, ae_pca.main, *data, "--output-dir", tmp_path)[0] == 0
+    status, out, err = call_script(capsys, ae_train.main, *data, *TINY, "--output-dir", tmp_path)
+    assert status == 0 and "pictures" in out and (tmp_path / "latent_map.png").exists()
+    model, recipe, record = load_run(tmp_path, torch.device("cpu"))
+    assert recipe.image_size == 16 and record["dataset"]["name"] == "pictures"
+    images = load_again(record["dataset"])
+    assert images.fingerprint == record["dataset"]["fingerprint"] and len(images.test_images) == 15
+    assert model(to_pixels(torch.from_numpy(images.test_images), "signed"))[0].shape == (15, 256)
+    picture = next((collections / "pictures" / "odd").iterdir())
+    for flags in (("--walk", 0), ("--interpolate", 0, 1), ("--input", picture)):
+        status, out, err = call_script(capsys, ae_generate.main, "--run", tmp_path, "--device", "cpu", *flags)
+        assert status == 0 and f"Wrote {tmp_path}" in out, err
+    assert json.loads((tmp_path / "run.json").read_text())["dataset"]["source"] == str(collections / "pictures")
+
+
+@pytest.mark.parametrize("recipe", ["vae", "sparse", "denoising"])
+def test_any_fully_connected_recipe_trains_at_any_size(recipe, collections, tmp_path, capsys):
+    data = ("--dataset", collections / "array.npy", "--image-size", 12, "--output-dir", tmp_path, "--epochs", 1)
+    small = ("--features", 32, "--k", 4, "--num-saes", 2) if recipe == "sparse" else ("--hidden-sizes", 8)
+    status, _, err = call_script(capsys, ae_train.main, "--recipe", recipe, *data, *small, "--device", "cpu")
+    assert (status, err) == (0, "") and (tmp_path / "reconstructions.png").exists()
+
+
+def test_a_recipe_built_for_28_pixels_refuses_others_in_one_line(collections, tmp_path, capsys):
+    flags = ("--recipe", "conv", "--dataset", "digits", "--image-size", 16, "--output-dir", tmp_path / "out")
+    status, _, err = call_script(capsys, ae_train.main, *flags, "--device", "cpu")
+    assert status == 2 and is_one_error_line(err) and "28 x 28" in err and not (tmp_path / "out").exists()
+
+
+def test_a_known_set_can_be_resized(digits, tmp_path):
+    small = load_images("digits", Path("unused"), image_size=14)
+    assert small.train_images.shape == (1500, 196) and small.fingerprint != digits.fingerprint
+    halved = digits.train_images.reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4)).ravel()
+    assert np.corrcoef(halved, small.train_images.ravel())[0, 1] > 0.98
