@@ -95,9 +95,10 @@ class Trackers:
             feed.tell("picture", len(trainer.batch_losses), name or path.stem, str(path.resolve()))
 
     def summary(self, trainer: "Trainer", metrics: Mapping[str, Any]) -> None:
-        """Tell the metrics of the finished run."""
+        """Tell the metrics of the finished run, those that its last epoch has not told."""
+        new = {name: value for name, value in flat(metrics).items() if name not in flat(trainer.history[-1])}
         for feed in self.feeds:
-            feed.tell("summary", len(trainer.batch_losses), flat(metrics))
+            feed.tell("summary", len(trainer.batch_losses), new)
 
 
 class _Feed:

@@ -255,7 +255,7 @@ def keep(trainer: "Trainer", images: ImageSet, folder: Path, args: argparse.Name
     if args.pictures_every and epoch % args.pictures_every == 0:
         path = folder / f"reconstructions_{mark}.png"
         write_atomic(path, reconstructions(trainer, images, f"epoch {epoch}"))
-        trackers.picture(trainer, path, "reconstructions")
+        trackers.picture(trainer, path, "epoch_reconstructions")
     if args.weights_every and epoch % args.weights_every == 0:
         save_weights(folder / f"{Path(recipe.weights_file).stem}_{mark}.pt", trainer.model)
 
