@@ -34,6 +34,6 @@ clean:
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	touch $@
 
-.venv/dev.stamp: requirements-dev.txt .venv/run.stamp
+.venv/dev.stamp: requirements-dev.txt requirements-trackers.txt .venv/run.stamp
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
 	touch $@

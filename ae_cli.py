@@ -8,32 +8,65 @@ import argparse
 import contextlib
 import math
 import os
+import platform
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ae_errors import Fault, Mistake
 
+VERSION = "1.0.0"  # of the suite; said nowhere else
+
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line."""
+    """An ArgumentParser whose errors are one line, and which takes --some_flag for --some-flag."""
+
+    quiet = False  # whether the last command line that was read has asked for it
 
     def __init__(self, description: str | None) -> None:
         super().__init__(
             description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
         )
+        self.add_argument("--version", action=_Version, nargs=0, help="print the versions, and end")
+        self.add_argument("--quiet", action="store_true", help="say nothing of the progress, only results and warnings")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        spelt = []
         for text in sys.argv[1:] if args is None else args:
-            flag, _, value = text.partition("=")
+            flag, equals, value = text.partition("=")
             if flag.startswith("--") and value == "--":  # argparse would take it for a list of nothing
                 self.error(f"argument {flag}: expected a value, got '--'")
-        return super().parse_args(args, namespace)
+            spelt.append(flag.replace("_", "-") + equals + value if flag.startswith("--") else text)
+        parsed = super().parse_args(spelt, namespace)
+        Parser.quiet = parsed.quiet
+        return parsed
 
     def error(self, message: str) -> NoReturn:
         fail(f"{message}; see {self.prog} --help", status=2)
+
+
+class _Version(argparse.Action):
+    """Print the versions; they are only looked up when somebody asks."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from importlib.metadata import version
+
+        print(f"autoencoder suite {VERSION} (torch {version('torch')}, Python {platform.python_version()})")
+        raise SystemExit(0)
+
+
+def note(text: str) -> None:
+    """One line on stderr about what is being done; --quiet leaves it out."""
+    if not Parser.quiet:
+        print(text, file=sys.stderr)
+
+
+def warn(text: str) -> None:
+    """One line on stderr about what the person should know."""
+    print(f"warning: {' '.join(text.split())}", file=sys.stderr, flush=True)
 
 
 def fail(message: str, status: int) -> NoReturn:
@@ -221,21 +254,30 @@ def _terminate(number: int, frame: object) -> NoReturn:
 
 
 @contextlib.contextmanager
-def progress(log_interval: int | None = None) -> Iterator[Callable[[int, int, int, Any], None]]:
-    """What a training loop calls after each step: a bar on stderr (on a terminal only), and every `log_interval`
-    steps a line on stdout with the batch's loss and the share of the epoch done."""
-    from tqdm import tqdm
+def progress(images: int, epochs: int, log_interval: int | None) -> Iterator[Callable[[int, int, int, Any], None]]:
+    """What a training over so many images and epochs calls after each step: a bar on stderr (in a terminal or notebook
+    only), and every `log_interval` steps a line on stdout with the batch's loss and the share of the epoch done."""
+    from tqdm.auto import tqdm
 
-    with tqdm(unit="step", leave=False, disable=None) as bar:
+    looks = "{desc} {percentage:3.0f}%|{bar}| {rate_noinv_fmt}{postfix}, {remaining} left"
+    silent = True if Parser.quiet else None  # None is silent unless somebody can watch
+    with tqdm(total=epochs * images, unit=" images", unit_scale=True, leave=False, bar_format=looks, dynamic_ncols=True,
+              disable=silent) as bar:  # fmt: skip
+        read = 0.0
 
         def on_step(epoch: int, step: int, steps: int, loss: Any) -> None:
-            if step == 1:
-                bar.reset(total=steps)
-                bar.set_description(f"epoch {epoch}")
-            bar.update()
+            nonlocal read
+            place = round((epoch - 1 + step / steps) * images)
+            if not read:  # a resumed run has come this far at another time
+                bar.initial = bar.n = place - images // steps
+            if not bar.disable and time.monotonic() - read > 1:  # reading a loss makes a GPU wait: not every step
+                bar.set_description(f"epoch {epoch}/{epochs}", refresh=False)
+                bar.set_postfix_str(f"loss {loss.item():.4f}", refresh=False)
+                read = time.monotonic()
+            bar.update(place - bar.n)
             if step == steps:
                 bar.clear()  # the line about the epoch comes next
-            if log_interval and step % log_interval == 0:
+            if log_interval and not Parser.quiet and step % log_interval == 0:
                 tqdm.write(f"Epoch {epoch}, step {step}/{steps} ({step / steps:.0%}): batch loss {loss.item():.4f}")
 
         yield on_step

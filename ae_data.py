@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+import ae_cli
 from ae_errors import Fault, Mistake
 from ae_files import read_bytes
 
@@ -169,13 +170,19 @@ def _damaged(path: Path, why: str, name: str) -> str:
     return f"{path}: is damaged: {why}; put a good copy there, or delete it to have {name} downloaded again"
 
 
+def is_there(name: str, root: Path) -> bool:
+    """Whether `load_images` would find this set without a download."""
+    name = "mnist" if name == "auto" else name
+    return name not in IDX_SETS or all((root / IDX_SETS[name] / "raw" / part).is_file() for part in _PARTS)
+
+
 def _ensure_downloaded(name: str, root: Path) -> Path:
     """The folder with the four IDX files of `name`, unpacked or downloaded first where one is missing."""
     folder = root / IDX_SETS[name] / "raw"
-    if not all((folder / part).is_file() for part in _PARTS):
-        print(f"{name} is not in {folder}: downloading it", file=sys.stderr)
+    if not is_there(name, root):
+        ae_cli.note(f"{name} is not in {folder}: downloading it")
         reason = _download(name, root, folder)
-        if not all((folder / part).is_file() for part in _PARTS):
+        if not is_there(name, root):
             raise Fault(
                 f"{name} is not in {folder} and could not be downloaded ({reason}); put its four files "
                 f"({', '.join(_PARTS)}) there, or use --dataset digits, which needs no download"

@@ -58,6 +58,7 @@ def parser() -> ae_cli.Parser:
     shown = "(default: %(default)s)"
     parser.add_argument("--run", type=Path, required=True, help="folder of the trained model, such as outputs/vae")
     parser.add_argument("--output-dir", type=Path, help="where the picture goes (default: the folder of the run)")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be written, and touch nothing")
     parser.add_argument("--device", default="auto", help=f"auto, cuda, cuda:N, mps or cpu {shown}")
     parser.add_argument("--seed", type=ae_cli.integer(0), default=0, metavar="N",
                         help=f"of the samples, or of which test images are taken {shown}")
@@ -123,6 +124,9 @@ def main(arguments: list[str] | None = None) -> None:
         name, png, what = walk(run, test_set(run, args), args.walk, args.steps, args.seed)
     else:
         name, png, what = samples(run, args.num, args.temperature, args.seed)
+    if args.dry_run:
+        print(f"{what}\nWould write {(args.output_dir or args.run) / name} ({run.title})")
+        return
     folder = prepare_folder(args.output_dir or args.run)
     write_atomic(folder / name, png)
     print(f"{what}\nWrote {folder / name} ({run.title})")

@@ -7,7 +7,7 @@ into the output folder.
 from pathlib import Path
 
 import ae_cli
-from ae_data import load_images
+from ae_data import is_there, load_images
 from ae_files import lock_folder, prepare_folder
 from ae_linear import count_file, fit_pca, write_pca
 
@@ -15,25 +15,32 @@ from ae_linear import count_file, fit_pca, write_pca
 # fmt: off
 def parser() -> ae_cli.Parser:
     parser = ae_cli.Parser(__doc__)
-    parser.add_argument(
-        "--output-dir", type=Path, default=Path("outputs"), help="where results go (default: %(default)s)"
-    )
-    ae_cli.add_data_flags(parser)
-    parser.add_argument("--max-samples", type=ae_cli.integer(2), default=60_000,
-                        help="training images to fit on, a seeded random subset when fewer than all "
-                        "(default: %(default)s)")
-    parser.add_argument("--variance", type=ae_cli.number(0, 1, above=True), default=0.95,
-                        help="share of the variance to explain, up to 1 (default: %(default)s)")
-    parser.add_argument("--seed", type=ae_cli.integer(0), default=0, help="draws the subset (default: %(default)s)")
-    parser.add_argument("--workers", type=ae_cli.integer(0), default=0,
-                        help="taken for the sake of old command lines: the images are read in one go "
-                        "and need no worker (default: %(default)s)")
+    data, output = parser.add_argument_group("data"), parser.add_argument_group("output")
+    ae_cli.add_data_flags(data)
+    data.add_argument("--max-samples", type=ae_cli.integer(2), default=60_000,
+                      help="training images to fit on, a seeded random subset when fewer than all "
+                      "(default: %(default)s)")
+    data.add_argument("--variance", type=ae_cli.number(0, 1, above=True), default=0.95,
+                      help="share of the variance to explain, up to 1 (default: %(default)s)")
+    data.add_argument("--seed", type=ae_cli.integer(0), default=0, help="draws the subset (default: %(default)s)")
+    data.add_argument("--workers", type=ae_cli.integer(0), default=0,
+                      help="taken for the sake of old command lines: the images are read in one go "
+                      "and need no worker (default: %(default)s)")
+    output.add_argument("--output-dir", type=Path, default=Path("outputs"),
+                        help="where results go (default: %(default)s)")
+    output.add_argument("--dry-run", action="store_true", help="print what would be done, and touch nothing")
     return parser
 # fmt: on
 
 
 def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
+    if args.dry_run:
+        where = "" if is_there(args.dataset, args.data_root) else f", downloaded to {args.data_root}"
+        names = f"{count_file(args.output_dir, args.variance).name}, pca.npz and the curve"
+        print(f"Would fit PCA on {args.max_samples:,} images of {args.dataset}{where}, at most, seed {args.seed}")
+        print(f"Would write {names} into {args.output_dir}")
+        return
     images = load_images(**ae_cli.data_flags(args))
     folder = prepare_folder(args.output_dir)
     with lock_folder(folder):

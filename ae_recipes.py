@@ -59,11 +59,22 @@ class Recipe:
             raise Mistake(f"recipe {self.name}: {error}") from error
         return model
 
+    def has(self, name: str) -> bool:
+        """Whether `name` is a setting of this recipe."""
+        return name in TRAINING or name in self.model_args
+
+    def shown(self, name: str) -> str:
+        """The value of a setting as its flag would be given."""
+        value = getattr(self, name) if name in TRAINING else self.model_args[name]
+        if value is None or value is False:
+            return "auto" if name == "code_size" else "off"
+        return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
     def override(self, flags: Mapping[str, Any]) -> "Recipe":
         """This recipe with the settings the user gave; a setting that it does not have is a Mistake."""
         for name in sorted(flags.keys() - self.model_args.keys() - set(TRAINING)):
-            owners = ", ".join(r.name for r in RECIPES.values() if name in r.model_args)
-            raise Mistake(f"--{name.replace('_', '-')} does not apply to the recipe {self.name}, only to {owners}")
+            flag = f"--{name.replace('_', '-')}"
+            raise Mistake(f"{flag} does not apply to the recipe {self.name}, only to {owners(name)}")
         training = {name: value for name, value in flags.items() if name in TRAINING}
         arguments = {name: flags.get(name, value) for name, value in self.model_args.items()}
         return dataclasses.replace(self, model_args=arguments, **training)
@@ -281,6 +292,11 @@ STUDIED = (DEFAULT, "tuned")  # over code sizes, beside PCA
 # What a flag may override: how to train, and every argument that some row's model has.
 TRAINING = ("epochs", "batch_size", "optimizer", "lr", "lr_schedule", "weight_decay", "grad_clip", "seed")
 SETTINGS = {*TRAINING, *(name for row in _ROWS for name in row.model_args)}
+
+
+def owners(name: str) -> str:
+    """The recipes whose models have the setting called `name`."""
+    return ", ".join(row.name for row in RECIPES.values() if name in row.model_args)
 
 
 def listing() -> str:

@@ -167,7 +167,7 @@ def make_run(flags: tuple[str, ...], seed: int, args: argparse.Namespace, images
 def ensure(run: Run, images: ImageSet) -> None:
     """Train the run unless its results stand there; go on from where it was cut off."""
     if stands(run, images):
-        print(f"{run.name}, seed {run.seed}: stands already", file=sys.stderr)
+        ae_cli.note(f"{run.name}, seed {run.seed}: stands already")
         return
     status, said = train(run, ["--resume"])
     if status == 2:  # a checkpoint of other settings is there: it is kept under another name
@@ -218,8 +218,9 @@ def show(run: Run, line: str, end: str) -> None:
     if place:
         left = (int(place[2]) - int(place[1])) * float(place[3])
         line = f"epoch {place[1]} of {place[2]}, about {left:.0f} s left"
-    if end or (place and sys.stderr.isatty()):
-        clear = "\r\033[K" if sys.stderr.isatty() else ""
+    watched = sys.stderr.isatty()
+    if not ae_cli.Parser.quiet and (end or (place and watched)):
+        clear = "\r\033[K" if watched else ""
         print(f"{clear}{run.name}, seed {run.seed}: {line.strip()}", end=end, file=sys.stderr, flush=True)
 
 

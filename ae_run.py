@@ -5,7 +5,6 @@ here goes to stderr.
 """
 
 import itertools
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -78,7 +77,7 @@ class Run:
     def resume(self) -> bool:
         """Go to where the folder's checkpoint is; True when there is nothing left to do."""
         if not self.path.exists():
-            print(f"Nothing to resume in {self.folder}: starting fresh", file=sys.stderr)
+            ae_cli.note(f"Nothing to resume in {self.folder}: starting fresh")
             return False
         state = load_checkpoint(self.path)
         try:
@@ -90,13 +89,13 @@ class Run:
             raise Fault(f"{self.path}: does not fit the recipe's model ({error}); train without --resume") from error
         self.kept = True
         if state["versions"] != self.facts["versions"]:
-            print("warning: resuming on other versions than before: the last bits may differ", file=sys.stderr)
+            ae_cli.warn("resuming on other versions than before: the last bits may differ")
         done, epochs = len(self.trainer.history), self.trainer.recipe.epochs
         if done == epochs and self._results_stand(state):
-            print(f"Finished already: {self.folder} holds the results of all {epochs} epochs", file=sys.stderr)
+            ae_cli.note(f"Finished already: {self.folder} holds the results of all {epochs} epochs")
             return True
         place = f"epoch {done + 1}, step {self.trainer.steps_done + 1}" if done < epochs else "the last results"
-        print(f"Resuming {self.path} at {place}", file=sys.stderr)
+        ae_cli.note(f"Resuming {self.path} at {place}")
         return False
 
     def _compare(self, state: dict[str, Any]) -> None:
@@ -141,7 +140,7 @@ class Run:
             numbered = (self.folder / f"checkpoint.previous{n}.pt" for n in itertools.chain([""], itertools.count(2)))
             previous = next(path for path in numbered if not path.exists())
             self.path.replace(previous)
-            print(f"Kept the checkpoint of an unfinished run as {previous}", file=sys.stderr)
+            ae_cli.note(f"Kept the checkpoint of an unfinished run as {previous}")
 
 
 def flatten(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,18 +5,21 @@ is computed and written first.
 """
 
 import argparse
+import contextlib
 from collections.abc import Container
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import ae_cli
-from ae_data import ImageSet, load_images
+from ae_data import ImageSet, is_there, load_images
 from ae_errors import Fault, Mistake
 from ae_files import lock_folder, prepare_folder, read_count, write_atomic
 from ae_linear import Pca, count_file, fit_pca, read_pca, write_pca
-from ae_recipes import DEFAULT, RECIPES, SETTINGS, Recipe, listing
+from ae_recipes import DEFAULT, RECIPES, SETTINGS, TRAINING, Recipe, listing, owners
+from ae_tracking import TRACKERS, Trackers, flat, require
 
 if TYPE_CHECKING:
     from ae_loop import Trainer
@@ -25,8 +28,8 @@ if TYPE_CHECKING:
 
 
 # fmt: off
-def parser(settings: Container[str] = SETTINGS) -> ae_cli.Parser:
-    """The command line; a script for one recipe names the settings that it wants of ours."""
+def parser(settings: Container[str] = SETTINGS, recipe: Recipe = RECIPES[DEFAULT]) -> ae_cli.Parser:
+    """The command line, with the defaults of `recipe`; a script for one recipe names the settings it wants of ours."""
     parser = ae_cli.Parser(__doc__)
     shown = "(default: %(default)s)"
     data = parser.add_argument_group("data")
@@ -36,10 +39,14 @@ def parser(settings: Container[str] = SETTINGS) -> ae_cli.Parser:
 
     # A setting of a recipe has no default here: a flag that is not given overrides nothing.
     def setting(group: argparse._ArgumentGroup, flag: str, help: str, **kinds: Any) -> None:
-        if flag.removeprefix("--").replace("-", "_") in settings:
-            group.add_argument(flag, default=argparse.SUPPRESS, help=f"{help} (default: the recipe's)", **kinds)
+        name = flag.removeprefix("--").replace("-", "_")
+        if name in settings:
+            default = f"(default: {recipe.shown(name)})" if recipe.has(name) else f"(only of {owners(name)})"
+            group.add_argument(flag, default=argparse.SUPPRESS, help=f"{help} {default}", **kinds)
 
-    model = parser.add_argument_group("model", "Settings default to the recipe's; --list-recipes shows them.")
+    model = parser.add_argument_group(
+        "model", f"Defaults are those of the recipe {recipe.name}; --recipe NAME --help shows those of another."
+    )
     model.add_argument("--recipe", choices=RECIPES, default=DEFAULT, help=f"what to train {shown}")
     model.add_argument("--list-recipes", action="store_true", help="print every recipe with its settings, and end")
     setting(model, "--hidden-sizes", "widths between pixels and code, '' for none", type=ae_cli.sizes, metavar="N,N,..")
@@ -83,18 +90,34 @@ def parser(settings: Container[str] = SETTINGS) -> ae_cli.Parser:
                           help=f"replay each step as a CUDA graph: fewer launches, not yet measured {shown}")
 
     output = parser.add_argument_group("output")
-    output.add_argument("--output-dir", type=Path, help="where results go (default: outputs, or outputs/RECIPE)")
+    output.add_argument("--output-dir", type=Path, help=f"where results go (default: {recipe.default_folder})")
+    output.add_argument("--dry-run", action="store_true", help="print what would be done, and touch nothing")
     output.add_argument("--resume", action="store_true", help="go on from the output folder's checkpoint")
     output.add_argument("--checkpoint-minutes", type=ae_cli.number(0), default=10.0, metavar="X",
                         help=f"save the place inside of long epochs too, this often {shown}")
     output.add_argument("--log-interval", type=ae_cli.integer(1), metavar="N",
-                        help="print the loss of every N-th batch")
+                        help="print the loss of every N-th batch (default: of none)")
     output.add_argument("--pictures-every", type=ae_cli.integer(1), metavar="N",
-                        help="keep a picture of the reconstructions of every N-th epoch")
+                        help="keep a picture of the reconstructions of every N-th epoch (default: of none)")
     output.add_argument("--weights-every", type=ae_cli.integer(1), metavar="N",
-                        help="keep the weights of every N-th epoch")
+                        help="keep the weights of every N-th epoch (default: of none)")
+    output.add_argument("--tracker", choices=TRACKERS, action="append", default=[],
+                        help="log to this experiment tracker too; may be given several times (default: none)")
+    output.add_argument("--tracker-project", default="autoencoders", metavar="NAME",
+                        help=f"the project that the tracker files the run under {shown}")
+    output.add_argument("--tracker-interval", type=ae_cli.integer(1), default=10, metavar="N",
+                        help=f"log the loss of every N-th batch {shown}")
     return parser
 # fmt: on
+
+
+def named(arguments: list[str] | None) -> Recipe:
+    """The recipe that a command line names, whose defaults its --help shows; the usual one where it names none."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--recipe", default=DEFAULT)
+    with contextlib.suppress(argparse.ArgumentError):
+        return RECIPES.get(parser.parse_known_args(arguments)[0].recipe, RECIPES[DEFAULT])
+    return RECIPES[DEFAULT]
 
 
 def resolve(args: argparse.Namespace) -> Recipe:
@@ -138,7 +161,7 @@ def settle(recipe: Recipe, args: argparse.Namespace, images: ImageSet, folder: P
 
 
 def main(arguments: list[str] | None = None) -> None:
-    run(parser().parse_args(arguments))
+    run(parser(recipe=named(arguments)).parse_args(arguments))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -147,10 +170,12 @@ def run(args: argparse.Namespace) -> None:
         print(listing())
         return
     recipe = resolve(args)
+    require(args.tracker)
     folder = args.output_dir or Path(recipe.default_folder)
 
     import torch
 
+    from ae_health import Health
     from ae_loop import Trainer
     from ae_run import Run
     from ae_runtime import Precision, check_memory, device_name, keep_freed_memory, pick_device
@@ -159,6 +184,9 @@ def run(args: argparse.Namespace) -> None:
     precision, graphs = Precision(args.amp, device), args.cuda_graphs == "on"
     if graphs and device.type != "cuda":
         raise Mistake(f"--cuda-graphs on: needs a CUDA device, and this run is on {device}; leave it off")
+    if args.dry_run and not is_there(args.dataset, args.data_root):
+        print(f"{args.dataset} is not in {args.data_root}: it would be downloaded, and recipe {recipe.name} trained")
+        return
     images = load_images(**ae_cli.data_flags(args))
     recipe, pca, pca_missing = settle(recipe, args, images, folder)
     check_memory(recipe)
@@ -166,6 +194,11 @@ def run(args: argparse.Namespace) -> None:
     torch.manual_seed(recipe.seed)
     model = recipe.build()
     trainer = Trainer(model, recipe, images.train_images, images.test_images, device, precision, args.workers, graphs)
+    if args.dry_run:
+        if args.resume and Run(trainer, images, folder).resume():
+            return
+        print(plan(trainer, images, folder, args))
+        return
     with lock_folder(prepare_folder(folder)):
         kept = Run(trainer, images, folder)
         if not args.resume:
@@ -175,12 +208,37 @@ def run(args: argparse.Namespace) -> None:
         if pca_missing:
             count = write_pca(folder, pca, 0.95, images.title)
             print(f"Number of components to explain 95% variance: {count}")
-        print(model)
-        print(f"Recipe {recipe.name} on {images.title}, device {device_name(device)}, {precision}", flush=True)
-        with ae_cli.progress(args.log_interval) as show:
-            for row in kept.epochs(show, lambda: keep(trainer, images, folder, args), args.checkpoint_minutes):
-                print(describe(row, recipe.epochs), flush=True)
-        finish(trainer, images, pca, folder)
+        if not args.quiet:
+            print(model)
+            print(f"Recipe {recipe.name} on {images.title}, device {device_name(device)}, {precision}", flush=True)
+        health = Health()
+        config = {**recipe.as_dict(), "dataset": images.title, "device": str(device), "precision": str(precision)}
+        with Trackers(
+            args.tracker, folder, args.tracker_project, args.tracker_interval, config, args.resume
+        ) as trackers:
+            trackers.epochs(trainer)
+            with ae_cli.progress(len(images.train_images), recipe.epochs, args.log_interval) as show:
+                keeping = partial(keep, trainer, images, folder, args, trackers)
+                for row in kept.epochs(show, keeping, args.checkpoint_minutes):
+                    if not args.quiet:
+                        print(describe(row, recipe.epochs), flush=True)
+                    for line in health.epoch(trainer):
+                        ae_cli.warn(line)
+                    trackers.epochs(trainer)
+            finish(trainer, images, pca, folder, trackers)
+
+
+def plan(trainer: "Trainer", images: ImageSet, folder: Path, args: argparse.Namespace) -> str:
+    """What this run would do and write, with everything resolved."""
+    recipe, count = trainer.recipe, sum(weight.numel() for weight in trainer.model.parameters())
+    settings = {**dict(recipe.model_args), **{name: getattr(recipe, name) for name in TRAINING}}
+    return (
+        f"Recipe {recipe.name}, {count:,} weights: {', '.join(f'{k} {v}' for k, v in settings.items())}\n"
+        f"Images {images.title}: {len(images.train_images):,} to train on, {len(images.test_images):,} to test on\n"
+        f"Device {trainer.device}, {trainer.precision}; trackers: {', '.join(args.tracker) or 'none'}\n"
+        f"Would train epochs {len(trainer.history) + 1} to {recipe.epochs}, and write {recipe.weights_file}, run.json, "
+        f"history.csv, checkpoint.pt and the pictures into {folder}"
+    )
 
 
 def describe(row: dict[str, Any], epochs: int) -> str:
@@ -193,7 +251,7 @@ def describe(row: dict[str, Any], epochs: int) -> str:
     return f"Epoch {row['epoch']}/{epochs}: {', '.join(numbers)}, {row['seconds']:.2f} s"
 
 
-def keep(trainer: "Trainer", images: ImageSet, folder: Path, args: argparse.Namespace) -> None:
+def keep(trainer: "Trainer", images: ImageSet, folder: Path, args: argparse.Namespace, trackers: Trackers) -> None:
     """Keep the pictures and the weights of this epoch where the flags ask for them."""
     from ae_checkpoint import save_weights
     from ae_report import reconstructions
@@ -201,14 +259,17 @@ def keep(trainer: "Trainer", images: ImageSet, folder: Path, args: argparse.Name
     epoch, recipe = len(trainer.history), trainer.recipe
     mark = f"epoch_{epoch:03d}"
     if args.pictures_every and epoch % args.pictures_every == 0:
-        write_atomic(folder / f"reconstructions_{mark}.png", reconstructions(trainer, images, f"epoch {epoch}"))
+        path = folder / f"reconstructions_{mark}.png"
+        write_atomic(path, reconstructions(trainer, images, f"epoch {epoch}"))
+        trackers.picture(trainer, path, "epoch_reconstructions")
     if args.weights_every and epoch % args.weights_every == 0:
         save_weights(folder / f"{Path(recipe.weights_file).stem}_{mark}.pt", trainer.model)
 
 
-def finish(trainer: "Trainer", images: ImageSet, pca: Pca, folder: Path) -> None:
+def finish(trainer: "Trainer", images: ImageSet, pca: Pca, folder: Path, trackers: Trackers) -> None:
     """Measure the trained model beside PCA, then write weights, record, history and pictures."""
     from ae_checkpoint import save_record, save_weights, versions
+    from ae_health import behind_pca
     from ae_report import measure, pictures, verdict
 
     recipe = trainer.recipe
@@ -217,6 +278,7 @@ def finish(trainer: "Trainer", images: ImageSet, pca: Pca, folder: Path) -> None
     write_atomic(folder / "history.csv", table(trainer.history))
     for name, picture in pictures(trainer, images, metrics):
         write_atomic(folder / name, picture)
+        trackers.picture(trainer, folder / name)
     save_record(folder, {
         "recipe": recipe.as_dict(), "weights": recipe.weights_file, "weights_sha256": digest,
         "dataset": {
@@ -225,16 +287,17 @@ def finish(trainer: "Trainer", images: ImageSet, pca: Pca, folder: Path) -> None
         "device": str(trainer.device), "precision": str(trainer.precision), "versions": versions(),
         "seconds": round(sum(row["seconds"] for row in trainer.history), 3), "metrics": metrics,
     })  # fmt: skip
+    trackers.summary(trainer, metrics)
     print(verdict(recipe, metrics))
     print(f"Wrote {recipe.weights_file}, run.json, history.csv and the pictures into {folder} ({images.title})")
+    if behind := behind_pca(trainer, metrics):
+        ae_cli.warn(behind)
 
 
 def table(history: list[dict[str, Any]]) -> bytes:
     """The history as CSV: a header, then a row an epoch; an ensemble's numbers in a column each."""
-    flat = [{f"{k}_{i}" if isinstance(v, list) else k: number
-             for k, v in row.items() for i, number in enumerate(v if isinstance(v, list) else [v], start=1)}
-            for row in history]  # fmt: skip
-    lines = [",".join(flat[0]), *(",".join(str(value) for value in row.values()) for row in flat)]
+    rows = [flat(row) for row in history]
+    lines = [",".join(rows[0]), *(",".join(str(value) for value in row.values()) for row in rows)]
     return ("\n".join(lines) + "\n").encode()
 
 

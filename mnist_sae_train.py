@@ -21,7 +21,7 @@ RECIPE = "sparse"
 
 # fmt: off
 def parser() -> ae_cli.Parser:
-    parser = ae_train.parser({*TRAINING, *RECIPES[RECIPE].model_args} - {"epochs"})
+    parser = ae_train.parser({*TRAINING, *RECIPES[RECIPE].model_args} - {"epochs"}, RECIPES[RECIPE])
     parser.description = __doc__
     parser.set_defaults(recipe=RECIPE)
     ours = parser.add_argument_group("as published; --device cuda falls back to the CPU where there is no CUDA")
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise Mistake("--epochs 0: there is nothing to do; give --analyze-loss too, or at least 1")
     recipe = ae_train.resolve(args)
     args.device = available(args.device)
-    if args.analyze_loss:
+    if args.analyze_loss and not args.dry_run:
         analyze(recipe, args)
     if training:
         ae_train.run(args)

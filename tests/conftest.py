@@ -51,6 +51,11 @@ def is_one_error_line(text):
     return text.startswith("error: ") and text.count("\n") == 1 and text.endswith("\n")
 
 
+def only_warnings(text):
+    """Nothing on stderr but what the run's health gives cause to say."""
+    return all(line.startswith("warning: ") and "--" not in line.split(":")[1] for line in text.splitlines())
+
+
 def write_idx(path, array, rank=None):
     """`array` as an IDX file of bytes."""
     sizes = np.array(array.shape, ">u4").tobytes()

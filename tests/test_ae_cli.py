@@ -1,13 +1,23 @@
 import argparse
+import fcntl
 import os
+import pty
+import re
+import struct
 import subprocess
 import sys
+import termios
 
 import pytest
-from conftest import ROOT, is_one_error_line, run_script
+from conftest import ROOT, TRAIN, call_script, is_one_error_line, only_warnings, run_script
 
 import ae_cli
+import ae_generate
+import ae_pca
+import ae_train
+import mnist_sae_train
 from ae_errors import Fault, Mistake
+from ae_recipes import RECIPES
 
 
 @pytest.mark.parametrize("script", ["ae_pca.py", "ae_train.py"])
@@ -88,3 +98,140 @@ def test_a_code_size_is_a_number_or_auto():
     assert ae_cli.code_size("auto") == "auto" and ae_cli.code_size("154") == 154
     with pytest.raises(argparse.ArgumentTypeError):
         ae_cli.code_size("Auto")
+
+
+SCRIPTS = {
+    "ae_pca.py": ae_pca,
+    "ae_train.py": ae_train,
+    "mnist_sae_train.py": mnist_sae_train,
+    "ae_generate.py": ae_generate,
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_flag_of_every_script_may_be_spelt_with_underscores(script):
+    parser = SCRIPTS[script].parser()
+    needed = ["--run", "x"] if script == "ae_generate.py" else []
+    for action in parser._actions:
+        dashed = max(action.option_strings, key=len)
+        if "-" not in dashed.strip("-") or not action.option_strings:
+            continue
+        value = {"code_size": "7", "hidden_sizes": "5,6"}.get(action.dest, str((*(action.choices or ()), 3)[0]))
+        spelt = "--" + dashed.strip("-").replace("-", "_")
+        one, other = ([flag, value] if action.nargs != 0 else [flag] for flag in (dashed, spelt))
+        assert parser.parse_args(needed + one) == parser.parse_args(needed + other), spelt
+        if action.nargs != 0:
+            assert parser.parse_args([*needed, f"{spelt}={value}"]) == parser.parse_args(needed + one)
+
+
+def test_a_value_keeps_its_underscores():
+    assert str(ae_pca.parser().parse_args(["--output_dir=a_b-c"]).output_dir) == "a_b-c"
+    assert str(ae_pca.parser().parse_args(["--output_dir", "a_b-c"]).output_dir) == "a_b-c"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_version_is_said_at_once_and_stands_in_one_place(script):
+    process = run_script("-X", "importtime", script, "--version")
+    assert process.returncode == 0 and " torch\n" not in process.stderr
+    assert re.fullmatch(rf"autoencoder suite {ae_cli.VERSION} \(torch [^ ]+, Python [^ ]+\)\n", process.stdout)
+    files = [
+        path
+        for path in ROOT.glob("*")
+        if path.suffix in (".py", ".toml", ".txt") and ae_cli.VERSION in path.read_text()
+    ]
+    assert [path.name for path in files if f'"{ae_cli.VERSION}"' in path.read_text()] == ["ae_cli.py"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_help_shows_the_defaults_of_the_recipe_that_is_named(name, capsys):
+    recipe = RECIPES[name]
+    for order in (["--recipe", name, "--help"], ["--help", f"--recipe={name}"]):
+        status, out, _ = call_script(capsys, ae_train.main, *order)
+        text = " ".join(out.split())
+        assert status == 0 and f"--batch-size N images a step (default: {recipe.batch_size})" in text
+        assert f"(default: {recipe.default_folder})" in text and f"(default: {recipe.epochs})" in text
+        beta = f"(default: {recipe.model_args['kl_weight']})" if "kl_weight" in recipe.model_args else "(only of vae)"
+        assert f"--kl-weight X beta, the weight of the KL term {beta}" in text
+    for group in ("data:", "model:", "training:", "output:"):
+        assert f"\n{group}\n" in out
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_flag_that_takes_a_value_tells_its_default(script):
+    for action in SCRIPTS[script].parser()._actions:
+        if action.nargs != 0 and not action.required and action.dest not in ("interpolate", "walk", "input"):
+            assert "(default: " in action.help or "(only of " in action.help or "default: " in action.help, action.dest
+
+
+def test_quiet_leaves_results_and_warnings_alone_and_says_no_more(tmp_path, capsys):
+    flags = (*TRAIN, "--output-dir", tmp_path, "--quiet")
+    status, out, err = call_script(capsys, ae_train.main, *flags, "--log-interval", 1)
+    assert status == 0 and only_warnings(err) and "behind PCA" in err
+    assert [line.split()[0] for line in out.splitlines()] == ["Number", "Test", "Wrote"]
+    assert call_script(capsys, ae_train.main, *flags, "--resume") == (0, "", "")
+    status, _, err = call_script(capsys, ae_train.main, *flags, "--resume", "--lr", 1)
+    assert status == 2 and is_one_error_line(err)
+
+
+DRY = ("--dataset", "digits", "--dry-run", "--output-dir")
+
+
+@pytest.mark.parametrize("main", [ae_train.main, mnist_sae_train.main, ae_pca.main])
+def test_a_dry_run_says_what_it_would_do_and_touches_nothing(main, tmp_path, capsys):
+    status, out, err = call_script(capsys, main, *DRY, tmp_path / "out")
+    assert status == 0 and err == "" and f"into {tmp_path / 'out'}" in out and "Would " in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_resolves_recipe_images_code_size_and_epochs(tmp_path, capsys):
+    out = call_script(capsys, ae_train.main, *DRY, tmp_path, "--lr", 0.5, "--tracker", "wandb")[1]
+    for text in ("code_size 25", "epochs 100", "lr 0.5", "1,500 to train on", "cpu", "trackers: wandb", "mnist_ae.pt"):
+        assert text in out
+    assert call_script(capsys, ae_train.main, *DRY, tmp_path, "--code-size", 0)[0] == 2
+    assert call_script(capsys, ae_train.main, *DRY, tmp_path, "--device", "tpu")[0] == 2
+    missing = ("--dry-run", "--data-root", tmp_path / "none", "--output-dir", tmp_path / "out")
+    for main, dataset in ((ae_train.main, "mnist"), (ae_train.main, "auto"), (ae_pca.main, "mnist")):
+        status, out, _ = call_script(capsys, main, *missing, "--dataset", dataset)
+        assert status == 0 and "download" in out and not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_of_a_resume_says_where_it_goes_on_and_refuses_what_does_not_fit(trained, capsys):
+    before = {path.name: path.stat().st_mtime_ns for path in trained[1].iterdir()}
+    flags = ("--dataset", "digits", "--hidden-sizes", 64, "--output-dir", trained[1], "--dry-run", "--resume")
+    status, out, err = call_script(capsys, ae_train.main, *flags, "--epochs", 5)
+    assert status == 0 and "Would train epochs 3 to 5" in out and "epoch 3, step 1" in err
+    assert call_script(capsys, ae_train.main, *flags, "--epochs", 5, "--lr", 0.5)[0] == 2
+    assert {path.name: path.stat().st_mtime_ns for path in trained[1].iterdir()} == before
+
+
+def test_a_dry_run_of_a_picture_writes_none(trained, capsys):
+    before = sorted(trained[1].iterdir())
+    status, out, _ = call_script(capsys, ae_generate.main, "--run", trained[1], "--walk", 0, "--dry-run")
+    assert status in (0, 2) and sorted(trained[1].iterdir()) == before
+    assert status or "Would write" in out
+
+
+def in_a_terminal(*arguments, **environment):
+    """What a script shows in a real terminal: (status, everything written to it)."""
+    pid, terminal = pty.fork()
+    if not pid:
+        os.chdir(ROOT)
+        os.execve(sys.executable, [sys.executable, *map(str, arguments)], {**os.environ, **environment})
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 40, 120, 0, 0))
+    shown = b""
+    try:
+        while data := os.read(terminal, 65536):
+            shown += data
+    except OSError:  # how Linux says that the other end is closed
+        pass
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), shown.decode()
+
+
+def test_in_a_terminal_the_bar_shows_epoch_loss_speed_and_time_left_and_no_colour(tmp_path):
+    status, shown = in_a_terminal("ae_train.py", *TRAIN, "--output-dir", tmp_path, NO_COLOR="1")
+    assert status == 0 and "Wrote mnist_ae.pt" in shown
+    bar = re.compile(r"epoch [12]/2: +\d+%\|.*\| *[\d.?]+k? ?images/s, loss \d\.\d{4}, [\d:?]+ left")
+    assert bar.search(shown), shown
+    assert not re.search(r"\x1b\[[\d;]*m", shown)
+    status, shown = in_a_terminal("ae_train.py", *TRAIN, "--output-dir", tmp_path, "--quiet")
+    assert status == 0 and "images/s" not in shown

@@ -59,6 +59,8 @@ BAD_TRAIN = {
     "--consistency-warmup": NOT_WHOLE,
     "--revive": no_choice("lift", "off"),
     "--reinit-threshold": NEGATIVE,
+    "--tracker": no_choice("tensorboard", "wandb", "swanlab"),
+    "--tracker-interval": st.one_of(NOT_WHOLE, st.just("0")),
     "--unheard-of": WORDS,
 }
 BAD_PCA = {
