@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ae_data import DATASETS
+from ae_data import DATASETS, ImageSet, load_images
 from ae_errors import Fault, Mistake
 from ae_files import check_archive, read_bytes, read_json, write_atomic, write_json
 from ae_models import Autoencoder
@@ -86,6 +86,8 @@ def load_run(folder: Path, device: torch.device) -> tuple[Autoencoder, Recipe, d
         named = [record["dataset"][key] for key in ("name", "title", "fingerprint", "root")] + [record["precision"]]
         if not all(isinstance(text, str) for text in named) or record["dataset"]["name"] not in DATASETS:
             raise ValueError("its image set is none of ours")
+        if record["dataset"].get("leave_out") not in (None, *range(10)):
+            raise ValueError("what it leaves out is no digit")
     except Exception as error:  # any other content than ours
         raise Fault(f"{path}: is not the record of a run ({error}); {remedy}") from error
     data = read_bytes(weights, remedy)
@@ -93,6 +95,19 @@ def load_run(folder: Path, device: torch.device) -> tuple[Autoencoder, Recipe, d
         raise Fault(f"{weights}: is not the file that {path} speaks of; {remedy}")
     load_state(model, from_bytes(data, weights, remedy), weights, remedy)
     return model.to(device).eval(), recipe, record
+
+
+def images_of(folder: Path, dataset: dict[str, Any], name: str | None = None, root: Path | None = None) -> ImageSet:
+    """The images that the run in `folder` was trained on, as its record says; Mistake when those found are others."""
+    images = load_images(name or dataset["name"], root or Path(dataset["root"]))
+    if dataset.get("leave_out") is not None:
+        images = images.without(dataset["leave_out"])
+    if images.fingerprint != dataset["fingerprint"]:
+        raise Mistake(
+            f"{folder}: was trained on other images ({dataset['title']}) than those found ({images.title}); "
+            f"say with --data-root where its own are"
+        )
+    return images
 
 
 def load_state(model: torch.nn.Module, state: Any, path: Path, remedy: str) -> None:

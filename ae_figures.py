@@ -13,6 +13,7 @@ from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.ticker import MaxNLocator
 
 BLUE, ORANGE, GREY = "#2563a8", "#d9722b", "#8a8f98"
@@ -239,4 +240,75 @@ def side_by_side(panels: dict[str, np.ndarray], title: str) -> bytes:
         axes.imshow(image, cmap="gray", vmin=0, vmax=1)
         axes.set(xticks=[], yticks=[], xlabel=label)
         axes.spines[:].set(visible=True, color=GREY)
+    return _png(figure)
+
+
+@rc_context(_STYLE)
+def evaluation(errors: dict[str, dict[int, float]], rows: dict[str, np.ndarray], notes: Sequence[str],
+               title: str) -> bytes:  # fmt: skip
+    """Bars of each error by label, beside rows of images (n, 784); notes stand under every second row, n to each."""
+    columns = len(next(iter(rows.values())))
+    figure = Figure(figsize=(1.05 * columns + 7.5, 1.25 * len(rows) + 0.7), layout="constrained")
+    figure.suptitle(title, fontweight="bold")
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(5.5, 1.05 * columns + 2)).flat
+    axes, labels = left.subplots(), list(next(iter(errors.values())))
+    for number, (name, of_label) in enumerate(errors.items()):
+        places = np.arange(len(labels)) + 0.4 * (number - 0.5)
+        axes.bar(places, list(of_label.values()), 0.4, label=name, color=(BLUE, GREY)[number])
+    axes.set(xticks=range(len(labels)), xticklabels=labels, xlabel="label", ylabel="MSE, pixels in [0, 1]")
+    axes.grid(visible=False, axis="x")
+    left.legend(loc="outside upper center", ncols=2)
+    grid = right.subplots(len(rows), columns, squeeze=False)
+    for axes_row, (label, images) in zip(grid, rows.items()):
+        _row(axes_row, label, images.reshape(-1, 28, 28))
+    for number, axes_row in enumerate(grid[1::2]):
+        _under(axes_row, notes[number * columns :])
+    return _png(figure)
+
+
+@rc_context(_STYLE)
+def code_map(places: dict[str, np.ndarray], labels: np.ndarray, images: np.ndarray, chosen: dict[str, np.ndarray],
+             title: str) -> bytes:  # fmt: skip
+    """A panel a method: images (n, 784) as dots at places (n, 2) coloured by label, the chosen ones as thumbnails."""
+    figure = Figure(figsize=(8 * len(places) + 1, 8), layout="constrained")
+    figure.suptitle(title, fontweight="bold")
+    panels, colour = figure.subplots(1, len(places), squeeze=False)[0], colormaps["tab10"]
+    for axes, (method, at) in zip(panels, places.items()):
+        low, high = np.quantile(at, (0.002, 0.998), axis=0)
+        margin = 0.05 * (high - low) + 1e-9
+        axes.set(title=method, xticks=[], yticks=[], xlim=(low[0] - margin[0], high[0] + margin[0]),
+                 ylim=(low[1] - margin[1], high[1] + margin[1]))  # fmt: skip
+        dots = axes.scatter(*at.T, c=labels, cmap="tab10", vmin=-0.5, vmax=9.5, s=3, alpha=0.5, linewidths=0)
+        for number in chosen[method]:
+            thumbnail = OffsetImage(images[number].reshape(28, 28), zoom=0.5, cmap="gray_r")
+            frame = {"edgecolor": colour(int(labels[number])), "linewidth": 1.2}
+            axes.add_artist(AnnotationBbox(thumbnail, at[number], pad=0.05, bboxprops=frame))
+    figure.colorbar(dots, ax=panels, label="label", ticks=range(10), fraction=0.02)
+    return _png(figure)
+
+
+@rc_context(_STYLE)
+def outliers(errors: dict[str, np.ndarray], threshold: float, rows: dict[str, tuple[np.ndarray, Sequence[float]]],
+             title: str) -> bytes:  # fmt: skip
+    """Histograms of errors by kind of image with the threshold; below, rows of images (n, 784), the error of each."""
+    columns = max(len(images) for images, _ in rows.values())
+    figure = Figure(figsize=(1.05 * columns + 3, 4 + 1.4 * len(rows)), layout="constrained")
+    figure.suptitle(title, fontweight="bold")
+    top, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(3.6, 1.4 * len(rows))).flat
+    axes = top.subplots()
+    every = np.concatenate(list(errors.values()))
+    low, high = max(float(every.min()), 1e-3 * float(np.median(every)), 1e-12), max(float(every.max()), 1e-11)
+    bins = np.geomspace(low, high, 80).tolist()
+    for (kind, values), colour in zip(errors.items(), (BLUE, ORANGE)):
+        share = np.full(len(values), 1 / len(values))
+        axes.hist(values.clip(low), bins, weights=share, color=colour, alpha=0.6, label=f"{kind} ({len(values):,})")
+    axes.axvline(threshold, color=GREY, linestyle="--", label=f"threshold {threshold:.4g}")
+    axes.set(xscale="log", xlabel="reconstruction error (MSE, pixels in [0, 1])", ylabel="share of images")
+    axes.legend()
+    grid = below.subplots(len(rows), columns, squeeze=False)
+    for axes_row, (label, (images, marks)) in zip(grid, rows.items()):
+        _row(axes_row, label, images.reshape(-1, 28, 28))
+        _under(axes_row, [f"{mark:.4f}" for mark in marks])
+        for empty in axes_row[len(images) :]:
+            empty.set_axis_off()
     return _png(figure)

@@ -33,6 +33,8 @@ def parser(settings: Container[str] = SETTINGS) -> ae_cli.Parser:
                       help=f"auto is mnist when it can be had, else digits {shown}")
     data.add_argument("--data-root", type=Path, default=Path("data"),
                       help=f"where the images are, or are downloaded to {shown}")
+    data.add_argument("--leave-out", type=ae_cli.integer(0, 9), metavar="DIGIT",
+                      help="train without the images of this label; ae_eval.py then asks how strange they look")
     data.add_argument("--workers", type=ae_cli.integer(0, 256), default=0,
                       help=f"DataLoader processes that fetch the batches; 0 keeps the images on the device {shown}")
 
@@ -154,6 +156,8 @@ def run(args: argparse.Namespace) -> None:
     device = pick_device(args.device)
     precision = Precision(args.amp, device)
     images = load_images(args.dataset, args.data_root)
+    if args.leave_out is not None:
+        images = images.without(args.leave_out)
     recipe, pca, pca_missing = settle(recipe, args, images, folder)
     check_memory(recipe)
     keep_freed_memory()
@@ -215,6 +219,7 @@ def finish(trainer: "Trainer", images: ImageSet, pca: Pca, folder: Path, root: P
         "recipe": recipe.as_dict(), "weights": recipe.weights_file, "weights_sha256": digest,
         "dataset": {
             "name": images.name, "title": images.title, "fingerprint": images.fingerprint, "root": str(root),
+            "leave_out": images.left_out,
         },
         "device": str(trainer.device), "precision": str(trainer.precision), "versions": versions(),
         "seconds": round(sum(row["seconds"] for row in trainer.history), 3), "metrics": metrics,

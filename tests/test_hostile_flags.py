@@ -26,6 +26,7 @@ def no_choice(*choices):
 BAD_TRAIN = {
     "--dataset": no_choice("mnist", "fashion-mnist", "kmnist", "digits", "auto"),
     "--recipe": no_choice("symmetric", "simple", "conv", "denoising", "bce", "vae", "sparse"),
+    "--leave-out": st.one_of(NOT_WHOLE, st.sampled_from(["10", "-1", "1,2"])),
     "--workers": NOT_WHOLE,
     "--hidden-sizes": st.sampled_from(["a,b", "0", "-5", "1,,2", ",", "1.5", "2500;", "1e3", "99999999999"]),
     "--code-size": st.one_of(NOT_WHOLE, st.just("0"), st.just("Auto")),
