@@ -69,7 +69,7 @@ def planes(codes: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     return {"PCA": flat, "t-SNE": tsne.fit_transform(reduced)}
 
 
-def spread_out(places: np.ndarray, cells: int = 16) -> np.ndarray:
+def spread_out(places: np.ndarray, cells: int = 11) -> np.ndarray:
     """The numbers of some images that lie well apart: of each cell of a grid the one nearest to its centre."""
     low, high = np.quantile(places, (0.005, 0.995), axis=0)
     at = (places - low) / np.maximum(high - low, 1e-12) * cells

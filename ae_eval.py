@@ -115,8 +115,9 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
 
     from ae_checkpoint import images_of, load_run, versions
-    from ae_runtime import pick_device
+    from ae_runtime import keep_freed_memory, pick_device
 
+    keep_freed_memory()
     device = pick_device(args.device)
     model, recipe, record = load_run(args.run, device)
     samples = importance_samples(model, recipe, args)
@@ -217,8 +218,9 @@ def reconstruction(subject: Subject, folder: Path) -> dict[str, Any]:
     shown = {"best": order[:_SHOWN], "worst": order[::-1][:_SHOWN]}
     pictures = {f"{label}{kind}": source[index].numpy() for label, index in ((k, v.copy()) for k, v in shown.items())
                 for kind, source in (("", x), ("\nrebuilt", rebuilt[0]))}  # fmt: skip
-    notes = [f"{errors[number]:.4f}" for index in shown.values() for number in index]
-    title = f"{subject.title}: best and worst of {len(x):,} test images"
+    notes = {f"{label}\nrebuilt": [f"MSE {errors[i]:.4f}" for i in index] for label, index in shown.items()}
+    whose = ", autoencoder 1" if len(each) > 1 else ""
+    title = f"{subject.title}: best and worst of {len(x):,} test images{whose}"
     bars = {name: by_label, subject.pca_title: pca["mse_by_label"]}
     write_atomic(folder / "evaluation.png", evaluation(bars, pictures, notes, title))
     return {"model": ours, "pca": {"components": subject.components, "samples": subject.pca.samples, **pca}}

@@ -243,26 +243,33 @@ def side_by_side(panels: dict[str, np.ndarray], title: str) -> bytes:
     return _png(figure)
 
 
+def _strip(axes: Axes, label: str, images: np.ndarray, notes: Sequence[str] = ()) -> None:
+    """Images (n, 784) side by side behind their label, a note under each."""
+    axes.imshow(_sheet(images, len(images), gap=4, blank=1.0), cmap="gray", vmin=0, vmax=1)
+    axes.set_xticks(32 * np.arange(len(notes)) + 13.5, notes, fontsize=9)
+    axes.set_ylabel(label, rotation=0, ha="right", va="center", labelpad=10)
+    axes.set_yticks([])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.grid(False)
+
+
 @rc_context(_STYLE)
-def evaluation(errors: dict[str, dict[int, float]], rows: dict[str, np.ndarray], notes: Sequence[str],
+def evaluation(errors: dict[str, dict[int, float]], rows: dict[str, np.ndarray], notes: dict[str, list[str]],
                title: str) -> bytes:  # fmt: skip
-    """Bars of each error by label, beside rows of images (n, 784); notes stand under every second row, n to each."""
+    """Bars of two errors by label, beside rows of images (n, 784), some of them with notes underneath."""
     columns = len(next(iter(rows.values())))
     figure = Figure(figsize=(1.05 * columns + 7.5, 1.25 * len(rows) + 0.7), layout="constrained")
     figure.suptitle(title, fontweight="bold")
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(5.5, 1.05 * columns + 2)).flat
     axes, labels = left.subplots(), list(next(iter(errors.values())))
-    for number, (name, of_label) in enumerate(errors.items()):
-        places = np.arange(len(labels)) + 0.4 * (number - 0.5)
-        axes.bar(places, list(of_label.values()), 0.4, label=name, color=(BLUE, GREY)[number])
+    for (name, of_label), shift, colour in zip(errors.items(), (-0.2, 0.2), (BLUE, GREY)):
+        axes.bar(np.arange(len(labels)) + shift, list(of_label.values()), 0.4, label=name, color=colour)
     axes.set(xticks=range(len(labels)), xticklabels=labels, xlabel="label", ylabel="MSE, pixels in [0, 1]")
     axes.grid(visible=False, axis="x")
     left.legend(loc="outside upper center", ncols=2)
-    grid = right.subplots(len(rows), columns, squeeze=False)
-    for axes_row, (label, images) in zip(grid, rows.items()):
-        _row(axes_row, label, images.reshape(-1, 28, 28))
-    for number, axes_row in enumerate(grid[1::2]):
-        _under(axes_row, notes[number * columns :])
+    for axes, (label, images) in zip(right.subplots(len(rows)), rows.items()):
+        _strip(axes, label, images, notes.get(label, ()))
     return _png(figure)
 
 
@@ -278,10 +285,10 @@ def code_map(places: dict[str, np.ndarray], labels: np.ndarray, images: np.ndarr
         margin = 0.05 * (high - low) + 1e-9
         axes.set(title=method, xticks=[], yticks=[], xlim=(low[0] - margin[0], high[0] + margin[0]),
                  ylim=(low[1] - margin[1], high[1] + margin[1]))  # fmt: skip
-        dots = axes.scatter(*at.T, c=labels, cmap="tab10", vmin=-0.5, vmax=9.5, s=3, alpha=0.5, linewidths=0)
+        dots = axes.scatter(*at.T, c=labels, cmap="tab10", vmin=-0.5, vmax=9.5, s=6, linewidths=0)
         for number in chosen[method]:
-            thumbnail = OffsetImage(images[number].reshape(28, 28), zoom=0.5, cmap="gray_r")
-            frame = {"edgecolor": colour(int(labels[number])), "linewidth": 1.2}
+            thumbnail = OffsetImage(images[number].reshape(28, 28), zoom=0.45, cmap="gray_r")
+            frame = {"edgecolor": colour(int(labels[number])), "linewidth": 1.5}
             axes.add_artist(AnnotationBbox(thumbnail, at[number], pad=0.05, bboxprops=frame))
     figure.colorbar(dots, ax=panels, label="label", ticks=range(10), fraction=0.02)
     return _png(figure)
@@ -305,10 +312,6 @@ def outliers(errors: dict[str, np.ndarray], threshold: float, rows: dict[str, tu
     axes.axvline(threshold, color=GREY, linestyle="--", label=f"threshold {threshold:.4g}")
     axes.set(xscale="log", xlabel="reconstruction error (MSE, pixels in [0, 1])", ylabel="share of images")
     axes.legend()
-    grid = below.subplots(len(rows), columns, squeeze=False)
-    for axes_row, (label, (images, marks)) in zip(grid, rows.items()):
-        _row(axes_row, label, images.reshape(-1, 28, 28))
-        _under(axes_row, [f"{mark:.4f}" for mark in marks])
-        for empty in axes_row[len(images) :]:
-            empty.set_axis_off()
+    for axes, (label, (images, marks)) in zip(below.subplots(len(rows)), rows.items()):
+        _strip(axes, label, images, [f"MSE {mark:.4f}" for mark in marks])
     return _png(figure)
