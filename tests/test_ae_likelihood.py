@@ -102,6 +102,7 @@ def test_what_is_reported_holds_together(model, digits):
     assert sum(done) == 70 and found["active_units"] == 4 and found["code_size"] == 6
     assert found["entropy_floor"] < found["nll"] < -found["elbo"] and 1 <= found["effective_samples"] <= 40
     assert "cross-entropy" in found["protocol"] and "40 importance samples" in found["protocol"]
+    assert found == likelihood(model, images, 40, "none", seed=0) != likelihood(model, images, 40, "none", seed=1)
     static = likelihood(model, images, 40, "static", seed=0)
     assert "binary" in static["protocol"] and "entropy_floor" not in static
 
