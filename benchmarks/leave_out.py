@@ -35,7 +35,7 @@ def main() -> None:
     all_digits = args.output_dir / "all"
     script("ae_train.py", *train, "--output-dir", all_digits)
     print("| left out | AUROC | average precision | found at 95 % specificity | PCA, AUROC | trained on it, AUROC |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print("| --- | --- | --- | --- | --- | --- |", flush=True)
     for digit in range(10):
         folder = args.output_dir / f"without_{digit}"
         script("ae_train.py", *train, "--leave-out", digit, "--output-dir", folder)
