@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ae_data import ImageSet, load_again
 from ae_errors import Fault, Mistake
 from ae_files import check_archive, read_bytes, read_json, write_atomic, write_json
 from ae_models import Autoencoder
@@ -92,6 +93,8 @@ def load_run(folder: Path, device: torch.device) -> tuple[Autoencoder, Recipe, d
             or not (isinstance(share, float) and 0 < share < 1 and isinstance(seed, int) and seed >= 0)
         ):
             raise ValueError("its image set is none that can be loaded")
+        if record["dataset"].get("leave_out") not in (None, *range(10)):
+            raise ValueError("what it leaves out is no digit")
     except Exception as error:  # any other content than ours
         raise Fault(f"{path}: is not the record of a run ({error}); {remedy}") from error
     data = read_bytes(weights, remedy)
@@ -99,6 +102,19 @@ def load_run(folder: Path, device: torch.device) -> tuple[Autoencoder, Recipe, d
         raise Fault(f"{weights}: is not the file that {path} speaks of; {remedy}")
     load_state(model, from_bytes(data, weights, remedy), weights, remedy)
     return model.to(device).eval(), recipe, record
+
+
+def images_of(folder: Path, dataset: dict[str, Any], name: str | None = None, root: Path | None = None) -> ImageSet:
+    """The images that the run in `folder` was trained on, as its record says; Mistake when those found are others."""
+    images = load_again(dataset, name, root)
+    if dataset.get("leave_out") is not None:
+        images = images.without(dataset["leave_out"])
+    if images.fingerprint != dataset["fingerprint"]:
+        raise Mistake(
+            f"{folder}: was trained on other images ({dataset['title']}) than those found ({images.title}); "
+            f"name them with --dataset and --data-root"
+        )
+    return images
 
 
 def load_state(model: torch.nn.Module, state: Any, path: Path, remedy: str) -> None:

@@ -46,6 +46,7 @@ class ImageSet:
     train_labels: np.ndarray
     test_images: np.ndarray
     test_labels: np.ndarray
+    left_out: int | None = None  # the label that no training image has
     origin: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -61,6 +62,16 @@ class ImageSet:
             digest.update(str(array.shape).encode())
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
+
+    def without(self, label: int) -> "ImageSet":
+        """This set with all training images of one label left out; the test images stay whole."""
+        kept = self.train_labels != label
+        if kept.all() or not kept.any():
+            raise Mistake(f"{self.title}: {'no' if kept.all() else 'every'} training image is of label {label}")
+        return replace(
+            self, title=f"{self.title} without {label}", left_out=label,
+            train_images=self.train_images[kept], train_labels=self.train_labels[kept],
+        )  # fmt: skip
 
     def epochs(self, epochs: int) -> int:
         """The passes that a recipe, which counts in passes over MNIST, needs over this set.

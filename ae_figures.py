@@ -14,6 +14,7 @@ from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
 BLUE, ORANGE, GREY = "#2563a8", "#d9722b", "#8a8f98"
@@ -340,4 +341,78 @@ def code_size_curves(pca: dict[int, float], errors: dict[str, dict[int, float]],
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.legend()
+    return _png(figure)
+
+
+def _strip(axes: Axes, label: str, images: np.ndarray, notes: Sequence[str] = ()) -> None:
+    """Images (n, 784) side by side behind their label, a note under each."""
+    axes.imshow(_sheet(images, len(images), gap=4, blank=1.0), cmap="gray", vmin=0, vmax=1)
+    axes.set_xticks(32 * np.arange(len(notes)) + 13.5, notes, fontsize=9)
+    axes.set_ylabel(label, rotation=0, ha="right", va="center", labelpad=10)
+    axes.set_yticks([])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.grid(False)
+
+
+@rc_context(_STYLE)
+def evaluation(errors: dict[str, dict[int, float]], rows: dict[str, np.ndarray], notes: dict[str, list[str]],
+               title: str) -> bytes:  # fmt: skip
+    """Bars of two errors by label, beside rows of images (n, 784), some of them with notes underneath."""
+    columns = len(next(iter(rows.values())))
+    figure = Figure(figsize=(1.05 * columns + 7.5, 1.25 * len(rows) + 0.7), layout="constrained")
+    figure.suptitle(title, fontweight="bold")
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(5.5, 1.05 * columns + 2)).flat
+    axes, labels = left.subplots(), list(next(iter(errors.values())))
+    for (name, of_label), shift, colour in zip(errors.items(), (-0.2, 0.2), (BLUE, GREY)):
+        axes.bar(np.arange(len(labels)) + shift, list(of_label.values()), 0.4, label=name, color=colour)
+    axes.set(xticks=range(len(labels)), xticklabels=labels, xlabel="label", ylabel="MSE, pixels in [0, 1]")
+    axes.grid(visible=False, axis="x")
+    left.legend(loc="outside upper center", ncols=2)
+    for axes, (label, images) in zip(right.subplots(len(rows)), rows.items()):
+        _strip(axes, label, images, notes.get(label, ()))
+    return _png(figure)
+
+
+@rc_context(_STYLE)
+def code_map(places: dict[str, np.ndarray], labels: np.ndarray, images: np.ndarray, chosen: dict[str, np.ndarray],
+             title: str) -> bytes:  # fmt: skip
+    """A panel a method: images (n, 784) as dots at places (n, 2) coloured by label, the chosen ones as thumbnails."""
+    figure = Figure(figsize=(8 * len(places) + 1, 8), layout="constrained")
+    figure.suptitle(title, fontweight="bold")
+    panels, colour = figure.subplots(1, len(places), squeeze=False)[0], colormaps["tab10"]
+    for axes, (method, at) in zip(panels, places.items()):
+        low, high = np.quantile(at, (0.002, 0.998), axis=0)
+        margin = 0.05 * (high - low) + 1e-9
+        axes.set(title=method, xticks=[], yticks=[], xlim=(low[0] - margin[0], high[0] + margin[0]),
+                 ylim=(low[1] - margin[1], high[1] + margin[1]))  # fmt: skip
+        dots = axes.scatter(*at.T, c=labels, cmap="tab10", vmin=-0.5, vmax=9.5, s=6, linewidths=0)
+        for number in chosen[method]:
+            thumbnail = OffsetImage(_squares(images[number : number + 1])[0], zoom=0.45, cmap="gray_r")
+            frame = {"edgecolor": colour(int(labels[number])), "linewidth": 1.5}
+            axes.add_artist(AnnotationBbox(thumbnail, at[number], pad=0.05, bboxprops=frame))
+    figure.colorbar(dots, ax=panels, label="label", ticks=range(10), fraction=0.02)
+    return _png(figure)
+
+
+@rc_context(_STYLE)
+def outliers(errors: dict[str, np.ndarray], threshold: float, rows: dict[str, tuple[np.ndarray, Sequence[float]]],
+             title: str) -> bytes:  # fmt: skip
+    """Histograms of errors by kind of image with the threshold; below, rows of images (n, 784), the error of each."""
+    columns = max(len(images) for images, _ in rows.values())
+    figure = Figure(figsize=(1.05 * columns + 3, 4 + 1.4 * len(rows)), layout="constrained")
+    figure.suptitle(title, fontweight="bold")
+    top, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(3.6, 1.4 * len(rows))).flat
+    axes = top.subplots()
+    every = np.concatenate(list(errors.values()))
+    low, high = max(float(every.min()), 1e-3 * float(np.median(every)), 1e-12), max(float(every.max()), 1e-11)
+    bins = np.geomspace(low, high, 80).tolist()
+    for (kind, values), colour in zip(errors.items(), (BLUE, ORANGE)):
+        share = np.full(len(values), 1 / len(values))
+        axes.hist(values.clip(low), bins, weights=share, color=colour, alpha=0.6, label=f"{kind} ({len(values):,})")
+    axes.axvline(threshold, color=GREY, linestyle="--", label=f"threshold {threshold:.4g}")
+    axes.set(xscale="log", xlabel="reconstruction error (MSE, pixels in [0, 1])", ylabel="share of images")
+    axes.legend()
+    for axes, (label, (images, marks)) in zip(below.subplots(len(rows)), rows.items()):
+        _strip(axes, label, images, [f"MSE {mark:.4f}" for mark in marks])
     return _png(figure)

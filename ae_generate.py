@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 import ae_cli
-from ae_data import DATASETS, ImageSet, load_again, resized
+from ae_data import DATASETS, ImageSet, resized
 from ae_errors import Mistake
 from ae_files import prepare_folder, write_atomic
 from ae_pictures import read_picture, to_digit
@@ -134,13 +134,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def test_set(run: Run, args: argparse.Namespace) -> ImageSet:
     """The image set that the run was trained on; its test images are what the pictures start from."""
-    images = load_again(run.dataset, args.dataset, args.data_root)
-    if images.fingerprint != run.dataset["fingerprint"]:
-        raise Mistake(
-            f"{run.folder}: was trained on other images ({run.dataset['title']}) than those found "
-            f"({images.title}); name them with --dataset and --data-root"
-        )
-    return images
+    from ae_checkpoint import images_of
+
+    return images_of(run.folder, run.dataset, args.dataset, args.data_root)
 
 
 def codes_of(run: Run, images: np.ndarray) -> np.ndarray:

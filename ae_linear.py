@@ -33,13 +33,23 @@ class Pca:
         reached = self.cumulative_variance >= min(variance, self.cumulative_variance[-1])
         return int(np.argmax(reached)) + 1
 
+    def encode(self, images: np.ndarray, code_size: int) -> np.ndarray:
+        """Codes (n, code_size) of uint8 images (n, 784)."""
+        codes: np.ndarray = (images.astype(np.float32) / np.float32(255) - self.mean) @ self.components[:code_size].T
+        return codes
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """Images (n, 784) of codes (n, code_size); pixels are not held within [0, 1]."""
+        images: np.ndarray = codes @ self.components[: codes.shape[1]] + self.mean
+        return images
+
     def test_mse(self, images: np.ndarray, code_size: int) -> float:
         """Mean squared error per unit-range pixel of images (n, 784) uint8 through `code_size` components.
 
         Components are orthonormal: the error is what is left of each image's squared length.
         """
         centred = images.astype(np.float32) / np.float32(255) - self.mean
-        code = centred @ self.components[:code_size].T
+        code = self.encode(images, code_size)
         lost = np.sum(centred**2, dtype=np.float64) - np.sum(code**2, dtype=np.float64)
         return max(float(lost), 0.0) / int(centred.size)
 
@@ -89,12 +99,14 @@ def read_pca(folder: Path, images: ImageSet) -> Pca | None:
     if not path.exists():
         return None
     remedy = f"run ae_pca.py --output-dir {folder} again, with these images"
+    if images.left_out is not None:  # ae_pca.py leaves none out
+        remedy = "use another --output-dir, or give a --code-size"
     pixels = images.train_images.shape[1]
     shapes = {"mean": (pixels,), "components": (-1, pixels), "cumulative_variance": (-1,)}
     shapes |= {"dataset": (), "fingerprint": (), "samples": ()}
     arrays = read_npz(path, shapes, remedy)
     if str(arrays["fingerprint"]) != images.fingerprint:
-        raise Mistake(f"{path}: was fitted on {arrays['dataset']}, not on these {images.name} images; {remedy}")
+        raise Mistake(f"{path}: was fitted on {arrays['dataset']}, not on these images ({images.title}); {remedy}")
     return Pca(
         mean=arrays["mean"],
         components=arrays["components"],

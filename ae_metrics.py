@@ -125,6 +125,13 @@ def encode(model: Autoencoder, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def single_codes(model: Autoencoder, images: Tensor) -> Tensor:
+    """Codes (n, code_size), on the CPU, of uint8 images (n, 784); of an ensemble those of its first autoencoder."""
+    return torch.cat([codes[0] if (codes := model.encode(x)).ndim == 3 else codes
+                      for x in _in_batches(model, images)]).cpu()  # fmt: skip
+
+
+@torch.no_grad()
 def denoise(model: Autoencoder, images: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Noisy copies of uint8 images (n, 784), and what the model restores from them, both in unit range."""
     torch.manual_seed(seed_for(seed, len(images), 1))

@@ -101,7 +101,7 @@ class Run:
     def _compare(self, state: dict[str, Any]) -> None:
         """Refuse a checkpoint of other images or settings; only the number of epochs may grow."""
         if state["fingerprint"] != self.facts["fingerprint"]:
-            raise Mistake(f"{self.path}: was trained on other images than these {self.images.name} images")
+            raise Mistake(f"{self.path}: was trained on other images than these ({self.images.title})")
         theirs, ours = (flatten(s["recipe"]) | {"precision": s["precision"]} for s in (state, self.facts))
         differences = [k for k in sorted(ours.keys() | theirs.keys()) if ours.get(k) != theirs.get(k)]
         if differences == ["epochs"] and ours["epochs"] > theirs["epochs"]:

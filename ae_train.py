@@ -34,6 +34,8 @@ def parser(settings: Container[str] = SETTINGS, recipe: Recipe = RECIPES[DEFAULT
     shown = "(default: %(default)s)"
     data = parser.add_argument_group("data")
     ae_cli.add_data_flags(data)
+    data.add_argument("--leave-out", type=ae_cli.integer(0, 9), metavar="DIGIT",
+                      help="train without the images of this label; ae_eval.py then asks how strange they look")
     data.add_argument("--workers", type=ae_cli.integer(0, 256), default=0,
                       help=f"DataLoader processes that fetch the batches; 0 keeps the images on the device {shown}")
 
@@ -188,6 +190,8 @@ def run(args: argparse.Namespace) -> None:
         print(f"{args.dataset} is not in {args.data_root}: it would be downloaded, and recipe {recipe.name} trained")
         return
     images = load_images(**ae_cli.data_flags(args))
+    if args.leave_out is not None:
+        images = images.without(args.leave_out)
     recipe, pca, pca_missing = settle(recipe, args, images, folder)
     check_memory(recipe)
     keep_freed_memory()
@@ -283,6 +287,7 @@ def finish(trainer: "Trainer", images: ImageSet, pca: Pca, folder: Path, tracker
         "recipe": recipe.as_dict(), "weights": recipe.weights_file, "weights_sha256": digest,
         "dataset": {
             "name": images.name, "title": images.title, "fingerprint": images.fingerprint, **images.origin,
+            "leave_out": images.left_out,
         },
         "device": str(trainer.device), "precision": str(trainer.precision), "versions": versions(),
         "seconds": round(sum(row["seconds"] for row in trainer.history), 3), "metrics": metrics,

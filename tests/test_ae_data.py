@@ -9,7 +9,7 @@ from conftest import write_idx
 
 import ae_data
 from ae_data import DATASETS, load_images
-from ae_errors import Fault
+from ae_errors import Fault, Mistake
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 
@@ -193,3 +193,16 @@ def test_real_mnist_is_60000_and_10000_images_with_this_fingerprint(mnist):
     assert mnist.train_labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
     assert np.mean(mnist.train_images / np.float32(255)) == pytest.approx(0.1307, abs=1e-4)
     assert mnist.fingerprint == "5a4d4600f9ae243d0ab9ee1ff6d948035e6f85a423fdfacf899262ac3ca6f325"
+
+
+def test_a_set_without_a_label_has_it_in_no_training_image_and_its_test_images_whole(digits):
+    fewer = digits.without(4)
+    assert 4 not in fewer.train_labels and len(fewer.train_labels) == (digits.train_labels != 4).sum()
+    assert np.array_equal(fewer.train_images, digits.train_images[digits.train_labels != 4])
+    assert fewer.test_images is digits.test_images and fewer.left_out == 4 and "without 4" in fewer.title
+    assert len({digits.fingerprint, fewer.fingerprint, digits.without(5).fingerprint}) == 3
+
+
+def test_a_label_that_is_not_there_cannot_be_left_out(digits):
+    with pytest.raises(Mistake, match="no training image is of label 4"):
+        digits.without(4).without(4)

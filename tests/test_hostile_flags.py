@@ -30,6 +30,7 @@ BAD_TRAIN = {
     "--test-fraction": st.one_of(NEGATIVE, st.sampled_from(["0", "0.95", "0.1"])),  # digits have a test part
     "--split-seed": st.one_of(NOT_WHOLE, st.just("1")),
     "--recipe": no_choice("symmetric", "simple", "conv", "denoising", "bce", "vae", "sparse"),
+    "--leave-out": st.one_of(NOT_WHOLE, st.sampled_from(["10", "-1", "1,2"])),
     "--workers": NOT_WHOLE,
     "--hidden-sizes": st.sampled_from(["a,b", "0", "-5", "1,,2", ",", "1.5", "2500;", "1e3", "99999999999"]),
     "--code-size": st.one_of(NOT_WHOLE, st.just("0"), st.just("Auto")),

@@ -1,0 +1,336 @@
+"""What is a trained model worth? Its errors on the test images with PCA's beside them, and more where it is asked for.
+
+--run names the folder of a finished run of ae_train.py: its run.json and weights are all that is needed. A table goes
+to stdout, evaluation.json and evaluation.png into the folder. A variational autoencoder gets its likelihood too.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import ae_cli
+from ae_data import ImageSet, load_images
+from ae_errors import Fault, Mistake
+from ae_files import prepare_folder, write_atomic, write_json
+from ae_linear import Pca, fit_pca, read_pca
+from ae_recipes import Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ae_models import Autoencoder
+
+# As in ae_train.py, what imports torch is imported once the flags are found good.
+
+EVALUATION_FILE = "evaluation.json"
+_SHOWN = 8  # images in a row of a figure
+_ROWS = {
+    "test_mse_unit": ("MSE, pixels in [0, 1]", ".5f"), "test_mse_signed": ("MSE, pixels in [-1, 1]", ".5f"),
+    "psnr": ("PSNR, dB", ".2f"), "ssim": ("SSIM", ".4f"), "pearson": ("Pearson correlation", ".4f"),
+    "l0": ("L0, numbers of a code not 0", ".1f"), "dead_features": ("dead, share of the code", ".4f"),
+    "mmcs": ("MMCS of the dictionaries", ".4f"), "noisy_mse": ("MSE of noisy images", ".5f"),
+    "restored_mse": ("MSE of restored images", ".5f"),
+}  # fmt: skip
+_NATS = {"elbo": "ELBO", "nll": "negative log-likelihood", "kl_loss": "KL term", "entropy_floor": "entropy floor"}
+
+
+# fmt: off
+def parser() -> ae_cli.Parser:
+    parser = ae_cli.Parser(__doc__)
+    shown = "(default: %(default)s)"
+    parser.add_argument("--run", type=Path, required=True, help="folder of the trained model, such as outputs")
+    parser.add_argument("--output-dir", type=Path, help="where results go (default: the folder of the run)")
+    parser.add_argument("--dataset", type=ae_cli.dataset, help="the run's images (default: what the run names)")
+    parser.add_argument("--data-root", type=Path, help="where the images are (default: where the run found them)")
+    parser.add_argument("--device", default="auto", help=f"auto, cuda, cuda:N, mps or cpu {shown}")
+    parser.add_argument("--seed", type=ae_cli.integer(0), default=0, metavar="N",
+                        help=f"of everything drawn at random {shown}")
+
+    nats = parser.add_argument_group("likelihood (variational autoencoders)")
+    nats.add_argument("--importance-samples", type=ae_cli.integer(0, 10**6), metavar="N",
+                      help="codes drawn for each image; 0 leaves the likelihood out (default: 1000)")
+    nats.add_argument("--binarize", choices=("none", "static", "dynamic"),
+                      help="grey levels as they are, one fixed draw of binary pixels, or one by --seed (default: none)")
+
+    codes = parser.add_argument_group("codes (of an ensemble, those of the first autoencoder)")
+    codes.add_argument("--probe", action="store_true",
+                       help="read labels off codes, PCA's codes and pixels: logistic regression, nearest neighbours")
+    codes.add_argument("--map", action="store_true", help="draw the test codes in the plane, by PCA and by t-SNE")
+
+    errors = parser.add_argument_group("outliers, by reconstruction error").add_mutually_exclusive_group()
+    errors.add_argument("--outliers", type=ae_cli.dataset, metavar="NAME_OR_PATH", help="the test images of this set are the strange ones")
+    errors.add_argument("--leave-out", type=ae_cli.integer(0, 9), metavar="DIGIT",
+                        help="the test images of this label are (default: the one the run was trained without, if any)")
+    return parser
+# fmt: on
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained model and what it is held against: its images, and PCA with as many components as its code."""
+
+    model: "Autoencoder"
+    recipe: Recipe
+    device: Any
+    images: ImageSet
+    pca: Pca
+
+    @property
+    def title(self) -> str:
+        return f"{self.images.title}, {self.recipe.name}"
+
+    @property
+    def pca_title(self) -> str:
+        return f"PCA, {self.components}"
+
+    @property
+    def components(self) -> int:
+        return min(self.recipe.code_size or 0, len(self.pca.components))
+
+    def to_device(self, images: np.ndarray) -> "Tensor":
+        import torch
+
+        return torch.from_numpy(images.copy()).to(self.device)
+
+    @cached_property
+    def test_images(self) -> "Tensor":
+        return self.to_device(self.images.test_images)
+
+    def rebuilt(self, images: np.ndarray) -> "tuple[Tensor, Tensor]":
+        """Reconstructions in unit range, (S, n, 784), of the model's S autoencoders, and PCA's, (n, 784)."""
+        import torch
+
+        from ae_metrics import reconstruct
+
+        ours = reconstruct(self.model, self.to_device(images)).cpu()
+        pca = self.pca.decode(self.pca.encode(images, self.components))
+        return ours.view(-1, *images.shape), torch.from_numpy(pca)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parser().parse_args(arguments)
+
+    from ae_checkpoint import images_of, load_run, versions
+    from ae_runtime import keep_freed_memory, pick_device
+
+    keep_freed_memory()
+    device = pick_device(args.device)
+    model, recipe, record = load_run(args.run, device)
+    samples = importance_samples(model, recipe, args)
+    images = images_of(args.run, record["dataset"], args.dataset, args.data_root)
+    strange = strange_images(images, args, Path(record["dataset"]["root"]))
+    if args.probe and len(np.unique(images.train_labels)) < 2:
+        raise Mistake(f"--probe: the training images ({images.title}) have no two labels to tell apart")
+    subject = Subject(model, recipe, device, images, pca_of(args.run, recipe, images))
+    folder = prepare_folder(args.output_dir or args.run)
+
+    results: dict[str, Any] = {
+        "recipe": recipe.as_dict(), "weights_sha256": record["weights_sha256"], "dataset": record["dataset"],
+        "test_images": len(images.test_images), "device": str(device), "versions": versions(),
+    }  # fmt: skip
+    results |= reconstruction(subject, folder)
+    if samples:
+        results["likelihood"] = likelihood(subject, samples, args.binarize or "none", args.seed)
+    if args.probe:
+        results["probe"] = probe(subject, args.seed)
+    if args.map:
+        code_map(subject, folder, args.seed)
+    if strange:
+        results["outliers"] = outliers(subject, folder, *strange)
+    write_json(folder / EVALUATION_FILE, results)
+    print(f"\nWrote {EVALUATION_FILE} and the pictures into {folder} ({subject.title})")
+
+
+def importance_samples(model: "Autoencoder", recipe: Recipe, args: argparse.Namespace) -> int:
+    """How many samples the likelihood takes, 0 for a model that has none; asking such a model for it is a Mistake."""
+    from ae_models import VAE
+
+    if isinstance(model, VAE):
+        return 1000 if args.importance_samples is None else int(args.importance_samples)
+    if args.importance_samples is not None or args.binarize:
+        flag = "binarize" if args.binarize else "importance-samples"
+        raise Mistake(f"--{flag} is for variational autoencoders: the recipe {recipe.name} has no likelihood")
+    return 0
+
+
+def strange_images(images: ImageSet, args: argparse.Namespace, root: Path) -> tuple[str, np.ndarray, np.ndarray] | None:
+    """What to find, in words, the usual test images and the strange ones, each (n, 784) uint8; or None."""
+    if args.outliers:
+        others = load_images(args.outliers, args.data_root or root, images.side)
+        return others.title, images.test_images, others.test_images
+    label = images.left_out if args.leave_out is None else args.leave_out
+    if label is None:
+        return None
+    of_label = images.test_labels == label
+    if of_label.all() or not of_label.any():
+        raise Mistake(f"--leave-out {label}: the test images need some of this label and some of others")
+    what = f"label {label}, {'never' if label == images.left_out else 'also'} trained on"
+    return what, images.test_images[~of_label], images.test_images[of_label]
+
+
+def pca_of(folder: Path, recipe: Recipe, images: ImageSet) -> Pca:
+    """The run's own PCA, or a new one where that is missing, of other images, damaged, or too small."""
+    try:
+        pca = read_pca(folder, images)
+    except (Mistake, Fault):
+        pca = None
+    return pca if pca and len(pca.components) >= min(recipe.code_size or 0, recipe.pixels) else fit_pca(images)
+
+
+def reconstruction(subject: Subject, folder: Path) -> dict[str, Any]:
+    """Errors of the model (an ensemble's in lists) and of PCA on the test images: measured, printed and drawn."""
+    from ae_evaluation import scores, summary
+    from ae_metrics import quality, restoration_error, to_pixels
+    from ae_sparse import SparseEnsemble, mmcs
+
+    model, images = subject.model, subject.images
+    x = to_pixels(subject.test_images, "unit").cpu()
+    rebuilt, by_pca = subject.rebuilt(images.test_images)
+    scored = [scores(x, y) for y in rebuilt]
+    each = [summary(one, images.test_labels) for one in scored]
+    ours = {name: [one[name] for one in each] if len(each) > 1 else each[0][name] for name in each[0]}
+    if isinstance(model, SparseEnsemble):
+        counted = quality(model, subject.test_images)
+        ours |= {name: counted[name] for name in ("l0", "dead_features")}
+        if len(rebuilt) > 1:
+            ours["mmcs"] = mmcs(model.weight.detach()).item()
+    if model.noise_factor:
+        ours |= restoration_error(model, subject.test_images, subject.recipe.seed)
+    pca = summary(scores(x, by_pca), images.test_labels)
+
+    name = subject.recipe.name + (f", mean of {len(each)}" if len(each) > 1 else "")
+    rows = [(text, *(format(np.mean(of[key]), form) if key in of else "" for of in (ours, pca)))
+            for key, (text, form) in _ROWS.items() if key in ours]  # fmt: skip
+    by_label = {label: float(np.mean([one["mse_by_label"][label] for one in each])) for label in pca["mse_by_label"]}
+    rows += [(f"MSE of label {label}", f"{error:.5f}", f"{pca['mse_by_label'][label]:.5f}")
+             for label, error in by_label.items()]  # fmt: skip
+    print(f"{subject.title}: {len(x):,} test images; a code keeps {subject.recipe.code_size} numbers of each")
+    print(table(("", name, subject.pca_title), rows))
+
+    from ae_figures import evaluation
+
+    errors = scored[0]["mse"].numpy()
+    order = errors.argsort(kind="stable")
+    shown = {"best": order[:_SHOWN], "worst": order[::-1][:_SHOWN]}
+    pictures = {f"{label}{kind}": source[index].numpy() for label, index in ((k, v.copy()) for k, v in shown.items())
+                for kind, source in (("", x), ("\nrebuilt", rebuilt[0]))}  # fmt: skip
+    notes = {f"{label}\nrebuilt": [f"MSE {errors[i]:.4f}" for i in index] for label, index in shown.items()}
+    whose = ", autoencoder 1" if len(each) > 1 else ""
+    title = f"{subject.title}: best and worst of {len(x):,} test images{whose}"
+    bars = {name: by_label, subject.pca_title: pca["mse_by_label"]}
+    write_atomic(folder / "evaluation.png", evaluation(bars, pictures, notes, title))
+    return {"model": ours, "pca": {"components": subject.components, "samples": subject.pca.samples, **pca}}
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their widest cell, the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows)]
+    return "\n".join("  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:]))])
+                     for row in (header, *rows))  # fmt: skip
+
+
+def likelihood(subject: Subject, samples: int, binarize: str, seed: int) -> dict[str, Any]:
+    """ELBO and importance-weighted likelihood of the test images, printed with their protocol."""
+    from tqdm import tqdm
+
+    from ae_likelihood import likelihood as measure
+    from ae_models import VAE
+
+    assert isinstance(subject.model, VAE)
+    with tqdm(total=len(subject.test_images), unit="image", leave=False, disable=None) as bar:
+        found = measure(subject.model, subject.test_images, samples, binarize, seed, bar.update)
+    print(f"\nLikelihood in nats per image; protocol: {found['protocol']}")
+    rows = [(text, f"{found[key]:.3f}") for key, text in _NATS.items() if key in found]
+    rows += [
+        ("standard error over images", f"{found['nll_standard_error']:.3f}"),
+        ("Monte Carlo error", f"{found['nll_monte_carlo_error']:.4f}"),
+        ("effective samples, mean", f"{found['effective_samples']:.1f}"),
+        ("active units", f"{found['active_units']} of {found['code_size']}"),
+    ]
+    print(table(("", "nats"), rows))
+    return found
+
+
+def probe(subject: Subject, seed: int) -> dict[str, Any]:
+    """How well labels are read off the codes, PCA's codes and the pixels; of the labels that were trained on."""
+    from ae_codes import NEIGHBOURS, linear_probe, nearest
+    from ae_metrics import single_codes
+
+    images = subject.images
+    known = np.isin(images.test_labels, images.train_labels)
+    labels = images.train_labels, images.test_labels[known]
+    sides = images.train_images, images.test_images[known]
+    features = {
+        "code": [single_codes(subject.model, subject.to_device(side)).numpy() for side in sides],
+        "pca": [subject.pca.encode(side, subject.components) for side in sides],
+        "pixels": [side / np.float32(255) for side in sides],
+    }
+    names = {
+        "code": f"code, {features['code'][0].shape[1]}",
+        "pca": subject.pca_title,
+        "pixels": f"pixels, {subject.recipe.pixels}",
+    }
+    found: dict[str, Any] = {"trained_on": len(sides[0]), "tested_on": len(sides[1]), "seed": seed}
+    rows = []
+    for key, (train, test) in features.items():
+        of_one = {"linear": linear_probe(train, labels[0], test, labels[1], seed),
+                  "nearest": nearest(train, labels[0], test, labels[1])}  # fmt: skip
+        found[key] = {"features": train.shape[1], **of_one}
+        rows.append((names[key], *(f"{one['accuracy']:.4f} [{one['interval'][0]:.4f}, {one['interval'][1]:.4f}]"
+                                   for one in of_one.values())))  # fmt: skip
+    print(f"\nLabels read off {len(sides[0]):,} training images, accuracy on {len(sides[1]):,} test images [95 %]")
+    print(table(("", "logistic regression", f"{NEIGHBOURS} nearest neighbours"), rows))
+    return found
+
+
+def code_map(subject: Subject, folder: Path, seed: int) -> None:
+    """Draw the test codes in the plane."""
+    from ae_codes import planes, spread_out
+    from ae_figures import code_map as draw
+    from ae_metrics import single_codes
+
+    images = subject.images
+    places = planes(single_codes(subject.model, subject.test_images).numpy(), seed)
+    chosen = {method: spread_out(at) for method, at in places.items()}
+    title = f"{subject.title}: the codes of {len(images.test_images):,} test images"
+    write_atomic(folder / "code_map.png", draw(places, images.test_labels, images.test_images, chosen, title))
+
+
+def outliers(subject: Subject, folder: Path, what: str, usual: np.ndarray, strange: np.ndarray) -> dict[str, Any]:
+    """How well the reconstruction error, and PCA's, tells the strange images (uint8) from the usual ones."""
+    from ae_evaluation import detection
+    from ae_figures import outliers as draw
+
+    sides = usual / np.float32(255), strange / np.float32(255)
+    errors = []  # of the model and of PCA, each of the usual and of the strange images
+    for rebuilt in zip(*((ours[0], pca) for ours, pca in (subject.rebuilt(usual), subject.rebuilt(strange)))):
+        errors.append([np.square(x - y.numpy()).mean(axis=1, dtype=np.float64) for x, y in zip(sides, rebuilt)])
+    ours, pca = (detection(*of_one) for of_one in errors)
+    rows = [(text, *(f"{of_one[key]:.4f}" for of_one in (ours, pca)))
+            for key, text in (("auroc", "AUROC"), ("average_precision", "average precision"),
+                              ("threshold", "threshold (MSE, pixels in [0, 1])"), ("specificity", "specificity there"),
+                              ("sensitivity", "sensitivity there"))]  # fmt: skip
+    print(f"\nOutliers: {len(strange):,} images ({what}) among {len(usual):,} test images")
+    print(table(("", subject.recipe.name, subject.pca_title), rows))
+
+    of_usual, of_strange = errors[0]
+    order, missed = (-of_strange).argsort(kind="stable"), of_strange.argsort(kind="stable")
+    alarms = (-of_usual).argsort(kind="stable")
+    shown = {
+        "strangest": (sides[1], of_strange, order), "least strange": (sides[1], of_strange, missed),
+        "strangest of\nthe usual": (sides[0], of_usual, alarms),
+    }  # fmt: skip
+    pictures = {label: (x[index[:_SHOWN]], e[index[:_SHOWN]].tolist()) for label, (x, e, index) in shown.items()}
+    title = f"{subject.title}: {what}; AUROC {ours['auroc']:.4f}"
+    png = draw({"usual": of_usual, "strange": of_strange}, ours["threshold"], pictures, title)
+    write_atomic(folder / "outliers.png", png)
+    return {"strange": what, "usual_images": len(usual), "strange_images": len(strange), "model": ours, "pca": pca}
+
+
+if __name__ == "__main__":
+    ae_cli.run(main)
