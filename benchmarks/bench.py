@@ -149,18 +149,16 @@ def bench_process(name: str, root: Path, rounds: int) -> dict[str, Any]:
         else:
             plain = [str(HERE / "plain_pca.py"), str(root)]
             ours = [str(HERE.parent / name), *places]
-        lines = {"plain": plain, "ours": ours}
-        times = in_turn({name: partial(process, [sys.executable, *line]) for name, line in lines.items()}, rounds)
-        record = Path(folder) / "run.json"
-        quality = {"test_mse": json.loads(record.read_text())["metrics"]["test_mse"]} if record.exists() else {}
-    label = f"{name}, whole process"
-    return {
-        "recipe": label,
-        "rounds": rounds,
-        "seconds": times,
-        "plain / ours": ratio(times, "plain", "ours"),
-        **quality,
-    }
+        runs = {"plain": partial(process, [sys.executable, *plain]), "ours": partial(process, [sys.executable, *ours])}
+        if name == "speedrun":  # the plain loop's ten epochs take minutes: one run of them
+            times = {"plain": [seconds(runs["plain"])] * rounds, **in_turn({"ours": runs["ours"]}, rounds)}
+        else:
+            times = in_turn(dict(runs), rounds)
+        result = {"recipe": f"{name}, whole process", "rounds": rounds, "seconds": times}
+        if name == "speedrun":
+            result["plain: test MSE"] = float((Path(folder) / "plain_test_mse.txt").read_text())
+            result["ours: test MSE"] = json.loads((Path(folder) / "run.json").read_text())["metrics"]["test_mse"]
+    return result | {"plain / ours": ratio(times, "plain", "ours")}
 
 
 def bench_memory(recipe: Recipe, root: Path) -> dict[str, Any]:

@@ -99,6 +99,7 @@ def main() -> None:
             total += F.mse_loss(rebuilt, x).item() * len(x)
             shown.append((x[:1], rebuilt[:1]))
     print(f"test MSE {total / 10_000:.5f}")
+    (args.output_dir / "plain_test_mse.txt").write_text(f"{total / 10_000}\n")
     plt.plot(losses)
     plt.savefig(args.output_dir / "plain_loss.png")
     plt.figure()
