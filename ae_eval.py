@@ -64,7 +64,7 @@ def parser() -> ae_cli.Parser:
 
     errors = parser.add_argument_group("outliers, by reconstruction error").add_mutually_exclusive_group()
     errors.add_argument("--outliers", type=ae_cli.dataset, metavar="NAME_OR_PATH",
-                        help="the test images of this set are the strange ones")
+                        help="the test images of this set are the strange ones (default: none)")
     errors.add_argument("--leave-out", type=ae_cli.integer(0, 9), metavar="DIGIT",
                         help="the test images of this label are (default: the one the run was trained without, if any)")
     return parser

@@ -39,7 +39,7 @@ def parser() -> ae_cli.Parser:
     parser.add_argument("--seeds", type=ae_cli.integer(1, 10), default=1, metavar="N",
                         help=f"runs of each, with the recipe's seed and the next ones {shown}")
     parser.add_argument("--study", choices=("code-size",),
-                        help=f"test MSE of PCA, {' and '.join(STUDIED)} over --code-sizes, as a figure")
+                        help=f"instead: test MSE of PCA, {' and '.join(STUDIED)} over --code-sizes (default: no study)")
     parser.add_argument("--code-sizes", type=ae_cli.sizes, default=(2, 4, 8, 16, 32, 64, 128, 256), metavar="N,N,..",
                         help="of the study (default: 2,4,8,16,32,64,128,256)")
     parser.add_argument("--dataset", choices=DATASETS, default="mnist",

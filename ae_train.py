@@ -35,7 +35,8 @@ def parser(settings: Container[str] = SETTINGS, recipe: Recipe = RECIPES[DEFAULT
     data = parser.add_argument_group("data")
     ae_cli.add_data_flags(data)
     data.add_argument("--leave-out", type=ae_cli.integer(0, 9), metavar="DIGIT",
-                      help="train without the images of this label; ae_eval.py then asks how strange they look")
+                      help="train without the images of this label; ae_eval.py then asks how strange they look "
+                      "(default: none)")
     data.add_argument("--workers", type=ae_cli.integer(0, 256), default=0,
                       help=f"DataLoader processes that fetch the batches; 0 keeps the images on the device {shown}")
 

@@ -12,8 +12,11 @@ import pytest
 from conftest import ROOT, TRAIN, call_script, is_one_error_line, only_warnings, run_script
 
 import ae_cli
+import ae_eval
 import ae_generate
 import ae_pca
+import ae_reproduce
+import ae_search
 import ae_train
 import mnist_sae_train
 from ae_errors import Fault, Mistake
@@ -105,18 +108,22 @@ SCRIPTS = {
     "ae_train.py": ae_train,
     "mnist_sae_train.py": mnist_sae_train,
     "ae_generate.py": ae_generate,
+    "ae_eval.py": ae_eval,
+    "ae_search.py": ae_search,
+    "ae_reproduce.py": ae_reproduce,
 }
+GIVEN = {"image_size": "28", "test_fraction": "0.5", "code_size": "7", "hidden_sizes": "5,6"}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_flag_of_every_script_may_be_spelt_with_underscores(script):
     parser = SCRIPTS[script].parser()
-    needed = ["--run", "x"] if script == "ae_generate.py" else []
+    needed = ["--run", "x"] if script in ("ae_generate.py", "ae_eval.py") else []
     for action in parser._actions:
         dashed = max(action.option_strings, key=len)
         if "-" not in dashed.strip("-") or not action.option_strings:
             continue
-        value = {"code_size": "7", "hidden_sizes": "5,6"}.get(action.dest, str((*(action.choices or ()), 3)[0]))
+        value = GIVEN.get(action.dest, str((*(action.choices or ()), 3)[0]))
         spelt = "--" + dashed.strip("-").replace("-", "_")
         one, other = ([flag, value] if action.nargs != 0 else [flag] for flag in (dashed, spelt))
         assert parser.parse_args(needed + one) == parser.parse_args(needed + other), spelt
