@@ -21,7 +21,7 @@ class Claim:
     dataset   the image set that it was published for
     relation  `=` within the tolerance; `>` above the value; `<` below what the run `against` has in the same place
     rounding  half a unit of the last digit printed, or half of the range printed
-    spread    standard deviation over three seeds, for when fewer are run
+    spread    standard deviation over the recipe's seed and the next two, for when fewer are run
     why       of a claim that is known not to hold, the reason; it does not fail the reproduction
     """
 
@@ -40,9 +40,9 @@ class Claim:
 
     def tolerance(self, spread: float | None, seeds: int) -> float:
         """How far the mean of `seeds` runs with this spread may lie from the value; of fewer than 3, ours counts."""
-        if spread is None or seeds < 3:
-            spread, seeds = self.spread, 3
-        return self.rounding + _T95[min(seeds, 10)] * spread * math.sqrt(1 + 1 / seeds)
+        known = spread is not None and seeds >= 3
+        spread, by = (spread or 0.0, min(seeds, 10)) if known else (self.spread, 3)
+        return self.rounding + _T95[by] * spread * math.sqrt(1 + 1 / seeds)
 
     def holds(self, measured: float, reference: float, tolerance: float) -> bool:
         """Whether the measured mean agrees; `reference` is the value, or what the run `against` has."""

@@ -244,7 +244,7 @@ def judge(
     holds = claim.holds(mean, reference, tolerance)
     return row | {
         "against": " ".join(claim.against), "reference": reference, "measured": measured, "mean": mean,
-        "spread": spread, "difference": mean - reference, "rounding": claim.rounding,
+        "spread": spread, "recorded_spread": claim.spread, "difference": mean - reference, "rounding": claim.rounding,
         "tolerance": tolerance if claim.relation == "=" else None,
         "verdict": REPRODUCED if holds else KNOWN if claim.why else FAILED, "why": "" if holds else claim.why,
     }  # fmt: skip
