@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import call_script, is_one_error_line
+from conftest import call_script, is_one_error_line, only_warnings
 from PIL import Image
 
 import ae_generate
@@ -185,7 +185,7 @@ def test_any_fully_connected_recipe_trains_at_any_size(recipe, collections, tmp_
     data = ("--dataset", collections / "array.npy", "--image-size", 12, "--output-dir", tmp_path, "--epochs", 1)
     small = ("--features", 32, "--k", 4, "--num-saes", 2) if recipe == "sparse" else ("--hidden-sizes", 8)
     status, _, err = call_script(capsys, ae_train.main, "--recipe", recipe, *data, *small, "--device", "cpu")
-    assert (status, err) == (0, "") and (tmp_path / "reconstructions.png").exists()
+    assert status == 0 and only_warnings(err) and (tmp_path / "reconstructions.png").exists()
 
 
 def test_a_recipe_built_for_28_pixels_refuses_others_in_one_line(collections, tmp_path, capsys):

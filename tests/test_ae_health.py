@@ -91,6 +91,8 @@ HEALTHY = {
     "bce": {},
     "vae": {},
     "sparse": {"num_saes": 2, "features": 64, "k": 16},
+    "tuned": {"hidden_sizes": (64,), "code_size": 16},
+    "speedrun": {"hidden_sizes": (64,), "code_size": 16},
 }
 
 
