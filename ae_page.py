@@ -57,16 +57,19 @@ def table(report: dict[str, Any]) -> str:
 
 def _measured_on(report: dict[str, Any]) -> str:
     seeds = "1 seed" if report["seeds"] == 1 else f"{report['seeds']} seeds, mean ± standard deviation"
-    return f"{report['dataset']}, {report['machine']}, {report['precision']}, {seeds}."
+    minutes = sum(system["seconds"] for system in report["systems"]) / 60
+    return (
+        f"{report['dataset']}, {report['machine']}, {report['precision']}, {seeds}; {minutes:.0f} minutes of training."
+    )
 
 
 def page(report: dict[str, Any], folder: Path) -> str:
     """The report as HTML, with every picture of the runs' folders below `folder`."""
     verdicts = [row["verdict"] for row in report["rows"] if row["verdict"] != "not applicable"]
-    heading = f"{verdicts.count('reproduced')} of {len(verdicts)} published numbers reproduced"
+    heading = f"{verdicts.count('reproduced')} of {len(verdicts)} claims reproduced"
     parts = [
         f"<h1>{heading if verdicts else 'Nothing was published about these images'}</h1>",
-        f"<p>{escape(_measured_on(report))} The whole command took {report['seconds']:.0f} seconds.</p>",
+        f"<p>{escape(_measured_on(report))}</p>",
         '<div class="wide"><table><thead><tr>',
         *(f"<th>{name}</th>" for name in HEAD),
         "</tr></thead><tbody>",

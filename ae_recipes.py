@@ -128,7 +128,7 @@ class Recipe:
 
 DEFAULT = "symmetric"
 
-_SETTINGS = "measured with the published settings"
+_SETTINGS = "what its settings gave before"
 _PUBLISHED_SPARSE = ("--revive", "off", "--consistency-weight", "0")  # silent features were not revived, nor pulled
 
 # Arguments that every fully connected row shares; a row says what differs.

@@ -7,6 +7,7 @@ hold does not. --study code-size asks instead from which code size on an autoenc
 
 import argparse
 import csv
+import hashlib
 import itertools
 import re
 import subprocess
@@ -87,8 +88,13 @@ class Run:
         return ["--recipe", *self.flags, *self.common, "--seed", str(self.seed), "--output-dir", str(self.folder)]
 
     @property
+    def args(self) -> argparse.Namespace:
+        """What `ae_train.py` makes of them."""
+        return ae_train.parser().parse_args(self.arguments)  # type: ignore[no-any-return]
+
+    @property
     def recipe(self) -> Recipe:
-        return ae_train.resolve(ae_train.parser().parse_args(self.arguments))
+        return ae_train.resolve(self.args)
 
     def record(self) -> dict[str, Any]:
         """What run.json says; Mistake or Fault when it is missing or damaged."""
@@ -172,23 +178,27 @@ def ensure(run: Run, images: ImageSet) -> None:
     status, said = train(run, ["--resume"])
     if status == 2:  # a checkpoint of other settings is there: it is kept under another name
         status, said = train(run, [])
-    if status:
-        raise Fault(f"{run.command}: exit status {status}: {said}")
+    if status or not stands(run, images):
+        raise Fault(f"{run.folder}: training ended with status {status} and no whole results: {said}")
 
 
 def stands(run: Run, images: ImageSet) -> bool:
-    """Whether the folder holds the results of this very run."""
+    """Whether the folder holds the results of this very run, whole and as they were written."""
     from ae_run import RESULTS
+    from ae_runtime import Precision, pick_device
 
     try:
         record = run.record()
-    except (Fault, Mistake):
+        history = hashlib.sha256((run.folder / RESULTS[0]).read_bytes()).hexdigest()
+    except (Fault, Mistake, OSError):
         return False
     wanted, there = replace(run.recipe, image_size=images.side).as_dict(), record["recipe"]
     if run.recipe.code_size is None:
         wanted["model_args"]["code_size"] = there["model_args"].get("code_size")
-    same = wanted == there and record["dataset"]["fingerprint"] == images.fingerprint
-    return same and all((run.folder / name).exists() for name in (*RESULTS, record["weights"]))
+    same = (wanted, images.fingerprint, str(Precision(run.args.amp, pick_device(run.args.device))), history)
+    return same == (there, record["dataset"]["fingerprint"], record["precision"], record.get("history_sha256")) and all(
+        (run.folder / name).exists() for name in (*RESULTS, record["weights"])
+    )
 
 
 def train(run: Run, further: list[str]) -> tuple[int, str]:

@@ -4,6 +4,7 @@ A checkpoint belongs to one recipe, one image set and one precision; only the nu
 here goes to stderr.
 """
 
+import hashlib
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -125,6 +126,7 @@ class Run:
             and (record["dataset"]["fingerprint"], record["precision"]) == (state["fingerprint"], state["precision"])
             and all(torch.equal(weights[name], theirs[name]) for name in weights)
             and all((self.folder / name).exists() for name in RESULTS)
+            and record.get("history_sha256") == hashlib.sha256((self.folder / RESULTS[0]).read_bytes()).hexdigest()
         )
 
     def set_aside(self) -> None:

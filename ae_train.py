@@ -6,6 +6,7 @@ is computed and written first.
 
 import argparse
 import contextlib
+import hashlib
 from collections.abc import Container
 from dataclasses import replace
 from functools import partial
@@ -280,12 +281,14 @@ def finish(trainer: "Trainer", images: ImageSet, pca: Pca, folder: Path, tracker
     recipe = trainer.recipe
     metrics = measure(trainer, images, pca)
     digest = save_weights(folder / recipe.weights_file, trainer.model)
-    write_atomic(folder / "history.csv", table(trainer.history))
+    history = table(trainer.history)
+    write_atomic(folder / "history.csv", history)
     for name, picture in pictures(trainer, images, metrics):
         write_atomic(folder / name, picture)
         trackers.picture(trainer, folder / name)
     save_record(folder, {
         "recipe": recipe.as_dict(), "weights": recipe.weights_file, "weights_sha256": digest,
+        "history_sha256": hashlib.sha256(history).hexdigest(),
         "dataset": {
             "name": images.name, "title": images.title, "fingerprint": images.fingerprint, **images.origin,
             "leave_out": images.left_out,

@@ -49,6 +49,17 @@ def test_what_stands_already_is_not_trained_again(done):
     assert weights.stat().st_mtime_ns == before
 
 
+def test_a_history_that_was_changed_is_not_believed(done):
+    folder, _ = done
+    path = folder / "bce" / "seed-42" / "history.csv"
+    before = path.read_text()
+    path.write_text(before.replace("1,", "1,0", 1))
+    again = reproduce(folder)
+    assert again.returncode == 0 and "stands already" not in again.stderr
+    losses = [line.split(",")[:3] for line in before.splitlines()]
+    assert [line.split(",")[:3] for line in path.read_text().splitlines()] == losses
+
+
 PROBE = """<!doctype html><iframe src="reproduction.html"></iframe><script>
 onload = () => {
   const page = frames[0].document, pictures = [...page.images];
@@ -140,5 +151,5 @@ def test_the_study_puts_pca_beside_two_autoencoders_and_the_page_takes_it_up(don
     errors = json.loads((folder / "code_size.json").read_text())["test_mse_unit"]
     assert {tuple(points) for points in errors.values()} == {("2", "64")} and len(errors) == 3
     assert all(points["64"] < points["2"] for points in errors.values())
-    assert reproduce(folder).returncode == 0
+    assert reproduce(folder).returncode == 0  # stands already; the page is made anew
     assert "over code sizes" in (folder / "reproduction.html").read_text()
