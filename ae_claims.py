@@ -2,7 +2,7 @@
 
 The tolerance is not chosen by eye. A published number is one more draw from the runs over seeds, printed with so
 many digits: it is reproduced when it lies within half a unit of its last digit plus the 95 % prediction interval of
-one draw (Student's t), from the spread over at least three seeds.
+one draw (Student's t), from the spread over at least three seeds. One claim in twenty may miss that by chance.
 """
 
 import math
@@ -20,9 +20,10 @@ class Claim:
               `pca.components`; `compression.CODE_SIZE`. Of an ensemble the mean counts.
     dataset   the image set that it was published for
     relation  `=` within the tolerance; `>` above the value; `<` below what the run `against` has in the same place
-    rounding  half a unit of the last digit printed, or half of the range printed
+    rounding  half a unit of the last digit printed; of a printed range half its width, too
     spread    standard deviation over the recipe's seed and the next two, for when fewer are run
-    why       of a claim that is known not to hold, the reason; it does not fail the reproduction
+    why       of a claim that is known not to hold, the reason; a mean that agrees with what is `known` to come out
+              instead does not fail the reproduction
     """
 
     what: str
@@ -37,6 +38,7 @@ class Claim:
     source: str = "published"
     dataset: str = "mnist"
     why: str = ""
+    known: float = math.nan
 
     def tolerance(self, spread: float | None, seeds: int) -> float:
         """How far the mean of `seeds` runs with this spread may lie from the value; of fewer than 3, ours counts."""

@@ -1,6 +1,8 @@
 """The reproduction as a Markdown table and as one self-contained page: pictures inside, nothing fetched, no script."""
 
 import base64
+import json
+import re
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; margi
 
 
 def _number(value: float) -> str:
-    return f"{value:.7g}" if abs(value) >= 1 else f"{value:.5f}".rstrip("0")
+    return f"{value:.7g}" if abs(value) >= 1 else f"{value:.4g}"
 
 
 def cells(row: dict[str, Any]) -> list[str]:
@@ -76,19 +78,27 @@ def page(report: dict[str, Any], folder: Path) -> str:
         *(_row(row) for row in report["rows"]),
         "</tbody></table></div>",
     ]
-    for name, heading in (("code_size.png", "PCA and the autoencoders over code sizes"), ("loss_curves.png", "Losses")):
-        if (folder / name).exists():
-            parts.append(f"<h2>{heading}</h2>{_picture(folder / name, heading)}")
+    shown = {"code_size.png": "PCA and the autoencoders over code sizes"} if _studied(report, folder) else {}
+    for name, heading in {**shown, "loss_curves.png": "Losses"}.items():
+        parts.append(f"<h2>{heading}</h2>{_picture(folder / name, heading)}")
     for system in report["systems"]:
         parts.append(f"<h2>{escape(system['name'])}: {escape(system['summary'])}</h2>")
         parts.append(f"<p><code>{escape(system['command'])}</code>, {system['seconds']:.0f} s of training</p>")
-        pictures = [path for path in sorted((folder / system["folder"]).glob("*.png")) if path.stem != "training_loss"]
+        pictures = [
+            path for path in sorted((folder / system["folder"]).glob("*.png")) if not re.search("loss|epoch", path.stem)
+        ]
         parts += [_picture(path, f"{system['name']}: {path.stem.replace('_', ' ')}") for path in pictures]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Claimed beside measured</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
         f"<style>{_STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
     )
+
+
+def _studied(report: dict[str, Any], folder: Path) -> bool:
+    """Whether the study of code sizes in `folder` was made of the same images."""
+    path = folder / "code_size.json"
+    return path.exists() and bool(json.loads(path.read_text())["fingerprint"] == report["fingerprint"])
 
 
 def _row(row: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Every published number, claimed beside measured: train all systems under their published settings and compare.
 
-What was cut off is resumed, what stands there for the same settings is left alone. Ends with a table, also as
+What was cut off is resumed, what stands there for the same settings and images is left alone (whatever code made it:
+delete the folder after changing the code). Ends with a table, also as
 reproduction.md, reproduction.json and reproduction.html in the output folder. Exit status 1 when a claim that should
 hold does not. --study code-size asks instead from which code size on an autoencoder is worth it.
 """
@@ -13,7 +14,7 @@ import re
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -23,8 +24,8 @@ import ae_train
 from ae_claims import Claim
 from ae_data import DATASETS, ImageSet, load_images
 from ae_errors import Fault, Mistake
-from ae_files import lock_folder, prepare_folder, read_count, write_atomic, write_json
-from ae_linear import count_file, fit_pca
+from ae_files import lock_folder, prepare_folder, write_atomic, write_json
+from ae_linear import fit_pca
 from ae_recipes import PUBLISHED, RECIPES, STUDIED, Recipe
 
 REPRODUCED, FAILED, KNOWN, ELSEWHERE = "reproduced", "not reproduced", "not reproduced (known)", "not applicable"
@@ -41,7 +42,7 @@ def parser() -> ae_cli.Parser:
                         help=f"runs of each, with the recipe's seed and the next ones {shown}")
     parser.add_argument("--study", choices=("code-size",),
                         help=f"instead: test MSE of PCA, {' and '.join(STUDIED)} over --code-sizes (default: no study)")
-    parser.add_argument("--code-sizes", type=ae_cli.sizes, default=(2, 4, 8, 16, 32, 64, 128, 256), metavar="N,N,..",
+    parser.add_argument("--code-sizes", type=code_sizes, default=(2, 4, 8, 16, 32, 64, 128, 256), metavar="N,N,..",
                         help="of the study (default: 2,4,8,16,32,64,128,256)")
     parser.add_argument("--dataset", choices=DATASETS, default="mnist",
                         help=f"on another one than mnist nothing is claimed; small ones are a smoke test {shown}")
@@ -52,6 +53,13 @@ def parser() -> ae_cli.Parser:
                         help=f"where the runs and the reports go {shown}")
     return parser
 # fmt: on
+
+
+def code_sizes(text: str) -> tuple[int, ...]:
+    """An argparse type: at least one code size."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected numbers separated by commas")
+    return ae_cli.sizes(text)
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -71,6 +79,7 @@ class Run:
     seed: int
     folder: Path
     common: tuple[str, ...]  # flags that every run shares: images, device, precision
+    components: int  # what --code-size auto comes to
 
     @property
     def name(self) -> str:
@@ -78,9 +87,8 @@ class Run:
 
     @property
     def command(self) -> str:
-        """What a person types to make this run's numbers."""
-        seed = [] if self.seed == RECIPES[self.flags[0]].seed else ["--seed", str(self.seed)]
-        return " ".join(["python", "ae_train.py", "--recipe", *self.flags, *seed])
+        """What a person types to train the same."""
+        return " ".join(["python", "ae_train.py", "--recipe", *self.flags])
 
     @property
     def arguments(self) -> list[str]:
@@ -110,7 +118,11 @@ class Run:
 def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
     from ae_page import page, table
+    from ae_runtime import pick_device
 
+    if args.study and (args.only != PUBLISHED or args.seeds != 1):
+        raise Mistake("--study trains recipes of its own, one seed each; leave --only and --seeds out")
+    pick_device(args.device)  # a mistake there is said before anything is written
     begun, images = time.monotonic(), load_images(args.dataset, args.data_root)
     folder = prepare_folder(args.output_dir)
     with lock_folder(folder):
@@ -153,21 +165,24 @@ def reproduce(args: argparse.Namespace, images: ImageSet) -> dict[str, Any]:
 
 def plan(args: argparse.Namespace, images: ImageSet) -> dict[tuple[str, ...], list[Run]]:
     """The runs of every seed that the claims of the chosen recipes need, by their flags."""
+    components = fit_pca(images).components_for(0.95)
     needed = [(name, *claim.flags) for name in args.only for claim in RECIPES[name].claims or (Claim("", ""),)]
     needed += [claim.against for name in args.only for claim in RECIPES[name].claims if claim.against]
     return {
-        flags: [make_run(flags, RECIPES[flags[0]].seed + number, args, images) for number in range(args.seeds)]
+        flags: [
+            make_run(flags, RECIPES[flags[0]].seed + number, args, images, components) for number in range(args.seeds)
+        ]
         for flags in dict.fromkeys(needed)
     }
 
 
-def make_run(flags: tuple[str, ...], seed: int, args: argparse.Namespace, images: ImageSet) -> Run:
+def make_run(flags: tuple[str, ...], seed: int, args: argparse.Namespace, images: ImageSet, components: int) -> Run:
     """A run with its folder; on an image set that nothing is claimed for, one of few epochs."""
     common = ["--dataset", args.dataset, "--data-root", str(args.data_root), "--device", args.device, "--amp", args.amp]
     if images.epochs(1) > 1:
         common += ["--epochs", str(-(-RECIPES[flags[0]].epochs // _SMOKE))]
-    folder = args.output_dir / "-".join(flag.strip("-") for flag in flags) / f"seed-{seed}"
-    return Run(flags, seed, folder, tuple(common))
+    folder = args.output_dir / images.name / "-".join(flag.strip("-") for flag in flags) / f"seed-{seed}"
+    return Run(flags, seed, folder, tuple(common), components)
 
 
 def ensure(run: Run, images: ImageSet) -> None:
@@ -176,7 +191,7 @@ def ensure(run: Run, images: ImageSet) -> None:
         ae_cli.note(f"{run.name}, seed {run.seed}: stands already")
         return
     status, said = train(run, ["--resume"])
-    if status == 2:  # a checkpoint of other settings is there: it is kept under another name
+    if status == 2 and re.search("other settings|other images", said):  # that checkpoint is kept under another name
         status, said = train(run, [])
     if status or not stands(run, images):
         raise Fault(f"{run.folder}: training ended with status {status} and no whole results: {said}")
@@ -184,7 +199,7 @@ def ensure(run: Run, images: ImageSet) -> None:
 
 def stands(run: Run, images: ImageSet) -> bool:
     """Whether the folder holds the results of this very run, whole and as they were written."""
-    from ae_run import RESULTS
+    from ae_run import RESULTS, flatten
     from ae_runtime import Precision, pick_device
 
     try:
@@ -192,10 +207,15 @@ def stands(run: Run, images: ImageSet) -> bool:
         history = hashlib.sha256((run.folder / RESULTS[0]).read_bytes()).hexdigest()
     except (Fault, Mistake, OSError):
         return False
-    wanted, there = replace(run.recipe, image_size=images.side).as_dict(), record["recipe"]
-    if run.recipe.code_size is None:
-        wanted["model_args"]["code_size"] = there["model_args"].get("code_size")
-    same = (wanted, images.fingerprint, str(Precision(run.args.amp, pick_device(run.args.device))), history)
+    recipe, there = run.recipe, flatten(record["recipe"])
+    if recipe.code_size is None:
+        recipe = recipe.override({"code_size": run.components})
+    same = (
+        flatten(recipe.as_dict()),
+        images.fingerprint,
+        str(Precision(run.args.amp, pick_device(run.args.device))),
+        history,
+    )
     return same == (there, record["dataset"]["fingerprint"], record["precision"], record.get("history_sha256")) and all(
         (run.folder / name).exists() for name in (*RESULTS, record["weights"])
     )
@@ -218,6 +238,7 @@ def train(run: Run, further: list[str]) -> tuple[int, str]:
                 show(run, said, end="")
         finally:
             process.terminate()  # nothing, when it has ended
+            process.wait()  # it saves its place
     show(run, f"done in {time.monotonic() - begun:.0f} s" if not process.returncode else said, end="\n")
     return process.returncode, said.strip()
 
@@ -229,6 +250,8 @@ def show(run: Run, line: str, end: str) -> None:
         left = (int(place[2]) - int(place[1])) * float(place[3])
         line = f"epoch {place[1]} of {place[2]}, about {left:.0f} s left"
     watched = sys.stderr.isatty()
+    warned = line.startswith("warning: ") and "\n"
+    end = end or warned or ""
     if not ae_cli.Parser.quiet and (end or (place and watched)):
         clear = "\r\033[K" if watched else ""
         print(f"{clear}{run.name}, seed {run.seed}: {line.strip()}", end=end, file=sys.stderr, flush=True)
@@ -240,7 +263,7 @@ def judge(
     """One row of the report: the claim, what was measured over the seeds, and the verdict."""
     mine = runs[(name, *claim.flags)]
     row = {"recipe": name, "claim": claim.what, "published": claim.value, "relation": claim.relation,
-           "unit": claim.unit, "source": claim.source, "command": mine[0].command,
+           "unit": claim.unit, "source": claim.source, "command": f"python ae_reproduce.py --only {name}",
            "seconds": mine[0].record()["seconds"]}  # fmt: skip
     if claim.dataset != images.name:
         return row | {"verdict": ELSEWHERE, "why": f"published for {claim.dataset}"}
@@ -251,12 +274,12 @@ def judge(
         reference = fmean(look_up(claim.place, run, images, args) for run in runs[claim.against])
     assert reference is not None
     tolerance = claim.tolerance(spread, len(measured))
-    holds = claim.holds(mean, reference, tolerance)
+    holds, known = claim.holds(mean, reference, tolerance), abs(mean - claim.known) <= tolerance
     return row | {
         "against": " ".join(claim.against), "reference": reference, "measured": measured, "mean": mean,
         "spread": spread, "recorded_spread": claim.spread, "difference": mean - reference, "rounding": claim.rounding,
         "tolerance": tolerance if claim.relation == "=" else None,
-        "verdict": REPRODUCED if holds else KNOWN if claim.why else FAILED, "why": "" if holds else claim.why,
+        "verdict": REPRODUCED if holds else KNOWN if known else FAILED, "why": claim.why if known and not holds else "",
     }  # fmt: skip
 
 
@@ -267,7 +290,7 @@ def look_up(place: str, run: Run, images: ImageSet, args: argparse.Namespace) ->
 
     kind, _, name = place.partition(".")
     if kind == "pca":
-        return read_count(count_file(run.folder, 0.95), images.side**2, "delete the folder, and run this again")
+        return run.components
     if kind == "compression":
         import torch
 
@@ -289,22 +312,25 @@ def study(args: argparse.Namespace, images: ImageSet) -> None:
     from ae_runtime import machine_name
 
     pca = fit_pca(images)
+    count = pca.components_for(0.95)
     errors: dict[str, dict[int, float]] = {}
     for name in STUDIED:
         for size in args.code_sizes:
-            run = make_run((name, "--code-size", str(size)), RECIPES[name].seed, args, images)
+            run = make_run((name, "--code-size", str(size)), RECIPES[name].seed, args, images, count)
             ensure(run, images)
             errors.setdefault(name, {})[size] = run.record()["metrics"]["test_mse_unit"]
     curve = {size: pca.test_mse(images.test_images, size) for size in range(1, max(args.code_sizes) + 1)}
-    count = pca.components_for(0.95)
-    report = {"dataset": images.title, "machine": machine_name(), "components_95": count,
-              "test_mse_unit": errors | {"pca": {size: curve[size] for size in args.code_sizes}}}  # fmt: skip
+    ahead = {name: [size for size in points if points[size] < curve[size]] for name, points in errors.items()}
+    report = {"dataset": images.title, "fingerprint": images.fingerprint, "machine": machine_name(),
+              "components_95": count, "test_mse_unit": errors | {"pca": {size: curve[size] for size in args.code_sizes}}}  # fmt: skip
     write_json(args.output_dir / "code_size.json", report)
     title = f"{images.title}: what a code of so many numbers is worth"
     write_atomic(args.output_dir / "code_size.png", code_size_curves(curve, errors, count, title))
     print("code size " + "".join(f"{name:>12}" for name in ("PCA", *errors)))
     for size in args.code_sizes:
         print(f"{size:9} " + "".join(f"{value:12.6f}" for value in (curve[size], *(e[size] for e in errors.values()))))
+    for name, sizes in ahead.items():
+        print(f"{name} is ahead of PCA at the code sizes {', '.join(map(str, sizes)) or 'none'}")
     print(f"Test MSE per pixel in [0, 1]. Wrote code_size.png and code_size.json into {args.output_dir}")
 
 

@@ -60,7 +60,8 @@ def plain_epoch(model: Autoencoder, recipe: Recipe, loader: Loader) -> Callable[
     if isinstance(model, SparseEnsemble):
         ensemble = PlainEnsemble()
         return lambda: [sum(ensemble.step(x.view(len(x), -1))) for x, _ in loader]
-    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr)
+    kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+    optimizer = kind(model.parameters(), lr=recipe.lr)
 
     def epoch() -> list[float]:
         losses = []
@@ -70,8 +71,6 @@ def plain_epoch(model: Autoencoder, recipe: Recipe, loader: Loader) -> Callable[
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
-            if len(losses) == 1:
-                print("first step", flush=True)
         return losses
 
     return epoch

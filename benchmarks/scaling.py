@@ -1,6 +1,7 @@
 """What an epoch costs as the work grows: images, width, autoencoders, batch size and threads, as one figure.
 
-Called by `bench.py`; every point is the median of three timed stretches of the suite's own loop in this process.
+Called by `bench.py`. A point is the median of three timed stretches of the suite's own loop in this process; over the
+number of images it is one whole epoch.
 """
 
 import json

@@ -42,7 +42,7 @@ def test_on_other_images_every_claim_is_marked_as_not_applicable(done):
 
 def test_what_stands_already_is_not_trained_again(done):
     folder, _ = done
-    weights = folder / "bce" / "seed-42" / "mnist_bce.pt"
+    weights = folder / "digits" / "bce" / "seed-42" / "mnist_bce.pt"
     before = weights.stat().st_mtime_ns
     again = reproduce(folder)
     assert again.returncode == 0 and "stands already" in again.stderr
@@ -51,7 +51,7 @@ def test_what_stands_already_is_not_trained_again(done):
 
 def test_a_history_that_was_changed_is_not_believed(done):
     folder, _ = done
-    path = folder / "bce" / "seed-42" / "history.csv"
+    path = folder / "digits" / "bce" / "seed-42" / "history.csv"
     before = path.read_text()
     path.write_text(before.replace("1,", "1,0", 1))
     again = reproduce(folder)
