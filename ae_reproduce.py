@@ -322,7 +322,8 @@ def study(args: argparse.Namespace, images: ImageSet) -> None:
     curve = {size: pca.test_mse(images.test_images, size) for size in range(1, max(args.code_sizes) + 1)}
     ahead = {name: [size for size in points if points[size] < curve[size]] for name, points in errors.items()}
     report = {"dataset": images.title, "fingerprint": images.fingerprint, "machine": machine_name(),
-              "components_95": count, "test_mse_unit": errors | {"pca": {size: curve[size] for size in args.code_sizes}}}  # fmt: skip
+              "components_95": count,
+              "test_mse_unit": errors | {"pca": {size: curve[size] for size in args.code_sizes}}}  # fmt: skip
     write_json(args.output_dir / "code_size.json", report)
     title = f"{images.title}: what a code of so many numbers is worth"
     write_atomic(args.output_dir / "code_size.png", code_size_curves(curve, errors, count, title))
