@@ -39,7 +39,7 @@ def cells(row: dict[str, Any]) -> list[str]:
         published += f" ({row['against']})"
     measured, difference = "", ""
     if "mean" in row:
-        measured = _number(row["mean"]) + (f" ± {_number(row['spread'])}" if row["spread"] is not None else "")
+        measured = _number(row["mean"]) + (f" ± {row['spread']:.2g}" if row["spread"] is not None else "")
         difference = f"{row['difference']:+.3g}"
         if row["tolerance"] is not None:
             difference += f" (tolerance {row['tolerance']:.2g})"
