@@ -3,12 +3,12 @@
 import importlib
 import re
 import shlex
-import sys
 from itertools import chain
 
-import ae_cli
 import pytest
 from conftest import ROOT
+
+import ae_cli
 
 ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
 PAGES = sorted([*ROOT.glob("README*.md"), *ROOT.glob("docs/*.md")])
