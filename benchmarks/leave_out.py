@@ -24,13 +24,17 @@ def found(folder: Path, digit: int, output: Path) -> dict[str, Any]:
     return outliers
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="symmetric")
     parser.add_argument("--dataset", default="mnist")
     parser.add_argument("--data-root", default="data")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/leave_out"))
-    args, more = parser.parse_known_args()  # the rest goes to ae_train.py
+    return parser
+
+
+def main() -> None:
+    args, more = parser().parse_known_args()  # the rest goes to ae_train.py
     train = ("--recipe", args.recipe, "--dataset", args.dataset, "--data-root", args.data_root, *more, "--resume")
     all_digits = args.output_dir / "all"
     script("ae_train.py", *train, "--output-dir", all_digits)

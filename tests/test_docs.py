@@ -1,0 +1,114 @@
+"""What the README and the pages of docs/ show is there, can be typed, and stands in both languages. Nothing is run."""
+
+import importlib
+import re
+import shlex
+from itertools import chain
+
+import pytest
+from conftest import ROOT
+
+import ae_cli
+
+ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
+PAGES = sorted([*ROOT.glob("README*.md"), *ROOT.glob("docs/*.md")])
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+_FENCE = re.compile(r"^```\w*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_COMMAND = re.compile(r"(?:^|/|\s)python3? (\S+\.py)\b(.*)")
+
+
+def blocks(text):
+    """The code blocks, without their comments, which are translated, nor the space before those."""
+    return [re.sub(r"[ \t]*(?<!\S)#.*", "", block) for block in _FENCE.findall(text)]
+
+
+def prose(text):
+    return _FENCE.sub("", text)
+
+
+def commands(text):
+    """(script, its words) of every `python X.py ...`, in code blocks and in the text."""
+    lines = chain.from_iterable(block.replace("\\\n", " ").splitlines() for block in blocks(text))
+    for line in [*lines, *re.findall(r"`([^`]+)`", prose(text))]:
+        for script, rest in _COMMAND.findall(re.split(r" (?:\\?\||&&|;|>) ", line)[0]):
+            yield script, shlex.split(rest)
+
+
+def tables(text):
+    """Every table as rows of cells, without the line under its head."""
+    rows = re.findall(r"(?:^\|.*\|\n)+", prose(text), re.MULTILINE)
+    return [
+        [
+            [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+            for line in table.splitlines()
+            if "---" not in line
+        ]
+        for table in rows
+    ]
+
+
+def numbers(cell):
+    return sorted(re.findall(r"\d(?:[\d.,]*\d)?", cell))
+
+
+def same_name(ours, theirs):
+    """Whether the first cells of two rows name the same: a name as it is; in a phrase the code, links and numbers."""
+    code = r"`[^`]*`|\]\([^)]*\)"
+    phrase = re.search(r"\s|\(", re.sub(code, "", ours))
+    return ours == theirs or bool(
+        phrase and re.findall(code, ours) == re.findall(code, theirs) and numbers(ours) == numbers(theirs)
+    )
+
+
+@every_page
+def test_every_relative_link_and_picture_exists(page):
+    targets = re.findall(r"\]\(([^)\s]+)\)", prose(page.read_text(encoding="utf-8")))
+    local = [target.partition("#")[0] for target in targets if not re.match(r"https?:|mailto:|#", target)]
+    assert [target for target in local if not (page.parent / target).exists()] == []
+
+
+@every_page
+def test_every_command_shown_is_one_that_its_script_takes(page, monkeypatch, capsys):
+    monkeypatch.setattr(ae_cli, "dataset", str)  # the reader's own folder of pictures is not here
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    refused = []
+    for script, words in commands(page.read_text(encoding="utf-8")):
+        assert (ROOT / script).exists(), f"{page.name}: {script}"
+        module = importlib.import_module((ROOT / script).stem)
+        try:
+            args = module.parser().parse_args(words)
+            if script == "ae_train.py":
+                module.resolve(args)  # are they flags of that recipe?
+        except (SystemExit, ae_cli.Mistake) as stop:
+            if getattr(stop, "code", 2):  # --help ends well
+                refused.append(f"{script} {shlex.join(words)}: {capsys.readouterr().err or stop}")
+    assert refused == []
+
+
+def test_the_commands_of_every_page_are_found():
+    assert len(list(commands(ENGLISH.read_text(encoding="utf-8")))) > 10
+    for name in ("symmetric", "simple", "conv", "denoising", "bce", "vae", "sparse", "tuned"):
+        found = list(commands((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")))
+        assert any("--recipe" in words and name in words for _, words in found), name
+
+
+def test_both_readmes_have_the_same_code_blocks():
+    assert blocks(CHINESE.read_text(encoding="utf-8")) == blocks(ENGLISH.read_text(encoding="utf-8"))
+
+
+def test_both_readmes_have_the_same_headings_level_by_level():
+    english, chinese = (
+        re.findall(r"^#+(?= )", prose(page.read_text(encoding="utf-8")), re.MULTILINE) for page in (ENGLISH, CHINESE)
+    )
+    assert chinese == english
+
+
+def test_both_readmes_have_the_same_tables_row_by_row():
+    english, chinese = (tables(page.read_text(encoding="utf-8")) for page in (ENGLISH, CHINESE))
+    assert [len(table) for table in chinese] == [len(table) for table in english]
+    for (head, *rows), (their_head, *their_rows) in zip(english, chinese):
+        assert len(their_head) == len(head)
+        for row, theirs in zip(rows, their_rows):
+            assert same_name(row[0], theirs[0]), f"{row[0]}: {theirs[0]}"
+            assert [numbers(cell) for cell in theirs] == [numbers(cell) for cell in row], row[0]
