@@ -17,8 +17,9 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 
 def command(folder, *flags, suite=SUITE):
+    chosen = () if "--study" in flags else ("--only", "bce")
     script = str(suite / "ae_reproduce.py")
-    return [sys.executable, script, "--dataset", "digits", "--only", "bce", "--output-dir", str(folder), *flags]
+    return [sys.executable, script, "--dataset", "digits", *chosen, "--output-dir", str(folder), *flags]
 
 
 def reproduce(folder, *flags, suite=SUITE):
@@ -137,7 +138,18 @@ def test_a_stopped_reproduction_takes_its_run_along_and_goes_on_later(tmp_path):
     assert reproduce(tmp_path).returncode == 0
 
 
-@pytest.mark.parametrize("flags", [["--only", "nothing"], ["--only", ""], ["--seeds", "0"], ["--study", "width"]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--only", "nothing"],
+        ["--only", ""],
+        ["--seeds", "0"],
+        ["--study", "width"],
+        ["--device", "bogus"],
+        ["--study", "code-size", "--seeds", "3"],
+        ["--study", "code-size", "--code-sizes", ""],
+    ],
+)
 def test_a_mistake_is_one_line_and_leaves_no_folder(tmp_path, flags):
     result = reproduce(tmp_path / "new", *flags)
     assert result.returncode == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
