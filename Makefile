@@ -21,6 +21,7 @@ lint: .venv/dev.stamp
 
 bench: .venv/run.stamp
 	$(BIN)/python benchmarks/bench.py --data-root "$(DATA_ROOT)"
+	$(BIN)/python ae_reproduce.py --data-root "$(DATA_ROOT)"
 
 torture: .venv/dev.stamp
 	$(BIN)/python tests/torture.py

@@ -333,10 +333,11 @@ def code_size_curves(pca: dict[int, float], errors: dict[str, dict[int, float]],
     axes.set(xscale="log", yscale="log")
     if count in pca:
         axes.axvline(count, color=GREY, linestyle="--", linewidth=1)
-        axes.plot([count], [pca[count]], "D", color=GREY)
-        axes.annotate(f"95 % of the variance: {count}", (count, pca[count]), xytext=(-8, -18), color="#5a5f66",
-                      textcoords="offset points", ha="right")  # fmt: skip
+        axes.annotate(f"95 % of the variance: {count}", (count, 1), xytext=(-6, -4), color="#5a5f66", ha="right",
+                      va="top", xycoords=("data", "axes fraction"), textcoords="offset points")  # fmt: skip
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
     sizes = sorted({size for points in errors.values() for size in points})
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.xaxis.set_minor_locator(NullLocator())

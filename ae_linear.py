@@ -63,7 +63,9 @@ def fit_pca(images: ImageSet, max_samples: int = 60_000, seed: int = 0) -> Pca:
         chosen = chosen[np.sort(np.random.default_rng(seed).choice(len(chosen), max_samples, replace=False))]
     # The 784 x 784 covariance is all that is needed when there are more images than pixels.
     solver = "covariance_eigh" if len(chosen) >= chosen.shape[1] else "full"
-    fitted = PCA(svd_solver=solver).fit(chosen.astype(np.float32) / np.float32(255))
+    pixels = chosen.astype(np.float32)
+    pixels /= 255  # in place: these are the largest arrays of a whole run
+    fitted = PCA(svd_solver=solver).fit(pixels)
     ratios = fitted.explained_variance_ratio_.astype(np.float64)
     return Pca(
         mean=fitted.mean_.astype(np.float32),

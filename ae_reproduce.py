@@ -236,9 +236,10 @@ def train(run: Run, further: list[str]) -> tuple[int, str]:
         try:
             for said in process.stdout:
                 show(run, said, end="")
-        finally:
-            process.terminate()  # nothing, when it has ended
-            process.wait()  # it saves its place
+        except BaseException:  # Ctrl-C among them: it saves its place
+            process.terminate()
+            process.wait()
+            raise
     show(run, f"done in {time.monotonic() - begun:.0f} s" if not process.returncode else said, end="\n")
     return process.returncode, said.strip()
 
@@ -319,7 +320,9 @@ def study(args: argparse.Namespace, images: ImageSet) -> None:
             run = make_run((name, "--code-size", str(size)), RECIPES[name].seed, args, images, count)
             ensure(run, images)
             errors.setdefault(name, {})[size] = run.record()["metrics"]["test_mse_unit"]
-    curve = {size: pca.test_mse(images.test_images, size) for size in range(1, max(args.code_sizes) + 1)}
+    curve = {
+        size: pca.test_mse(images.test_images, size) for size in range(min(args.code_sizes), max(args.code_sizes) + 1)
+    }
     ahead = {name: [size for size in points if points[size] < curve[size]] for name, points in errors.items()}
     report = {"dataset": images.title, "fingerprint": images.fingerprint, "machine": machine_name(),
               "components_95": count,
