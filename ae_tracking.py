@@ -204,7 +204,22 @@ class TensorBoard:
         self._writer.close()
 
 
-class Wandb:
+class _Logged:
+    """What the two that are told by `log(numbers, step)` share; `_run` and `_image` are the tracker's own."""
+
+    _run: Any
+    _image: Any
+
+    def epoch(self, epoch: int, step: int, numbers: dict[str, float], batches: list[tuple[int, float]]) -> None:
+        for place, loss in batches:
+            self._run.log({"batch_loss": loss}, step=place)
+        self._run.log(numbers, step=step)
+
+    def picture(self, step: int, name: str, path: str) -> None:
+        self._run.log({name: self._image(path)}, step=step)
+
+
+class Wandb(_Logged):
     """A Weights & Biases run; online when the environment says so or somebody is logged in, else offline."""
 
     remark = ""
@@ -223,14 +238,6 @@ class Wandb:
             project=project, id=id, name=id, dir=folder, config=config, mode=mode, resume="allow", settings=settings
         )
 
-    def epoch(self, epoch: int, step: int, numbers: dict[str, float], batches: list[tuple[int, float]]) -> None:
-        for place, loss in batches:
-            self._run.log({"batch_loss": loss}, step=place)
-        self._run.log(numbers, step=step)
-
-    def picture(self, step: int, name: str, path: str) -> None:
-        self._run.log({name: self._image(path)}, step=step)
-
     def summary(self, step: int, metrics: dict[str, float]) -> None:
         self._run.summary.update(metrics)
 
@@ -238,7 +245,7 @@ class Wandb:
         self._run.finish(exit_code=status)
 
 
-class SwanLab:
+class SwanLab(_Logged):
     """A SwanLab run; online when the environment does not say otherwise and somebody is logged in, else offline."""
 
     remark = ""
@@ -257,14 +264,6 @@ class SwanLab:
             project=project, id=id, name=id, log_dir=str(Path(folder, "swanlab")), config=config, mode=mode,
             resume="allow", settings=settings,
         )  # fmt: skip
-
-    def epoch(self, epoch: int, step: int, numbers: dict[str, float], batches: list[tuple[int, float]]) -> None:
-        for place, loss in batches:
-            self._run.log({"batch_loss": loss}, step=place)
-        self._run.log(numbers, step=step)
-
-    def picture(self, step: int, name: str, path: str) -> None:
-        self._run.log({name: self._image(path)}, step=step)
 
     def summary(self, step: int, metrics: dict[str, float]) -> None:
         self._run.log(metrics, step=step)
