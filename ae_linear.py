@@ -55,26 +55,57 @@ class Pca:
 
 
 def fit_pca(images: ImageSet, max_samples: int = 60_000, seed: int = 0) -> Pca:
-    """PCA of at most `max_samples` training images, a seeded random subset when that is fewer than all."""
-    from sklearn.decomposition import PCA
+    """PCA of at most `max_samples` training images, a seeded random subset when that is fewer than all.
 
+    Raises Mistake when all of them are the same image.
+    """
     chosen = images.train_images
     if max_samples < len(chosen):
         chosen = chosen[np.sort(np.random.default_rng(seed).choice(len(chosen), max_samples, replace=False))]
-    # The 784 x 784 covariance is all that is needed when there are more images than pixels.
-    solver = "covariance_eigh" if len(chosen) >= chosen.shape[1] else "full"
-    pixels = chosen.astype(np.float32)
-    pixels /= 255  # in place: these are the largest arrays of a whole run
-    fitted = PCA(svd_solver=solver).fit(pixels)
-    ratios = fitted.explained_variance_ratio_.astype(np.float64)
+    mean, components, variances = _principal_axes(chosen)
+    if not variances.any():
+        raise Mistake(f"{images.title}: all training images are the same; there is no variance to explain")
     return Pca(
-        mean=fitted.mean_.astype(np.float32),
-        components=fitted.components_.astype(np.float32),
-        cumulative_variance=np.cumsum(ratios),
+        mean=mean.astype(np.float32),
+        components=components.astype(np.float32),
+        cumulative_variance=np.cumsum(variances) / variances.sum(),
         dataset=images.name,
         fingerprint=images.fingerprint,
         samples=len(chosen),
     )
+
+
+def _moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sums over uint8 images (n, p) of their pixels (p,) and of the products of any two (p, p), float64 and exact.
+
+    256 products of two bytes stay below 2^24, up to which float32 counts without rounding: so the fast matrix
+    product is exact, in any order, and one block after another is all the memory that images ever take.
+    """
+    pixels = images.shape[1]
+    sums, products = np.zeros(pixels), np.zeros((pixels, pixels))
+    for start in range(0, len(images), 256):
+        block = images[start : start + 256].astype(np.float32)
+        sums += block.sum(axis=0)
+        products += block.T @ block
+    return sums, products
+
+
+def _principal_axes(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean (p,), axes (min(n, p), p) one a row and the variance along each, of uint8 images (n, p)."""
+    count, pixels = images.shape
+    if count >= pixels:
+        sums, products = _moments(images)
+        mean = sums / count
+        variances, axes = np.linalg.eigh(products / count - np.outer(mean, mean))
+        variances, axes = variances[::-1].clip(0), axes.T[::-1]
+    else:
+        mean = images.mean(axis=0)
+        _, lengths, axes = np.linalg.svd(images - mean, full_matrices=False)
+        variances = lengths**2 / count
+    # Either end of an axis will do; let the largest entry be positive, so that the same images give the same axes.
+    largest = np.abs(axes).argmax(axis=1)
+    axes = axes * np.sign(axes[np.arange(len(axes)), largest])[:, None]
+    return mean / 255, axes, variances
 
 
 def count_file(folder: Path, variance: float) -> Path:
