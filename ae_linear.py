@@ -48,10 +48,12 @@ class Pca:
 
         Components are orthonormal: the error is what is left of each image's squared length.
         """
-        centred = images.astype(np.float32) / np.float32(255) - self.mean
-        code = self.encode(images, code_size)
-        lost = np.sum(centred**2, dtype=np.float64) - np.sum(code**2, dtype=np.float64)
-        return max(float(lost), 0.0) / int(centred.size)
+        lost = 0.0
+        for start in range(0, len(images), 1000):  # in parts, for memory
+            part = images[start : start + 1000]
+            centred, code = part.astype(np.float32) / np.float32(255) - self.mean, self.encode(part, code_size)
+            lost += np.sum(centred**2, dtype=np.float64) - np.sum(code**2, dtype=np.float64)
+        return max(float(lost), 0.0) / int(images.size)
 
 
 def fit_pca(images: ImageSet, max_samples: int = 60_000, seed: int = 0) -> Pca:

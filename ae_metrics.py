@@ -10,7 +10,7 @@ from ae_models import Autoencoder, to_range
 from ae_runtime import seed_for
 
 Numbers = dict[str, Any]
-_BATCH = 1000  # images per pass: large enough to be quick, small enough for any memory
+_BATCH = 500  # images per pass: large enough to be quick, small enough for any memory
 
 
 def to_pixels(images: Tensor, pixel_range: str) -> Tensor:
@@ -145,10 +145,12 @@ def denoise(model: Autoencoder, images: Tensor, seed: int) -> tuple[Tensor, Tens
 
 def restoration_error(model: Autoencoder, images: Tensor, seed: int) -> Numbers:
     """Squared error per unit-range pixel to the clean images: of noisy images, and of what is restored from them."""
-    clean = to_pixels(images, "unit")
-    noisy, restored = denoise(model, images, seed)
-    return {name: mean_square(x - clean)
-            for name, x in (("noisy_mse", noisy), ("restored_mse", restored))}  # fmt: skip
+    squares: dict[str, list[Tensor]] = {"noisy_mse": [], "restored_mse": []}
+    for number, part in enumerate(images.split(_BATCH)):
+        clean = to_pixels(part, "unit")
+        for errors, x in zip(squares.values(), denoise(model, part, seed_for(seed, number))):
+            errors.append((x - clean).square().mean(dim=-1))
+    return {name: torch.cat(errors).cpu().double().mean().item() for name, errors in squares.items()}
 
 
 def mean_square(difference: Tensor) -> Any:
