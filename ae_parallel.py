@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-import numpy as np
-
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor, nn
 
 T = TypeVar("T")
@@ -183,7 +182,7 @@ def summing(*tensors: "Tensor") -> "Callable[[], list[Tensor]]":
     return sums
 
 
-def add_up(*arrays: np.ndarray) -> None:
+def add_up(*arrays: "np.ndarray") -> None:
     """Let arrays hold their sums over the processes."""
     if _size > 1:
         import torch

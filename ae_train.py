@@ -214,8 +214,9 @@ def run(args: argparse.Namespace) -> None:
         if kept.begin(args.resume):
             return
         if not ae_parallel.is_first():
-            for _ in trainer.epochs():
-                pass
+            with contextlib.suppress(Fault):  # the first says what has gone wrong, and what is kept
+                for _ in trainer.epochs():
+                    pass
             return
         if pca_missing:
             count = write_pca(folder, pca, 0.95, images.title)
