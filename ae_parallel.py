@@ -42,9 +42,15 @@ class Share(NamedTuple):
 
 
 def launched(name: str) -> int:
-    """What torchrun says of this process: RANK, LOCAL_RANK, LOCAL_WORLD_SIZE, TORCHELASTIC_RESTART_COUNT; else 0."""
+    """What torchrun says of this process, such as RANK or LOCAL_RANK; without torchrun 0."""
     by_torchrun = {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys()
     return int(os.environ.get(name, 0)) if by_torchrun else 0
+
+
+def launch() -> str:
+    """The name of this launch of torchrun, by which processes that it starts anew know their run; empty without one."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    return name if name != "none" else ""  # what torchrun calls those that it was given no --rdzv-id for
 
 
 def size() -> int:

@@ -35,7 +35,7 @@ class Run:
         self.path = folder / CHECKPOINT_FILE
         self.facts: dict[str, Any] = {
             "recipe": trainer.recipe.as_dict(), "fingerprint": images.fingerprint,
-            "precision": str(trainer.precision), "versions": versions(),
+            "precision": str(trainer.precision), "versions": versions(), "launch": ae_parallel.launch(),
         }  # fmt: skip
         self.signals = ae_cli.Signals()
         self.saved, self.kept = time.monotonic(), False  # when the last checkpoint was written, and whether by us
@@ -79,9 +79,9 @@ class Run:
         return f"{self.path} keeps what was done; the same command with --resume goes on from it"
 
     def begin(self, resume: bool) -> bool:
-        """Go to where the first process begins; True when there is nothing left to do.
+        """Resume, or start fresh, on every process alike; True when there is nothing left to do.
 
-        A run that torchrun has started again goes on from its checkpoint; one of another run it begins afresh beside.
+        A run whose processes torchrun has started again resumes by itself.
         """
         if ae_parallel.first(partial(self._begin, resume)):
             return True
@@ -92,12 +92,16 @@ class Run:
         return False
 
     def _begin(self, resume: bool) -> bool:
-        if resume:
+        if resume or self._restarted():
             return self.resume()
-        if ae_parallel.launched("TORCHELASTIC_RESTART_COUNT"):
-            with contextlib.suppress(Mistake):
-                return self.resume()
         self.set_aside()
+        return False
+
+    def _restarted(self) -> bool:
+        """Whether the checkpoint was written under this very launch of torchrun."""
+        launch = self.facts["launch"]
+        with contextlib.suppress(Fault):
+            return bool(launch) and self.path.exists() and load_checkpoint(self.path).get("launch") == launch
         return False
 
     def resume(self) -> bool:

@@ -72,7 +72,7 @@ def runs(tmp_path_factory):
     for name, flags in calls(one, one):
         SCRIPTS[name].main(flags)
     (work / "many.py").write_text(MANY)
-    out, err = launch(work / "many.py", json.dumps(list(calls(two, one)))).communicate(timeout=300)
+    out, err = launch(work / "many.py", json.dumps(list(calls(two, one)))).communicate(timeout=900)
     assert said(err).count("error: ") == 0 and (two / "search" / "search.csv").exists(), err
     return one, two, out
 
@@ -128,7 +128,7 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path, runs):
     flags = ["--recipe", "symmetric", "--dataset", "digits", "--quiet", *RECIPES["symmetric"], "--output-dir"]
     shutil.copytree(one, folder)
     process = launch("ae_train.py", *flags, folder, "--epochs", 3, "--resume")
-    assert process.wait(timeout=120) == 0
+    assert process.wait(timeout=600) == 0
     for place in (folder, one_more := tmp_path / "one"):
         if place == one_more:
             shutil.copytree(one, one_more)
@@ -142,13 +142,13 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path, runs):
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds the processes in /proc")
 def test_a_killed_process_is_replaced_and_the_run_ends_in_the_same_bits(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert launch("ae_train.py", *LONG, "--output-dir", whole).wait(timeout=120) == 0
+    assert launch("ae_train.py", *LONG, "--output-dir", whole).wait(timeout=600) == 0
     process = launch("--max-restarts", 3, "ae_train.py", *LONG, "--output-dir", killed)
     while not (killed / "checkpoint.pt").exists():
         assert process.poll() is None
         time.sleep(0.005)
     os.kill(workers(process.pid)[1], signal.SIGKILL)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     assert f"Resuming {killed / 'checkpoint.pt'} at epoch" in err
     assert history(killed) == history(whole)
@@ -173,13 +173,13 @@ def main():
     ae_parallel.gathered(None)
 ae_cli.run(main)
 """)
-    out, err = launch(script).communicate(timeout=60)
+    out, err = launch(script).communicate(timeout=300)
     assert said(err) == "error: only the other one knows\n" and out == ""
     assert "exitcode  : 2" in err and "exitcode  : 1 " not in err
 
 
 def test_a_mistake_in_the_flags_is_said_once(tmp_path):
-    out, err = launch("ae_train.py", "--batch-size", 0, "--output-dir", tmp_path / "none").communicate(timeout=60)
+    out, err = launch("ae_train.py", "--batch-size", 0, "--output-dir", tmp_path / "none").communicate(timeout=300)
     assert is_one_error_line(said(err)) and "--batch-size" in err and out == ""
     assert not (tmp_path / "none").exists()
 
