@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import ae_parallel
 from ae_errors import Fault, Mistake
 
 VERSION = "1.0.0"  # of the suite; said nowhere else
@@ -71,6 +72,7 @@ def warn(text: str) -> None:
 
 def fail(message: str, status: int) -> NoReturn:
     """One line on stderr, then the exit status."""
+    message, status = ae_parallel.last_words(message, status)
     line = " ".join(message.split())
     with contextlib.suppress(OSError, ValueError):  # nobody may be listening any more; the status still counts
         print(f"error: {line}", file=sys.stderr, flush=True)
@@ -81,9 +83,11 @@ def run(main: Callable[[], None]) -> None:
     """Run a script's `main`, turning what can go wrong outside of our code into one line and a status."""
     signal.signal(signal.SIGTERM, _terminate)
     _settle_streams()
+    ae_parallel.hush("LOCAL_RANK")
     try:
         main()
         sys.stdout.flush()
+        ae_parallel.leave()
     except Stopped as stopped:
         fail(str(stopped), stopped.status)
     except Mistake as error:
@@ -91,6 +95,8 @@ def run(main: Callable[[], None]) -> None:
     except Fault as error:
         fail(str(error), status=1)
     except (MemoryError, RuntimeError) as error:
+        if ae_parallel.broken(error):
+            fail("another process of this run has ended; the same command with --resume goes on", status=1)
         # torch's own two errors of this kind are RuntimeErrors; any other one is a bug, and shows its traceback.
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
@@ -120,6 +126,7 @@ def _hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     if issubclass(kind, KeyboardInterrupt):
         print("error: stopped by Ctrl-C", file=sys.stderr)
     else:
+        sys.stderr = sys.__stderr__  # a bug is heard of, also in a process that is otherwise silent
         sys.__excepthook__(kind, error, trace)
 
 

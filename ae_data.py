@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 import ae_cli
+import ae_parallel
 from ae_errors import Fault, Mistake
 from ae_files import read_bytes
 
@@ -100,6 +101,8 @@ def load_images(
     else:
         images = _load_known(source, root, image_size)
         source = images.name
+    if len(set(ae_parallel.gathered(images.fingerprint if ae_parallel.size() > 1 else ""))) > 1:
+        raise Mistake(f"{images.title}: the processes of this run find other images under {source}; give all the same")
     return replace(images, origin={
         "source": source, "root": str(root.resolve()), "image_size": image_size, "test_fraction": test_fraction,
         "split_seed": split_seed,
@@ -190,14 +193,15 @@ def is_there(name: str, root: Path) -> bool:
 def _ensure_downloaded(name: str, root: Path) -> Path:
     """The folder with the four IDX files of `name`, unpacked or downloaded first where one is missing."""
     folder = root / IDX_SETS[name] / "raw"
-    if not is_there(name, root):
-        ae_cli.note(f"{name} is not in {folder}: downloading it")
-        reason = _download(name, root, folder)
+    with ae_parallel.local_first():
         if not is_there(name, root):
-            raise Fault(
-                f"{name} is not in {folder} and could not be downloaded ({reason}); put its four files "
-                f"({', '.join(_PARTS)}) there, or use --dataset digits, which needs no download"
-            )
+            ae_cli.note(f"{name} is not in {folder}: downloading it")
+            reason = _download(name, root, folder)
+            if not is_there(name, root):
+                raise Fault(
+                    f"{name} is not in {folder} and could not be downloaded ({reason}); put its four files "
+                    f"({', '.join(_PARTS)}) there, or use --dataset digits, which needs no download"
+                )
     return folder
 
 

@@ -1,19 +1,21 @@
 """What is a trained model worth? Its errors on the test images with PCA's beside them, and more where it is asked for.
 
 --run names the folder of a finished run of ae_train.py: its run.json and weights are all that is needed. A table goes
-to stdout, evaluation.json and evaluation.png into the folder. A variational autoencoder gets its likelihood too.
+to stdout, evaluation.json and evaluation.png into the folder. A variational autoencoder gets its likelihood too, over
+whose images the processes of torchrun share the work.
 """
 
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import ae_cli
+import ae_parallel
 from ae_data import ImageSet, load_images
 from ae_errors import Fault, Mistake
 from ae_files import prepare_folder, write_atomic, write_json
@@ -120,6 +122,7 @@ def main(arguments: list[str] | None = None) -> None:
     from ae_runtime import keep_freed_memory, pick_device
 
     keep_freed_memory()
+    ae_parallel.join()
     device = pick_device(args.device)
     model, recipe, record = load_run(args.run, device)
     samples = importance_samples(model, recipe, args)
@@ -127,14 +130,19 @@ def main(arguments: list[str] | None = None) -> None:
     strange = strange_images(images, args, Path(record["dataset"]["root"]))
     if args.probe and len(np.unique(images.train_labels)) < 2:
         raise Mistake(f"--probe: the training images ({images.title}) have no two labels to tell apart")
-    subject = Subject(model, recipe, device, images, pca_of(args.run, recipe, images))
+    subject = Subject(model, recipe, device, images, ae_parallel.first(partial(pca_of, args.run, recipe, images)))
+    if not ae_parallel.is_first():  # the likelihood is what takes long
+        if samples:
+            likelihood(subject, samples, args.binarize or "none", args.seed)
+        return
     folder = prepare_folder(args.output_dir or args.run)
 
     results: dict[str, Any] = {
         "recipe": recipe.as_dict(), "weights_sha256": record["weights_sha256"], "dataset": record["dataset"],
         "test_images": len(images.test_images), "device": str(device), "versions": versions(),
     }  # fmt: skip
-    results |= reconstruction(subject, folder)
+    with ae_parallel.alone():
+        results |= reconstruction(subject, folder)
     if samples:
         results["likelihood"] = likelihood(subject, samples, args.binarize or "none", args.seed)
     if args.probe:

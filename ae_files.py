@@ -19,6 +19,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+import ae_parallel
 from ae_errors import Fault, Mistake
 
 fcntl: ModuleType | None
@@ -82,6 +83,11 @@ def prepare_folder(folder: Path) -> Path:
     except OSError as error:
         raise Fault(f"{folder}: cannot be written ({error.strerror}); pick another --output-dir") from error
     return folder
+
+
+def hold_folder(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Hold `folder`, made if need be, for this run: of several processes the first does so for all."""
+    return lock_folder(prepare_folder(folder)) if ae_parallel.is_first() else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from sklearn.model_selection import KFold
 
+import ae_parallel
 from ae_checkpoint import checksum
 from ae_data import ImageSet
 from ae_errors import Fault
@@ -42,6 +43,7 @@ class Fold:
     device: torch.device
     threads: int
 
+    @ae_parallel.alone()
     def train(self, images: np.ndarray) -> Result:
         """Train on the other folds of images (N, 784) uint8; `val_mse` per pixel, in the recipe's range, and `seconds`.
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import ae_parallel
 from ae_metrics import to_pixels
 from ae_models import VAE, kl_to_standard_normal
 from ae_runtime import seed_for
@@ -51,15 +52,19 @@ def importance_weighted(
     """Of images x (n, pixels) and q(z | x) = N(mean, exp(logvar)), each (n, code_size), each answer (n,) in doubles:
     the estimate of log p(x), that of E_q log p(x | z), and the effective number of samples, (sum w)^2 / sum w^2.
 
-    `show` is told how many images are done. Draws from torch's global random generator.
+    `show` is told how many images are done. Draws from torch's global random generator. Several processes share the
+    images, and each draws the noise of all: it costs little beside what is done with it.
     """
     answers = []
     rows = _ROWS.get(x.device.type, _ROWS_ELSEWHERE)
-    for part, centre, spread in zip(x.split(32), mean.split(32), logvar.split(32)):
+    for number, (part, centre, spread) in enumerate(zip(x.split(32), mean.split(32), logvar.split(32))):
+        mine = number % ae_parallel.size() == ae_parallel.rank()
         total = square = torch.full((len(part),), -torch.inf, dtype=torch.double)
         match = torch.zeros_like(total)
         for chunk in torch.empty(samples).split(max(rows // len(part), 1)):
             noise = torch.randn(len(chunk), *centre.shape, device=x.device)
+            if not mine:
+                continue
             code = centre + noise * torch.exp(0.5 * spread)
             given = log_likelihood(code, part)
             prior_to_posterior = 0.5 * (noise.square() + spread - code.square()).sum(dim=-1)
@@ -67,9 +72,10 @@ def importance_weighted(
             total = torch.logaddexp(total, weight.logsumexp(dim=0))
             square = torch.logaddexp(square, (2 * weight).logsumexp(dim=0))
             match += given.cpu().double().sum(dim=0)
-        answers.append((total - torch.tensor(samples).log(), match / samples, (2 * total - square).exp()))
+        answer = torch.stack((total - torch.tensor(samples).log(), match / samples, (2 * total - square).exp()))
+        answers.append(answer if mine else torch.zeros_like(answer))
         show(len(part))
-    log_p, reconstruction, effective = (torch.cat(answer) for answer in zip(*answers))
+    log_p, reconstruction, effective = ae_parallel.summing(*torch.cat(answers, dim=1))()
     return log_p, reconstruction, effective
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+import ae_parallel
 from ae_data import ImageSet
 from ae_errors import Mistake
 from ae_files import read_npz, write_atomic, write_npz
@@ -81,14 +82,16 @@ def _moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sums over uint8 images (n, p) of their pixels (p,) and of the products of any two (p, p), float64 and exact.
 
     256 products of two bytes stay below 2^24, up to which float32 counts without rounding: so the fast matrix
-    product is exact, in any order, and one block after another is all the memory that images ever take.
+    product is exact, in any order, and one block after another is all the memory that images ever take. Several
+    processes share the blocks.
     """
     pixels = images.shape[1]
     sums, products = np.zeros(pixels), np.zeros((pixels, pixels))
-    for start in range(0, len(images), 256):
+    for start in range(256 * ae_parallel.rank(), len(images), 256 * ae_parallel.size()):
         block = images[start : start + 256].astype(np.float32)
         sums += block.sum(axis=0)
         products += block.T @ block
+    ae_parallel.add_up(sums, products)
     return sums, products
 
 

@@ -7,12 +7,14 @@ device until the epoch ends, so that a GPU is never waited for.
 import inspect
 import time
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+import ae_parallel
 from ae_errors import Fault
 from ae_metrics import evaluate, to_pixels
 from ae_models import Autoencoder
@@ -40,7 +42,7 @@ class _Rows(torch.utils.data.Dataset[Tensor]):
         return self.images[index]
 
 
-def batches(images: Tensor, order: tuple[Tensor, ...], workers: int, device: torch.device) -> Iterator[Tensor]:
+def batches(images: Tensor, order: list[Tensor], workers: int, device: torch.device) -> Iterator[Tensor]:
     """The uint8 batches named by `order`, on the device; `workers` processes fetch the same ones in the same order."""
     if workers:
         # A generator of its own: the loader must not draw from the one that the models' noise comes from.
@@ -49,7 +51,8 @@ def batches(images: Tensor, order: tuple[Tensor, ...], workers: int, device: tor
         )
         yield from (batch.to(device, non_blocking=True) for batch in loader)
     else:
-        on_device = torch.cat(order).to(images.device).split(len(order[0])) if order else ()  # one transfer for all
+        # One transfer for all.
+        on_device = torch.cat(order).to(images.device).split([len(index) for index in order]) if order else ()
         yield from (images[index] for index in on_device)
 
 
@@ -101,7 +104,7 @@ class _Loss(nn.Module):
         """
         with torch.random.fork_rng([images.device]):  # the warm-up must not draw from the run's noise
             try:
-                return cast(_Loss, torch.cuda.make_graphed_callables(_Loss(self.model, self.precision), (images,)))
+                return cast(_Loss, torch.cuda.make_graphed_callables(self, (images,)))
             except RuntimeError as error:
                 raise Fault(f"a step cannot be captured as a CUDA graph ({error}); use --cuda-graphs off") from error
 
@@ -135,6 +138,12 @@ class Trainer:
         self.steps_done = 0  # in the current epoch
         self.seconds = 0.0  # spent on the current epoch before it was interrupted
 
+    @cached_property
+    def loss(self) -> nn.Module:
+        """The model's loss; where several processes share a batch, with the gradients of all of it."""
+        loss = _Loss(self.model, self.precision)
+        return ae_parallel.spread(loss, self.train_images[:1].to(self.device)) if ae_parallel.size() > 1 else loss
+
     def epochs(self, on_step: OnStep = lambda *_: None) -> Iterator[Row]:
         """Train to the end of the recipe; yield a row of history after each epoch."""
         while len(self.history) < self.recipe.epochs:
@@ -154,13 +163,15 @@ class Trainer:
             torch.manual_seed(seed_for(self.recipe.seed, epoch, 1))  # noise depends on (seed, epoch) too
         self.model.on_epoch(epoch, self.recipe.epochs)
         self.model.train()
+        eager = captured = self.loss
         done, start, before = self.steps_done, time.perf_counter(), self.seconds
-        eager = captured = _Loss(self.model, self.precision)
-        for images in batches(self.train_images, order[done:], self.workers, self.device):
-            whole = len(images) == self.recipe.batch_size
+        shares = [ae_parallel.share(len(index)) for index in order[done:]]
+        mine = [index[share.first : share.last] for index, share in zip(order[done:], shares)]
+        for images, share in zip(batches(self.train_images, mine, self.workers, self.device), shares):
+            whole = share.batch == self.recipe.batch_size
             if self.graphs and whole and captured is eager:  # anew every epoch: `on_epoch` may change the model
-                captured = eager.captured(images)
-            numbers = self._step(images, captured if whole else eager)
+                captured = _Loss(self.model, self.precision).captured(images)
+            numbers = self._step(images, share, captured if whole else eager)
             self._log(numbers, len(order))
             self.seconds = before + time.perf_counter() - start
             on_step(epoch + 1, self.steps_done, len(order), numbers["train_loss"])
@@ -168,18 +179,39 @@ class Trainer:
         self.seconds = before + time.perf_counter() - start
         losses = {name: values.cpu().double() for name, values in self.logged.items()}
         self.batch_losses += losses["train_loss"].tolist()
-        shares = torch.tensor([len(index) for index in order], dtype=torch.double) / len(self.train_images)
-        return {name: torch.tensordot(shares, values, dims=1).tolist() for name, values in losses.items()}
+        weights = torch.tensor([len(index) for index in order], dtype=torch.double) / len(self.train_images)
+        return {name: torch.tensordot(weights, values, dims=1).tolist() for name, values in losses.items()}
 
-    def _step(self, images: Tensor, loss_of: _Loss) -> dict[str, Tensor]:
-        """One update of the weights from a batch of uint8 images; the loss and its parts, still on the device."""
+    def _step(self, images: Tensor, share: ae_parallel.Share, loss_of: nn.Module) -> dict[str, Tensor]:
+        """One update of the weights from a share of a batch, uint8; the batch's loss and parts, still on the device."""
+        shared = ae_parallel.size() > 1
+        self.model.share = share if shared else None
         loss, parts = loss_of(images)
+        numbers = {"train_loss": loss.detach(), **parts}
+        if shared:
+            whole = self._summing(numbers, share)  # while the gradients are computed
+            loss = loss * (share.weight * ae_parallel.size())  # gradients are averaged as if all shares were equal
         self.optimizer.zero_grad()
         self.precision.update(loss, self.optimizer, self.recipe.grad_clip)
         if self.schedule:
             self.schedule.step()
+        numbers = whole() if shared else numbers
         self.model.after_step()
-        return {"train_loss": loss.detach(), **parts}
+        return numbers
+
+    def _summing(self, numbers: dict[str, Tensor], share: ae_parallel.Share) -> Callable[[], dict[str, Tensor]]:
+        """Begin to add up a batch's numbers, and the model's counts, over its shares; what is returned waits for it."""
+        counts = [self.model.get_buffer(name) for name in self.model.batch_counts]
+        parts = [value * share.weight for value in numbers.values()] + [count * (share.images > 0) for count in counts]
+        sums = ae_parallel.summing(*parts)
+
+        def wait() -> dict[str, Tensor]:
+            summed = sums()
+            for count, value in zip(counts, summed[len(numbers) :]):
+                count.copy_(value)
+            return dict(zip(numbers, summed))
+
+        return wait
 
     def _log(self, numbers: dict[str, Tensor], steps: int) -> None:
         """Keep a step's numbers. A place for all steps is taken at the first: something small that is kept at every

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import ae_parallel
 from ae_models import Autoencoder, to_range
 from ae_runtime import seed_for
 
@@ -26,18 +27,29 @@ def _in_batches(model: Autoencoder, images: Tensor) -> Iterator[Tensor]:
         yield to_pixels(part, model.input_range)
 
 
+def _in_shares(model: Autoencoder, images: Tensor) -> Iterator[tuple[Tensor, int]]:
+    """Of every batch what this process takes, and how many of these images count."""
+    model.eval()
+    for part in images.split(_BATCH):
+        share = ae_parallel.share(len(part))
+        model.share = share if ae_parallel.size() > 1 else None
+        yield to_pixels(part[share.first : share.last], model.input_range), share.images
+    model.share = None
+
+
 @torch.no_grad()
 def evaluate(model: Autoencoder, images: Tensor, seed: int) -> Numbers:
     """The model's own loss and its parts on images (n, 784) uint8, prefixed `test_`, in fp32.
 
-    Models that draw random numbers in their loss draw the same ones every time.
+    Models that draw random numbers in their loss draw the same ones every time. Several processes share the work.
     """
     torch.manual_seed(seed_for(seed, len(images)))
     totals: dict[str, Tensor] = {}
-    for x in _in_batches(model, images):
+    for x, counted in _in_shares(model, images):
         loss, parts = model.loss(x)
         for name, value in {"loss": loss, **parts}.items():
-            totals[name] = totals.get(name, 0) + value.cpu().double() * (len(x) / len(images))  # MPS has no float64
+            totals[name] = totals.get(name, 0) + value.cpu().double() * (counted / len(images))  # MPS has no float64
+    totals = dict(zip(totals, ae_parallel.summing(*totals.values())()))
     measured = quality(model, images) if model.epoch_metrics else {}
     return {f"test_{name}": value.tolist() for name, value in totals.items()} | {
         name: measured[name] for name in model.epoch_metrics
@@ -50,16 +62,19 @@ def quality(model: Autoencoder, images: Tensor) -> Numbers:
 
     Of an ensemble each is a list. `l0` is the mean number of features of a code that are not zero, `dead_features`
     the share of features that no image makes fire, `mean_activity` the mean share of images that a feature fires for.
+    Several processes share the work.
     """
-    correlations, fired, rebuilt = [], torch.zeros(()), torch.zeros(())
-    for x in _in_batches(model, images):
-        rebuilt, code = model(x)
-        correlations.append(pearson(to_range(rebuilt, model.output_range, "unit"), x).cpu().double())
+    correlations, fired = [], torch.zeros(())
+    for x, counted in _in_shares(model, images):
+        rebuilt, code = (part[..., :counted, :] for part in model(x))
+        correlations.append(pearson(to_range(rebuilt, model.output_range, "unit"), x[:counted]).cpu().double())
         fired = fired + (code != 0).sum(dim=-2).cpu().double()
-    correlation, rates = torch.cat(correlations, dim=-1), fired / len(images)
+    correlation = torch.cat(correlations, dim=-1)
+    total, undefined, fired = ae_parallel.summing(correlation.nansum(dim=-1), correlation.isnan().sum(dim=-1), fired)()
+    rates = fired / len(images)
     return {
-        "pearson": correlation.nanmean(dim=-1).nan_to_num().tolist(),  # 0 where none is defined
-        "undefined_pearson": correlation.isnan().sum(dim=-1).tolist(),
+        "pearson": (total / (len(images) - undefined)).nan_to_num().tolist(),  # 0 where none is defined
+        "undefined_pearson": undefined.tolist(),
         "l0": rates.sum(dim=-1).tolist(),
         "dead_features": (rates == 0).double().mean(dim=-1).tolist(),
         "mean_activity": rates.mean(dim=-1).tolist(),

@@ -41,6 +41,8 @@ class Autoencoder(nn.Module):
     noise_factor = 0.0
     epoch_metrics: tuple[str, ...] = ()
     loss_unit = "mean squared error"
+    batch_counts: tuple[str, ...] = ()  # buffers that count over the batch: to be added up where it is shared
+    share: tuple[int, int, int, int] | None = None  # first and last image and size of a batch that is shared
 
     def encode(self, x: Tensor) -> Tensor:
         """Codes (batch, code_size) of images (batch, 784)."""
@@ -61,8 +63,15 @@ class Autoencoder(nn.Module):
 
     def corrupt(self, x: Tensor) -> Tensor:
         """Noisy copies of the images x, within the input range."""
-        noisy = x + self.noise_factor * torch.randn_like(x)
+        noisy = x + self.noise_factor * self.noise_like(x)
         return noisy.clamp_(-1 if self.input_range == "signed" else 0, 1)
+
+    def noise_like(self, x: Tensor) -> Tensor:
+        """N(0, I) for x (images, n); of a shared batch this share of what the whole batch would get."""
+        if self.share is None:
+            return torch.randn_like(x)
+        first, last, batch, _ = self.share
+        return torch.randn(batch, *x.shape[1:], dtype=x.dtype, device=x.device)[first:last]
 
     def on_epoch(self, epoch: int, epochs: int) -> None:
         """Called before epoch `epoch` (from 0) of `epochs`."""
@@ -223,7 +232,7 @@ class VAE(LayeredAutoencoder):
 
     def loss(self, x: Tensor) -> tuple[Tensor, Parts]:
         mean, logvar = self.posterior(x)
-        code = mean + torch.randn_like(mean) * torch.exp(0.5 * logvar)  # reparameterised: gradients pass through
+        code = mean + self.noise_like(mean) * torch.exp(0.5 * logvar)  # reparameterised: gradients pass through
         recon_loss = self.reconstruction_loss(code, x)
         kl_loss = kl_to_standard_normal(mean.to(x.dtype), logvar.to(x.dtype)).mean()
         parts = {"recon_loss": recon_loss.detach(), "kl_loss": kl_loss.detach()}

@@ -7,8 +7,9 @@ into the output folder.
 from pathlib import Path
 
 import ae_cli
+import ae_parallel
 from ae_data import is_there, load_images
-from ae_files import lock_folder, prepare_folder
+from ae_files import hold_folder
 from ae_linear import count_file, fit_pca, write_pca
 
 
@@ -41,10 +42,12 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"Would fit PCA on {args.max_samples:,} images of {args.dataset}{where}, at most, seed {args.seed}")
         print(f"Would write {names} into {args.output_dir}")
         return
-    images = load_images(**ae_cli.data_flags(args))
-    folder = prepare_folder(args.output_dir)
-    with lock_folder(folder):
+    ae_parallel.join()
+    images, folder = load_images(**ae_cli.data_flags(args)), args.output_dir
+    with hold_folder(folder):
         pca = fit_pca(images, args.max_samples, args.seed)
+        if not ae_parallel.is_first():
+            return
         count = write_pca(folder, pca, args.variance, images.title)
     print(f"Number of components to explain {100 * args.variance:.10g}% variance: {count}")
     print(f"{images.title}, {pca.samples} training images: wrote {count_file(folder, args.variance)}")

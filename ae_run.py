@@ -4,10 +4,12 @@ A checkpoint belongs to one recipe, one image set and one precision; only the nu
 here goes to stderr.
 """
 
+import contextlib
 import hashlib
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ import torch
 from torch import Tensor
 
 import ae_cli
-from ae_checkpoint import CHECKPOINT_FILE, load_checkpoint, load_run, save_checkpoint, versions
+import ae_parallel
+from ae_checkpoint import CHECKPOINT_FILE, from_bytes, load_checkpoint, load_run, save_checkpoint, to_bytes, versions
 from ae_data import ImageSet
 from ae_errors import Fault, Mistake
 from ae_loop import Diverged, OnStep, Row, Trainer
@@ -32,7 +35,7 @@ class Run:
         self.path = folder / CHECKPOINT_FILE
         self.facts: dict[str, Any] = {
             "recipe": trainer.recipe.as_dict(), "fingerprint": images.fingerprint,
-            "precision": str(trainer.precision), "versions": versions(),
+            "precision": str(trainer.precision), "versions": versions(), "launch": ae_parallel.launch(),
         }  # fmt: skip
         self.signals = ae_cli.Signals()
         self.saved, self.kept = time.monotonic(), False  # when the last checkpoint was written, and whether by us
@@ -74,6 +77,32 @@ class Run:
         if not self.kept:
             return "this run has written no checkpoint yet"
         return f"{self.path} keeps what was done; the same command with --resume goes on from it"
+
+    def begin(self, resume: bool) -> bool:
+        """Resume, or start fresh, on every process alike; True when there is nothing left to do.
+
+        A run whose processes torchrun has started again resumes by itself.
+        """
+        if ae_parallel.first(partial(self._begin, resume)):
+            return True
+        if ae_parallel.size() > 1:
+            state = ae_parallel.first(lambda: bytes(to_bytes(self.trainer.state_dict())))
+            if not ae_parallel.is_first():
+                self.trainer.load_state_dict(from_bytes(state, self.path, ""))
+        return False
+
+    def _begin(self, resume: bool) -> bool:
+        if resume or self._restarted():
+            return self.resume()
+        self.set_aside()
+        return False
+
+    def _restarted(self) -> bool:
+        """Whether the checkpoint was written under this very launch of torchrun."""
+        launch = self.facts["launch"]
+        with contextlib.suppress(Fault):
+            return bool(launch) and self.path.exists() and load_checkpoint(self.path).get("launch") == launch
+        return False
 
     def resume(self) -> bool:
         """Go to where the folder's checkpoint is; True when there is nothing left to do."""

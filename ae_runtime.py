@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import ae_parallel
 from ae_errors import Mistake
 from ae_recipes import Recipe
 
@@ -21,14 +22,23 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # names and numbers of glibc's ma
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called `name`; `auto` takes CUDA, then MPS, then the CPU. One that is missing is a Mistake."""
-    cuda, mps = torch.cuda.device_count(), torch.backends.mps.is_available()
+    """The device called `name`; `auto` takes CUDA, then MPS, then the CPU. One that is missing is a Mistake.
+
+    Of several processes each takes the CUDA device of its own number; MPS is for one alone.
+    """
+    several = ae_parallel.size() > 1
+    cuda, mps = torch.cuda.device_count(), torch.backends.mps.is_available() and not several
     if name == "auto":
         name = "cuda" if cuda else "mps" if mps else "cpu"
     match = re.fullmatch(r"(cuda|mps|cpu)(?::([0-9]{1,3}))?", name)
     if not match:
         raise Mistake(f"--device {name}: expected auto, cuda, cuda:N, mps or cpu")
     kind, index = match.groups()
+    if kind == "cuda" and several:
+        if index:
+            raise Mistake(f"--device {name}: each process of torchrun takes the device of its own number; use cuda")
+        index = str(ae_parallel.launched("LOCAL_RANK"))
+        name = f"cuda:{index}"
     if kind == "cuda" and int(index or 0) >= cuda:
         raise Mistake(f"--device {name}: PyTorch sees {cuda} CUDA devices here; use --device auto or cpu")
     if kind == "mps" and not mps:

@@ -3,7 +3,8 @@
 The training images are cut into folds; each candidate is trained once for every fold, on the others, and measured on
 that one. The test images stay unseen. Writes search.csv and search.png, the candidates ranked by their mean error.
 Every fold that ends is kept: the same command after an interruption goes on where it was, and one with more
-candidates trains only the new ones. Results depend on --threads, but not on --jobs.
+candidates trains only the new ones. Results depend on --threads, but not on --jobs. Under torchrun its processes share
+the folds.
 """
 
 import argparse
@@ -20,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import ae_cli
+import ae_parallel
 from ae_data import ImageSet, load_images
 from ae_errors import Mistake
-from ae_files import lock_folder, prepare_folder, write_atomic
+from ae_files import hold_folder, prepare_folder, write_atomic
 from ae_linear import fit_pca
 from ae_recipes import DEFAULT, RECIPES, Recipe
 
@@ -104,6 +106,7 @@ def main(arguments: list[str] | None = None) -> None:
     from ae_folds import Fold
     from ae_runtime import pick_device
 
+    ae_parallel.join()
     device = pick_device(args.device)
     images = load_images(**ae_cli.data_flags(args))
     if args.folds > len(images.train_images):
@@ -113,9 +116,11 @@ def main(arguments: list[str] | None = None) -> None:
     # Fold by fold, so that a search cut short has looked at every candidate.
     folds = [Fold(candidate.recipe, number, args.folds, args.seed, device, args.threads)
              for number in range(args.folds) for candidate in offered]  # fmt: skip
-    folder = prepare_folder(args.output_dir)
-    with lock_folder(folder):
+    folder = args.output_dir
+    with hold_folder(folder):
         results = search(folds, images, prepare_folder(folder / "folds"), jobs)
+        if not ae_parallel.is_first():
+            return
         for number, candidate in enumerate(offered):
             candidate.results = results[number :: len(offered)]
         # A candidate that diverged comes last.
@@ -155,22 +160,27 @@ def allowed_jobs(wanted: int, threads: int, parameters: float, images: ImageSet)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # Weights, gradients and two moments, with a step's temporaries; images as they were, cut and copied.
     needed = _OF_A_PROCESS + 20 * parameters + 3 * images.train_images.nbytes
-    jobs = max(1, int(min(wanted, cores // threads, memory() // needed)))
+    beside = ae_parallel.launched("LOCAL_WORLD_SIZE") or 1  # processes of torchrun on this machine
+    jobs = max(1, int(min(wanted, cores // threads // beside, memory() // needed // beside)))
     if jobs < wanted:
         print(f"warning: --jobs {wanted}: cores and memory allow {jobs} of {threads} threads", file=sys.stderr)
     return jobs
 
 
 def search(folds: "list[Fold]", images: ImageSet, folder: Path, jobs: int) -> "list[Result]":
-    """The result of every fold: those kept in `folder`, and the others, trained now and kept as they end."""
+    """The result of every fold: those kept in `folder`, and the others, trained now and kept as they end.
+
+    Each process of torchrun trains its share of them, and keeps these in its own `folder`, perhaps on another machine.
+    """
     from ae_folds import keep, kept, train_all
     from ae_runtime import parameters
 
     facts = [fold.facts(images) for fold in folds]
-    results = [kept(fact, folder) for fact in facts]
+    results = shared([kept(fact, folder) for fact in facts])
     missing = {place: fold for place, fold in enumerate(folds) if results[place] is None}
     if len(missing) < len(folds):
         print(f"{len(folds) - len(missing)} of {len(folds)} folds are kept in {folder}", file=sys.stderr)
+    missing = dict(list(missing.items())[ae_parallel.rank() :: ae_parallel.size()])
     work = {place: parameters(fold.recipe) for place, fold in missing.items()}  # what the seconds grow with
     done, start = 0.0, time.monotonic()
     try:
@@ -185,7 +195,12 @@ def search(folds: "list[Fold]", images: ImageSet, folder: Path, jobs: int) -> "l
     except (KeyboardInterrupt, ae_cli.Stopped) as stop:
         kept_now = f"{len(folds) - results.count(None)} of {len(folds)} folds are kept; the same command goes on"
         raise ae_cli.Stopped(f"stopped; {kept_now}", getattr(stop, "status", 130)) from stop
-    return [result for result in results if result is not None]
+    return [result for result in shared(results) if result is not None]
+
+
+def shared(results: "list[Result | None]") -> "list[Result | None]":
+    """Of every fold the result that any process has."""
+    return [next((r for r in found if r is not None), None) for found in zip(*ae_parallel.gathered(results))]
 
 
 def describe(recipe: Recipe) -> str:

@@ -164,6 +164,7 @@ class SparseEnsemble(Autoencoder):
     """
 
     epoch_metrics = ("pearson", "dead_features", "mean_activity")
+    batch_counts = ("batch_images", "batch_fires")
     loss_unit = "squared error, summed over the autoencoders"
     target_rate = 0.0625
 

@@ -15,9 +15,10 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import ae_cli
+import ae_parallel
 from ae_data import ImageSet, is_there, load_images
 from ae_errors import Fault, Mistake
-from ae_files import lock_folder, prepare_folder, read_count, write_atomic
+from ae_files import hold_folder, read_count, write_atomic
 from ae_linear import Pca, count_file, fit_pca, read_pca, write_pca
 from ae_recipes import DEFAULT, RECIPES, SETTINGS, TRAINING, Recipe, listing, owners
 from ae_tracking import TRACKERS, Trackers, flat, require
@@ -184,17 +185,20 @@ def run(args: argparse.Namespace) -> None:
     from ae_run import Run
     from ae_runtime import Precision, check_memory, device_name, keep_freed_memory, pick_device
 
+    ae_parallel.join()
     device = pick_device(args.device)
     precision, graphs = Precision(args.amp, device), args.cuda_graphs == "on"
     if graphs and device.type != "cuda":
         raise Mistake(f"--cuda-graphs on: needs a CUDA device, and this run is on {device}; leave it off")
+    if graphs and ae_parallel.size() > 1:
+        raise Mistake("--cuda-graphs on: is for one process, and torchrun has started more; leave it off")
     if args.dry_run and not is_there(args.dataset, args.data_root):
         print(f"{args.dataset} is not in {args.data_root}: it would be downloaded, and recipe {recipe.name} trained")
         return
     images = load_images(**ae_cli.data_flags(args))
     if args.leave_out is not None:
         images = images.without(args.leave_out)
-    recipe, pca, pca_missing = settle(recipe, args, images, folder)
+    recipe, pca, pca_missing = ae_parallel.first(partial(settle, recipe, args, images, folder))
     check_memory(recipe)
     keep_freed_memory()
     torch.manual_seed(recipe.seed)
@@ -205,11 +209,14 @@ def run(args: argparse.Namespace) -> None:
             return
         print(plan(trainer, images, folder, args))
         return
-    with lock_folder(prepare_folder(folder)):
+    with hold_folder(folder):
         kept = Run(trainer, images, folder)
-        if not args.resume:
-            kept.set_aside()
-        elif kept.resume():
+        if kept.begin(args.resume):
+            return
+        if not ae_parallel.is_first():
+            with contextlib.suppress(Fault):  # the first says what has gone wrong, and what is kept
+                for _ in trainer.epochs():
+                    pass
             return
         if pca_missing:
             count = write_pca(folder, pca, 0.95, images.title)
@@ -220,7 +227,7 @@ def run(args: argparse.Namespace) -> None:
         health = Health()
         config = {**recipe.as_dict(), "dataset": images.title, "device": str(device), "precision": str(precision)}
         with Trackers(
-            args.tracker, folder, args.tracker_project, args.tracker_interval, config, args.resume
+            args.tracker, folder, args.tracker_project, args.tracker_interval, config, args.resume or kept.kept
         ) as trackers:
             trackers.epochs(trainer)
             with ae_cli.progress(len(images.train_images), recipe.epochs, args.log_interval) as show:
@@ -231,7 +238,8 @@ def run(args: argparse.Namespace) -> None:
                     for line in health.epoch(trainer):
                         ae_cli.warn(line)
                     trackers.epochs(trainer)
-            finish(trainer, images, pca, folder, trackers)
+            with ae_parallel.alone():
+                finish(trainer, images, pca, folder, trackers)
 
 
 def plan(trainer: "Trainer", images: ImageSet, folder: Path, args: argparse.Namespace) -> str:

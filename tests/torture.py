@@ -103,10 +103,13 @@ def _child(main: Main, arguments: list[str], prepare: Callable[[], object], outp
             sys.stderr.flush()
 
 
+def flags(recipe: str, folder: Path, *more: str) -> list[str]:
+    return ["--recipe", recipe, "--dataset", "digits", "--device", "cpu", "--output-dir", str(folder),
+            "--checkpoint-minutes", "0.002", *SETTINGS[recipe], *more]  # fmt: skip
+
+
 def train(recipe: str, folder: Path, *more: str, prepare: Callable[[], object] = lambda: None) -> Process:
-    arguments = ["--recipe", recipe, "--dataset", "digits", "--device", "cpu", "--output-dir", str(folder),
-                 "--checkpoint-minutes", "0.002", *SETTINGS[recipe], *more]  # fmt: skip
-    return Process(ae_train.main, arguments, prepare)
+    return Process(ae_train.main, flags(recipe, folder, *more), prepare)
 
 
 def sound(process: Process) -> None:
@@ -180,6 +183,48 @@ def kills(work: Path, rounds: int, dice: random.Random) -> tuple[str, int, int]:
         say(f"{done}/{rounds} kills")
         shutil.rmtree(folder)
     return "SIGKILL at a random moment, then --resume", done, lost
+
+
+def ranks(work: Path, rounds: int, dice: random.Random) -> tuple[str, int, int]:
+    """SIGKILL of one of torchrun's processes at random moments; the run ends by itself, as if nothing had been done."""
+    done, lost, number = 0, 0, 0
+    whole: dict[str, tuple[str, list[list[str]], float]] = {}
+    while done < rounds:
+        recipe = RECIPE_NAMES[number % len(RECIPE_NAMES)]
+        folder, number = work / f"ranks-{number}", number + 1
+        if recipe not in whole:
+            begun = time.monotonic()
+            subprocess.run(torchrun(recipe, work / f"ranks-{recipe}"), check=True, capture_output=True)
+            place = work / f"ranks-{recipe}"
+            whole[recipe] = weights_digest(recipe, place), losses(place), time.monotonic() - begun
+        with (work / "said").open("w+") as said:
+            process = subprocess.Popen(torchrun(recipe, folder), stdout=said, stderr=said)
+            for _ in range(5):  # then it is let finish
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(dice.uniform(0, 1.2 * whole[recipe][2]))
+                done += process.poll() is None and kill_one(process.pid, dice)
+            status = process.wait()
+        if status or torn(folder) or (weights_digest(recipe, folder), losses(folder)) != whole[recipe][:2]:
+            lost += 1
+            say(f"LOST: {recipe} status {status} {torn(folder)} {(work / 'said').read_text()[-2000:]}")
+        say(f"{done}/{rounds} processes of torchrun killed")
+    return "SIGKILL of one of two processes under torchrun --max-restarts", done, lost
+
+
+def torchrun(recipe: str, folder: Path) -> list[str]:
+    script = str(Path(ae_train.__file__))
+    options = ["--standalone", "--nproc-per-node", "2", "--max-restarts", "5", script]
+    return [sys.executable, "-m", "torch.distributed.run", *options, *flags(recipe, folder, "--epochs", "120")]
+
+
+def kill_one(launcher: int, dice: random.Random) -> bool:
+    """Kill one of the processes that torchrun has started; False where there is none just now."""
+    with contextlib.suppress(IndexError, OSError):
+        children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+        started = [child for child in children if b"LOCAL_RANK=" in Path(f"/proc/{child}/environ").read_bytes()]
+        os.kill(int(dice.choice(started)), signal.SIGKILL)
+        return True
+    return False
 
 
 def losses(folder: Path) -> list[list[str]]:
@@ -352,9 +397,10 @@ def mutations(work: Path, rounds: int, dice: random.Random) -> tuple[str, int, i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--rank-kills", type=int, default=10)
     parser.add_argument("--mutations", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="kills,starve,disk,permissions,mutations")
+    parser.add_argument("--only", default="kills,ranks,starve,disk,permissions,mutations")
     args = parser.parse_args()
     dice = random.Random(args.seed)
     torch.set_num_threads(1)  # a pool of threads would not survive the fork
@@ -367,6 +413,7 @@ def main() -> None:
                 ae_train.main(["--dataset", "digits", "--epochs", "1", "--output-dir", f"{name}/warm"])
         acts: dict[str, Callable[[], tuple[str, int, int]]] = {
             "kills": lambda: kills(work, args.kills, dice),
+            "ranks": lambda: ranks(work, args.rank_kills, dice),
             "starve": lambda: starve(work, dice),
             "disk": lambda: tiny_disk(work),
             "permissions": lambda: permissions(work),
