@@ -6,7 +6,7 @@ device until the epoch ends, so that a GPU is never waited for.
 
 import inspect
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -18,6 +18,8 @@ from ae_metrics import evaluate, to_pixels
 from ae_models import Autoencoder
 from ae_recipes import Recipe
 from ae_runtime import Precision, seed_for
+from ae_stored import Stored
+from ae_stream import BlockOrder, Images, Streamed, to_device
 
 Row = dict[str, Any]
 OnStep = Callable[[int, int, int, Tensor], None]  # epoch, step, steps in the epoch, the batch's loss on the device
@@ -30,6 +32,13 @@ def batch_order(count: int, batch_size: int, seed: int, epoch: int) -> tuple[Ten
     return order
 
 
+def order_of(images: Images, batch_size: int, seed: int, epoch: int) -> tuple[Tensor, ...] | BlockOrder:
+    """The image numbers of each batch of an epoch; of images in a file in an order that reads it in blocks."""
+    if isinstance(images, Streamed):
+        return images.order(batch_size, seed, epoch)
+    return batch_order(len(images), batch_size, seed, epoch)
+
+
 class _Rows(torch.utils.data.Dataset[Tensor]):
     """Images as a data set that is asked for whole batches: an index tensor in, the batch out."""
 
@@ -40,15 +49,18 @@ class _Rows(torch.utils.data.Dataset[Tensor]):
         return self.images[index]
 
 
-def batches(images: Tensor, order: tuple[Tensor, ...], workers: int, device: torch.device) -> Iterator[Tensor]:
+def batches(images: Images, order: Iterable[Tensor], workers: int, device: torch.device) -> Iterator[Tensor]:
     """The uint8 batches named by `order`, on the device; `workers` processes fetch the same ones in the same order."""
-    if workers:
+    if isinstance(images, Streamed):
+        yield from images.batches(order)
+    elif workers:
         # A generator of its own: the loader must not draw from the one that the models' noise comes from.
         loader = torch.utils.data.DataLoader(
             _Rows(images), sampler=order, batch_size=None, num_workers=workers, generator=torch.Generator()
         )
         yield from (batch.to(device, non_blocking=True) for batch in loader)
     else:
+        order = tuple(order)
         on_device = torch.cat(order).to(images.device).split(len(order[0])) if order else ()  # one transfer for all
         yield from (images[index] for index in on_device)
 
@@ -114,7 +126,7 @@ class Trainer:
     """A model, its optimiser and the place they have reached: all that a run is, and all that a checkpoint keeps."""
 
     def __init__(
-        self, model: Autoencoder, recipe: Recipe, train_images: np.ndarray, test_images: np.ndarray,
+        self, model: Autoencoder, recipe: Recipe, train_images: np.ndarray | Stored, test_images: np.ndarray | Stored,
         device: torch.device, precision: Precision, workers: int = 0, graphs: bool = False,
     ) -> None:  # fmt: skip
         """`train_images` and `test_images` are (N, 784) uint8; with workers they stay in the host's memory.
@@ -124,8 +136,8 @@ class Trainer:
         self.graphs = graphs
         self.model, self.recipe, self.precision, self.workers = model.to(device), recipe, precision, workers
         self.device = device
-        self.train_images = torch.from_numpy(train_images.copy()).to("cpu" if workers else device)
-        self.test_images = torch.from_numpy(test_images.copy()).to(device)
+        self.train_images = to_device(train_images, torch.device("cpu") if workers else device)
+        self.test_images = to_device(test_images, device)
         steps = recipe.epochs * -(-len(train_images) // recipe.batch_size)
         self.optimizer = make_optimizer(model, recipe)
         self.schedule = make_schedule(self.optimizer, recipe, steps)
@@ -153,7 +165,7 @@ class Trainer:
 
     def train_epoch(self, epoch: int, on_step: OnStep) -> Row:
         """What is left of an epoch; the averages over all of it of the loss and its parts, an image counting once."""
-        order = batch_order(len(self.train_images), self.recipe.batch_size, self.recipe.seed, epoch)
+        order = order_of(self.train_images, self.recipe.batch_size, self.recipe.seed, epoch)
         if not self.logged:
             torch.manual_seed(seed_for(self.recipe.seed, epoch, 1))  # noise depends on (seed, epoch) too
         self.model.on_epoch(epoch, self.recipe.epochs)

@@ -34,7 +34,7 @@ def parser(settings: Container[str] = SETTINGS, recipe: Recipe = RECIPES[DEFAULT
     parser = ae_cli.Parser(__doc__)
     shown = "(default: %(default)s)"
     data = parser.add_argument_group("data")
-    ae_cli.add_data_flags(data)
+    ae_cli.add_data_flags(data, stream=True)
     data.add_argument("--leave-out", type=ae_cli.integer(0, 9), metavar="DIGIT",
                       help="train without the images of this label; ae_eval.py then asks how strange they look "
                       "(default: none)")
