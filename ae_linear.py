@@ -16,7 +16,6 @@ from ae_files import read_npz, write_atomic, write_npz
 from ae_stored import Stored
 
 PCA_FILE = "pca.npz"
-_BLOCK = 10_000  # test images at a time
 
 
 @dataclass(frozen=True)
@@ -52,12 +51,11 @@ class Pca:
         Components are orthonormal: the error is what is left of each image's squared length.
         """
         lost = 0.0
-        for start in range(0, len(images), _BLOCK):
-            block = images[start : start + _BLOCK]
-            centred = block.astype(np.float32) / np.float32(255) - self.mean
-            code = self.encode(block, code_size)
-            lost += float(np.sum(centred**2, dtype=np.float64) - np.sum(code**2, dtype=np.float64))
-        return max(lost, 0.0) / math.prod(images.shape)
+        for start in range(0, len(images), 1000):  # in parts, for memory
+            part = images[start : start + 1000]
+            centred, code = part.astype(np.float32) / np.float32(255) - self.mean, self.encode(part, code_size)
+            lost += np.sum(centred**2, dtype=np.float64) - np.sum(code**2, dtype=np.float64)
+        return max(float(lost), 0.0) / math.prod(images.shape)
 
 
 def fit_pca(images: ImageSet, max_samples: int = 60_000, seed: int = 0) -> Pca:

@@ -143,13 +143,9 @@ class Trainer:
         self.schedule = make_schedule(self.optimizer, recipe, steps)
         self.history: list[Row] = []
         self.batch_losses: list[float] = []
-        self.logged: dict[str, list[Tensor]] = {}  # losses and parts of the current epoch's steps, on the device
+        self.logged: dict[str, Tensor] = {}  # losses and parts of the current epoch, a row a step, on the device
+        self.steps_done = 0  # in the current epoch
         self.seconds = 0.0  # spent on the current epoch before it was interrupted
-
-    @property
-    def steps_done(self) -> int:
-        """Steps done in the current epoch."""
-        return len(self.logged.get("train_loss", ()))
 
     def epochs(self, on_step: OnStep = lambda *_: None) -> Iterator[Row]:
         """Train to the end of the recipe; yield a row of history after each epoch."""
@@ -160,13 +156,13 @@ class Trainer:
             row = {"epoch": epoch + 1, **averages, **tested, "seconds": round(self.seconds, 3)}
             row["images_per_second"] = round(len(self.train_images) / self.seconds, 1)
             self.history.append(row)
-            self.logged, self.seconds = {}, 0.0
+            self.logged, self.steps_done, self.seconds = {}, 0, 0.0
             yield row
 
     def train_epoch(self, epoch: int, on_step: OnStep) -> Row:
         """What is left of an epoch; the averages over all of it of the loss and its parts, an image counting once."""
         order = order_of(self.train_images, self.recipe.batch_size, self.recipe.seed, epoch)
-        if not self.logged:
+        if not self.steps_done:
             torch.manual_seed(seed_for(self.recipe.seed, epoch, 1))  # noise depends on (seed, epoch) too
         self.model.on_epoch(epoch, self.recipe.epochs)
         self.model.train()
@@ -177,13 +173,12 @@ class Trainer:
             if self.graphs and whole and captured is eager:  # anew every epoch: `on_epoch` may change the model
                 captured = eager.captured(images)
             numbers = self._step(images, captured if whole else eager)
-            for name, value in numbers.items():
-                self.logged.setdefault(name, []).append(value)
+            self._log(numbers, len(order))
             self.seconds = before + time.perf_counter() - start
             on_step(epoch + 1, self.steps_done, len(order), numbers["train_loss"])
         self.check_finite()  # waits for the device: what it still has to do belongs to the epoch
         self.seconds = before + time.perf_counter() - start
-        losses = {name: torch.stack(values).cpu().double() for name, values in self.logged.items()}
+        losses = {name: values.cpu().double() for name, values in self.logged.items()}
         self.batch_losses += losses["train_loss"].tolist()
         shares = torch.tensor([len(index) for index in order], dtype=torch.double) / len(self.train_images)
         return {name: torch.tensordot(shares, values, dims=1).tolist() for name, values in losses.items()}
@@ -196,12 +191,20 @@ class Trainer:
         if self.schedule:
             self.schedule.step()
         self.model.after_step()
-        # A captured step writes its numbers into the same place every time.
-        return {name: value.detach().clone() for name, value in {"train_loss": loss, **parts}.items()}
+        return {"train_loss": loss.detach(), **parts}
+
+    def _log(self, numbers: dict[str, Tensor], steps: int) -> None:
+        """Keep a step's numbers. A place for all steps is taken at the first: something small that is kept at every
+        step would come to lie between the large blocks which a step takes and frees, and the heap would grow."""
+        for name, value in numbers.items():
+            if name not in self.logged:
+                self.logged[name] = value.new_zeros((steps, *value.shape))
+            self.logged[name][self.steps_done] = value
+        self.steps_done += 1
 
     def check_finite(self) -> None:
         """Raise Fault when a loss of this epoch, or a weight, is not finite: what follows would be noise."""
-        losses = torch.stack(self.logged["train_loss"])
+        losses = self.logged["train_loss"][: self.steps_done]
         bad = (~losses.isfinite()).nonzero()
         if len(bad) or not all(weight.isfinite().all() for weight in self.model.parameters()):
             step = int(bad[0]) + 1 if len(bad) else self.steps_done
@@ -221,7 +224,8 @@ class Trainer:
             "scaler": self.precision.scaler.state_dict(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
-            "logged": {name: torch.stack(values) for name, values in self.logged.items()},
+            "logged": self.logged,
+            "steps_done": self.steps_done,
             "history": self.history,
             "batch_losses": torch.tensor(self.batch_losses, dtype=torch.double),
             "seconds": self.seconds,
@@ -239,7 +243,8 @@ class Trainer:
         if self.schedule:
             self.schedule.load_state_dict(state["schedule"])
         self.precision.scaler.load_state_dict(state["scaler"])
-        self.logged = {name: list(values.to(self.device)) for name, values in state["logged"].items()}
+        self.logged = {name: values.to(self.device) for name, values in state["logged"].items()}
+        self.steps_done = state["steps_done"]
         if [row["epoch"] for row in state["history"]] != list(range(1, len(state["history"]) + 1)):
             raise ValueError("its history is not one unbroken table")
         self.history, self.seconds = state["history"], state["seconds"]

@@ -11,7 +11,7 @@ from ae_runtime import seed_for
 from ae_stream import Images
 
 Numbers = dict[str, Any]
-_BATCH = 1000  # images per pass: large enough to be quick, small enough for any memory
+_BATCH = 500  # images per pass: large enough to be quick, small enough for any memory
 
 
 def to_pixels(images: Tensor, pixel_range: str) -> Tensor:
@@ -138,26 +138,25 @@ def single_codes(model: Autoencoder, images: Images) -> Tensor:
 @torch.no_grad()
 def denoise(model: Autoencoder, images: Images, seed: int) -> tuple[Tensor, Tensor]:
     """Noisy copies of uint8 images (n, 784), and what the model restores from them, both in unit range."""
-    noisy, restored = zip(*(pair for _, *pair in _denoised(model, images, seed)))
-    return torch.cat(noisy), torch.cat(restored)
-
-
-def _denoised(model: Autoencoder, images: Images, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Batch by batch the clean images, noisy copies, and what the model restores from them, in unit range."""
     torch.manual_seed(seed_for(seed, len(images), 1))
-    model.eval()
-    for part in images.split(_BATCH):
-        noisy = model.corrupt(to_pixels(part, model.input_range))
-        restored = to_range(model(noisy)[0], model.output_range, "unit")
-        yield to_pixels(part, "unit"), to_range(noisy, model.input_range, "unit"), restored
+    noisy = [model.corrupt(x) for x in _in_batches(model, images)]
+    restored = [to_range(model(x)[0], model.output_range, "unit") for x in noisy]
+    return to_range(torch.cat(noisy), model.input_range, "unit"), torch.cat(restored)
 
 
-@torch.no_grad()
 def restoration_error(model: Autoencoder, images: Images, seed: int) -> Numbers:
     """Squared error per unit-range pixel to the clean images: of noisy images, and of what is restored from them."""
-    squares = [[(x - clean).square().mean(dim=-1) for x in pair] for clean, *pair in _denoised(model, images, seed)]
-    return {name: torch.cat(parts, dim=-1).cpu().double().mean(dim=-1).tolist()
-            for name, parts in zip(("noisy_mse", "restored_mse"), zip(*squares))}  # fmt: skip
+    squares: dict[str, list[Tensor]] = {"noisy_mse": [], "restored_mse": []}
+    for number, part in enumerate(images.split(_BATCH)):
+        clean = to_pixels(part, "unit")
+        for errors, x in zip(squares.values(), denoise(model, part, seed_for(seed, number))):
+            errors.append((x - clean).square().mean(dim=-1))
+    return {name: torch.cat(errors).cpu().double().mean().item() for name, errors in squares.items()}
+
+
+def mean_square(difference: Tensor) -> Any:
+    """The mean of the squares of a (n, 784) difference in double precision; of a (S, n, 784) one a list."""
+    return difference.square().mean(dim=-1).cpu().double().mean(dim=-1).tolist()
 
 
 def range_factor(model: Autoencoder) -> float:

@@ -129,13 +129,14 @@ class _SparsePass(torch.autograd.Function):
         source = torch.stack([image, image + len(x)], dim=1)
         factor = torch.stack([grad_value, scaled], dim=-1).view(len(weight), -1, 2)
         target = active.view(len(weight), -1) % weight.shape[1]
-        grad_weight, radial = torch.empty_like(weight), radial / norm**2
-        for s, grad in enumerate(grad_weight):  # one at a time, to stay in the cache
+        grad_weight, radial, mean = torch.empty_like(weight), radial / norm**2, x.mean(0)
+        for s, one in enumerate(weight):  # one at a time, to stay in the cache; written out once
             batch = torch.cat([x, grad_output[s]])
-            grad.copy_(_add_rows(target[s], source, factor[s], batch, len(grad)))
+            grad = _add_rows(target[s], source, factor[s], batch, len(one))
             if partner is not None:
-                grad += _add_rows(pulls[0][s], pulls[1][s], pulls[2][s], rows, len(grad))
-            grad.addcmul_(weight[s], radial[s, :, None], value=-1).addr_(grad_mean[s], x.mean(0))
+                grad += _add_rows(pulls[0][s], pulls[1][s], pulls[2][s], rows, len(one))
+            grad.addcmul_(one, radial[s, :, None], value=-1)
+            torch.addcmul(grad, grad_mean[s, :, None], mean, out=grad_weight[s])
         grad_bias = grad_mean.flatten().index_add(0, active, grad_value.flatten())
         return None, grad_weight, grad_bias.view_as(norm), None, None
 
