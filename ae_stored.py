@@ -16,8 +16,10 @@ import numpy as np
 
 from ae_errors import Fault
 
-_BLOCK = 2**18  # bytes read in one go: below that a disk seeks more than it reads
-_POOL = 2**26  # bytes of the blocks whose images are shuffled with one another
+# Measured on a cold virtual disk: blocks of 16 KB give 0.5, of 64 KB 0.8 of the speed of long reads. The smaller the
+# block and the larger the pool, the closer the order of a sorted file comes to a uniform one (docs/streaming.md).
+_BLOCK = 2**16  # bytes read in one go
+_POOL = 2**26  # bytes of the blocks whose images are shuffled with one another; two pools are held
 _SHARE = 4  # images that would take more than a quarter of the memory are not held in it
 
 

@@ -88,27 +88,22 @@ def to_device(images: np.ndarray | Stored, device: torch.device) -> Images:
 
 
 def gather(images: Stored, order: Iterable[Tensor]) -> Iterator[np.ndarray]:
-    """The images of each tensor of numbers; the blocks used last, two pools of them, are kept."""
+    """The images of each tensor of numbers; the blocks read last, two pools of them, are kept."""
     slots = min(2 * images.pool, len(images.blocks))
     rows = np.empty((slots * images.block, images.pixels), np.uint8)
-    kept: dict[int, int] = {}  # blocks and their slots, the one used last at the end
-
-    def slot_of(block: int) -> int:
-        slot = kept.pop(block, None)
-        if slot is None:
-            slot = kept.pop(next(iter(kept))) if len(kept) == slots else len(kept)
-            images.read_block(block, rows[slot * images.block : (slot + 1) * images.block])
-        kept[block] = slot
-        return slot
-
+    slot_of = np.full(images.blocks.max() + 2, -1)  # the last is that of no block, number -1
+    kept, turn = np.full(slots, -1), 0
     for index in order:
         blocks, places = images.locate(index.numpy())
-        needed, which = np.unique(blocks, return_inverse=True)
-        if len(needed) > slots:  # a batch from more than two pools
+        for block in np.unique(blocks[slot_of[blocks] < 0]):
+            slot_of[kept[turn]], slot_of[block], kept[turn] = -1, turn, block
+            images.read_block(block, rows[turn * images.block : (turn + 1) * images.block])
+            turn = (turn + 1) % slots
+        slot = slot_of[blocks]
+        if slot.min() < 0:  # a batch from more than two pools
             yield images[index.numpy()]
         else:
-            at = np.array([slot_of(block) for block in needed.tolist()])
-            yield rows.take(at[which] * images.block + places, axis=0)
+            yield rows.take(slot * images.block + places, axis=0)
 
 
 def ahead(made: Iterator[T]) -> Iterator[T]:

@@ -194,6 +194,8 @@ def run(args: argparse.Namespace) -> None:
     images = load_images(**ae_cli.data_flags(args))
     if args.leave_out is not None:
         images = images.without(args.leave_out)
+    if args.workers and images.origin["stream"]:
+        raise Mistake("--workers: images in a file are read ahead by a thread of the run itself; leave it out")
     recipe, pca, pca_missing = settle(recipe, args, images, folder)
     check_memory(recipe)
     keep_freed_memory()
