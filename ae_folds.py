@@ -101,7 +101,8 @@ def train_all(folds: Mapping[int, Fold], images: np.ndarray, jobs: int) -> Itera
     """Train every fold, `jobs` processes at a time, and yield each one's key with its result as it ends."""
     with joblib.parallel_config("loky", initializer=_leave_signals_to_the_parent):
         work = joblib.Parallel(n_jobs=max(1, min(jobs, len(folds))), return_as="generator_unordered")
-    warnings.filterwarnings("ignore", r"\d+ tasks which were", UserWarning)  # joblib's, when we are stopped
+    # joblib's, when we are stopped, and when it replaces a process that has kept much memory: which is its right.
+    warnings.filterwarnings("ignore", r"\d+ tasks which were|A worker stopped while some jobs", UserWarning)
     try:
         yield from work(joblib.delayed(_train)(key, fold, images) for key, fold in folds.items())
     except BrokenProcessPool as error:

@@ -177,20 +177,23 @@ def bench_process(name: str, root: Path, rounds: int) -> dict[str, Any]:
 
 
 def bench_memory(recipe: Recipe, root: Path) -> dict[str, Any]:
-    """The time to the first step and the peak memory of one epoch of `ae_train.py`, beside what importing takes.
+    """The time to the first step and the peak memory of one epoch of `ae_train.py`, and of one step of the plain loop.
 
     `memory over imports` is the peak without the weights, the optimiser's two moments and the images, as a multiple
     of what importing torch, torchvision and matplotlib takes.
     """
+    which = ["--recipe", recipe.name, "--data-root", str(root), "--epochs", "1"]
     with tempfile.TemporaryDirectory() as folder:
-        command = [str(HERE.parent / "ae_train.py"), "--recipe", recipe.name, "--epochs", "1", "--log-interval", "1"]
+        command = [str(HERE.parent / "ae_train.py"), *which, "--output-dir", folder, "--log-interval", "1"]
         command += ["--code-size", "154"] if RECIPES[recipe.name].code_size is None else []
-        first, peak = process([sys.executable, *command, "--data-root", str(root), "--output-dir", folder], "step 1/")
+        first, peak = process([sys.executable, *command], "step 1/")
+    one_step = [str(HERE / "plain.py"), *which, "--images", str(recipe.batch_size)]
+    plain_first, plain_peak = process([sys.executable, *one_step], "epoch 1")
     _, imports = process([sys.executable, "-c", IMPORTS])
     own = 12 * sum(weight.numel() for weight in build(recipe).parameters()) + 55e6
     return {
-        "seconds to the first step": first, "peak memory": peak, "imports' memory": imports,
-        "memory over imports": (peak - own) / imports,
+        "seconds to the first step": first, "plain: seconds to the first step": plain_first, "peak memory": peak,
+        "plain: peak memory": plain_peak, "imports' memory": imports, "memory over imports": (peak - own) / imports,
     }  # fmt: skip
 
 
@@ -202,8 +205,10 @@ COLUMNS = {
     "plain / ours, amp": ("plain / ours, amp", ".2f"),
     "share of bf16 peak": ("share of the matrix peak, ours, amp", ".0%"),
     "test MSE": ("ours: test MSE", ".4f"),
-    "first step, s": ("seconds to the first step", ".1f"),
-    "peak memory, MB": ("peak memory", ",.0f"),
+    "plain, first step, s": ("plain: seconds to the first step", ".1f"),
+    "ours": ("seconds to the first step", ".1f"),
+    "plain, peak memory, MB": ("plain: peak memory", ",.0f"),
+    "ours, whole run": ("peak memory", ",.0f"),
     "of imports": ("memory over imports", ".2f"),
 }
 
@@ -213,7 +218,7 @@ def table(results: list[dict[str, Any]]) -> str:
     columns = {title: column for title, column in COLUMNS.items() if any(column[0] in r for r in results)}
     lines = [f"| | {' | '.join(columns)} |", "| --- |" + " --- |" * len(columns)]
     for result in results:
-        scaled = {**result, "peak memory": result.get("peak memory", 0) / 1e6}
+        scaled = {key: value / 1e6 if key.endswith("peak memory") else value for key, value in result.items()}
         cells = [format(scaled[key], style) if key in result else "" for key, style in columns.values()]
         lines.append(f"| {result['recipe']} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -77,22 +77,28 @@ def plain_epoch(model: Autoencoder, recipe: Recipe, loader: Loader) -> Callable[
 
 
 def main() -> None:
-    """Train `symmetric` with a code of 154 and leave two pictures."""
+    """Train a recipe, with a code of 154 where the PCA would say it, and leave two pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-root", type=Path, default=Path("data"))
     parser.add_argument("--output-dir", type=Path, default=Path("."))
+    parser.add_argument("--recipe", default="symmetric")
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--images", type=int, help="so many only, and neither test nor pictures (default: all)")
     args = parser.parse_args()
-    recipe = RECIPES["symmetric"].override({"code_size": 154})
+    row = RECIPES[args.recipe]
+    recipe = row if row.code_size else row.override({"code_size": 154})
     model = build(recipe)
-    epoch = plain_epoch(model, recipe, plain_loader(args.data_root, True, True, recipe.batch_size))
+    signed = model.input_range == "signed"
+    epoch = plain_epoch(model, recipe, plain_loader(args.data_root, True, signed, recipe.batch_size, args.images))
     losses: list[float] = []
     for number in range(args.epochs):
         losses += epoch()
         print(f"epoch {number + 1}: loss {losses[-1]:.4f}", flush=True)
+    if args.images:
+        return
     total, shown = 0.0, []
     with torch.no_grad():
-        for x, _ in plain_loader(args.data_root, False, True, recipe.batch_size):
+        for x, _ in plain_loader(args.data_root, False, signed, recipe.batch_size):
             x = x.view(len(x), -1)
             rebuilt, _ = model(x)
             total += F.mse_loss(rebuilt, x).item() * len(x)
