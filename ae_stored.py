@@ -20,6 +20,7 @@ from ae_errors import Fault
 # block and the larger the pool, the closer the order of a sorted file comes to a uniform one (docs/streaming.md).
 _BLOCK = 2**16  # bytes read in one go
 _POOL = 2**26  # bytes of the blocks whose images are shuffled with one another; two pools are held
+_FEWEST = 1000  # blocks of a file, for the choice among them; of few images a block is smaller
 _SHARE = 4  # images that would take more than a quarter of the memory are not held in it
 
 
@@ -106,8 +107,8 @@ class Stored:
             raise Fault(f"{self.name}: has become shorter while it was read; put the whole file there and start again")
 
     def part(self, first: int, count: int) -> "Stored":
-        """So many images from the `first` of the file on; few ones lie in smaller blocks, for a choice of blocks."""
-        block = max(1, min(_BLOCK // self.pixels, count // 1000))
+        """So many images from the `first` of the file on."""
+        block = max(1, min(_BLOCK // self.pixels, count // _FEWEST))
         blocks = np.arange(-(-count // block))
         return replace(self, start=self.start + first * self.pixels, count=count, block=block, blocks=blocks)
 
@@ -115,13 +116,13 @@ class Stored:
         """All but a share of the blocks, and that share (one at least) from all over the file, as `seed` draws it."""
         order = np.random.default_rng(seed).permutation(self.count // self.block)
         tested = max(1, round(share * self.count / self.block))
-        rest = np.append(order[tested:], range(len(order), len(self.blocks)))
+        rest = np.append(order[tested:], self.blocks[len(order) :])
         return replace(self, blocks=np.sort(rest)), replace(self, blocks=order[:tested], stripe=self.pool)
 
     def mixed(self, seed: int) -> "Stored":
         """The same images in an order that `seed` draws, block by block, the first ones from all over the file."""
         order = np.random.default_rng(seed).permutation(self.count // self.block)
-        return replace(self, blocks=np.append(order, range(len(order), len(self.blocks))), stripe=self.pool)
+        return replace(self, blocks=np.append(order, self.blocks[len(order) :]), stripe=self.pool)
 
 
 def stored(file: io.FileIO, name: str, start: int, count: int, pixels: int) -> Stored:
