@@ -68,12 +68,16 @@ def _divide_stored(
     images: Any, labels: np.ndarray, for_test: np.ndarray, own_parts: bool, share: float, seed: int
 ) -> Parts:
     """The same of images in a file: those to train on keep their order, those to test on are mixed block by block."""
-    if not own_parts:
-        train, test = images.split(share, seed)
-        return train, labels[train.rows()], test, labels[test.rows()]
-    count = int((~for_test).sum())  # they come first
-    test = images.part(count, len(images) - count).mixed(seed)
-    return images.part(0, count), labels[:count], test, labels[count:][test.rows()]
+    count = int((~for_test).sum()) if own_parts else 0  # they come first
+    own = images.part(0, count), images.part(count, len(images) - count).mixed(seed)
+    train, test = own if own_parts else images.split(share, seed)
+    return train, _labels_of(train, labels), test, _labels_of(test, labels[count:])
+
+
+def _labels_of(images: Stored, labels: np.ndarray) -> np.ndarray:
+    """In parts: a number for every image of a large file is large too."""
+    starts = range(0, len(images), _COMPARED)
+    return np.concatenate([labels[:0], *(labels[images.rows(slice(start, start + _COMPARED))] for start in starts)])
 
 
 def spoken(name: str) -> str:

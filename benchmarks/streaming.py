@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -27,8 +28,10 @@ from ae_data import load_images  # noqa: E402
 from ae_errors import Fault  # noqa: E402
 from ae_files import read_json, write_atomic  # noqa: E402
 from ae_runtime import machine_name  # noqa: E402
+from ae_stream import BlockOrder  # noqa: E402
 
 _BLOCK = 10_000  # images made at a time
+_PIXELS = 784
 
 
 def make(path: Path, images: np.ndarray, count: int) -> None:
@@ -92,21 +95,52 @@ def compare(name: str, small: Path, held: int, large: Path, count: int, rounds: 
     }  # fmt: skip
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The results as Markdown."""
-    first = rows[0]
-    lines = [
-        f"| | in memory, images/s ({first['held']:,}) | streamed | streamed / in memory | memory, MB | streamed, MB "
-        f"| streamed, images/s ({first['images']:,}) | MB |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in rows:
-        lines.append(
-            f"| {row['run']} | {row['in_memory']:,.0f} | {row['streamed']:,.0f} | {row['ratio']:.1%} | "
-            f"{row['in_memory_mb']:,.0f} | {row['streamed_mb']:,.0f} | {row['large']['images_per_second']:,.0f} | "
-            f"{row['large']['peak_mb']:,.0f} |"
-        )
-    return "\n".join(lines)
+def blocks(path: Path, count: int) -> list[dict[str, float]]:
+    """What a block's size costs and gives: reading speed, and how well an epoch's batches of 256 are mixed.
+
+    A file whose labels are ten runs one after the other is the worst case: `label_spread` is the standard deviation of
+    the number of images of a label in a batch, 4.8 where the order is uniform.
+    """
+    rows = []
+    for size in (2**12, 2**14, 2**16, 2**18, 2**20):
+        images, pool, block = max(1, size // _PIXELS), 2**26 // size, bytearray(size)
+        order = torch.cat(list(BlockOrder(count, images, pool, 256, 0, 0))).numpy()
+        when = np.empty(count)
+        when[order] = np.arange(count)
+        labels = order[: count // 256 * 256].reshape(-1, 256) * 10 // count
+        forget(path)
+        read, start = 0, time.perf_counter()
+        with path.open("rb", buffering=0) as file:
+            numbers = np.random.default_rng(0).permutation(path.stat().st_size // size)
+            for first in range(0, len(numbers), pool):
+                for number in np.sort(numbers[first : first + pool]):
+                    file.seek(int(number) * size)
+                    read += file.readinto(block)
+                if time.perf_counter() - start > 10:
+                    break
+        rows.append({
+            "block_kb": size / 1024, "mb_per_second": read / 1e6 / (time.perf_counter() - start),
+            "neighbours_in_a_batch": float(np.mean(np.diff(when // 256) == 0)), "uniform": 255 / (count - 1),
+            "label_spread": float((labels[:, :, None] == np.arange(10)).sum(axis=1).std()),
+            "correlation": float(np.corrcoef(np.arange(count), when)[0, 1]),
+        })  # fmt: skip
+    return rows
+
+
+def shown(row: dict[str, Any]) -> dict[str, str]:
+    """A row of `compare` for people."""
+    return {
+        "run": row["run"], f"in memory, images/s ({row['held']:,})": f"{row['in_memory']:,.0f}",
+        "streamed": f"{row['streamed']:,.0f}", "ratio": f"{row['ratio']:.1%}",
+        "in memory, MB": f"{row['in_memory_mb']:,.0f}", "streamed, MB": f"{row['streamed_mb']:,.0f}",
+        f"streamed, images/s ({row['images']:,})": f"{row['large']['images_per_second']:,.0f}",
+        "MB": f"{row['large']['peak_mb']:,.0f}",
+    }  # fmt: skip
+
+
+def markdown(rows: list[dict[str, str]]) -> str:
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main() -> None:
@@ -124,16 +158,19 @@ def main() -> None:
         folder = Path(name)
         make(folder / "large.npy", mnist, args.images)
         np.save(folder / "small.npy", np.load(folder / "large.npy", mmap_mode="r")[:held])
-        rows = []
-        for run in args.only.split(","):
+        sizes, rows = blocks(folder / "large.npy", args.images), []
+        for run in filter(None, args.only.split(",")):
             files = folder / "small.npy", held, folder / "large.npy", args.images
             rows.append(compare(run, *files, args.rounds, folder))
-            print(table(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
-            results = json.dumps({"machine": machine_name(), "results": rows}, indent=1)
+            print(markdown([shown(rows[-1])]), file=sys.stderr, flush=True)
+            results = json.dumps({"machine": machine_name(), "blocks": sizes, "results": rows}, indent=1)
             write_atomic(
                 HERE / "streaming.json", results.encode() + b"\n"
             )  # what was measured survives an interruption
-    print(f"{machine_name()}, medians of {args.rounds}\n\n{table(rows)}")
+    print(f"{machine_name()}\n")
+    print(markdown([{name: f"{value:.5g}" for name, value in row.items()} for row in sizes]))
+    print(f"\nmedians of {args.rounds} rounds\n")
+    print(markdown([shown(row) for row in rows]))
 
 
 if __name__ == "__main__":
