@@ -186,7 +186,7 @@ def dataset(text: str) -> str:
 
 
 # fmt: off
-def add_data_flags(parser: argparse._ActionsContainer) -> None:
+def add_data_flags(parser: argparse._ActionsContainer, stream: bool = False) -> None:
     """The flags that say which images a script works on; `data_flags` is what `ae_data.load_images` takes of them."""
     shown = "(default: %(default)s)"
     parser.add_argument("--dataset", type=dataset, default="mnist", metavar="SET",
@@ -202,12 +202,17 @@ def add_data_flags(parser: argparse._ActionsContainer) -> None:
                         "and test)")
     parser.add_argument("--split-seed", type=integer(0), default=0, metavar="N",
                         help=f"draws the order of one's own images, and so those set aside {shown}")
+    if stream:
+        parser.add_argument("--stream", choices=("auto", "on", "off"), default="auto",
+                            help="leave one's own images in their file and read them as they are needed; auto does so "
+                            f"where they would take more than a quarter of the memory {shown}")
 # fmt: on
 
 
 def data_flags(args: argparse.Namespace) -> dict[str, Any]:
     return {"source": args.dataset, "root": args.data_root, "image_size": args.image_size,
-            "test_fraction": args.test_fraction, "split_seed": args.split_seed}  # fmt: skip
+            "test_fraction": args.test_fraction, "split_seed": args.split_seed,
+            "stream": getattr(args, "stream", "off")}  # fmt: skip
 
 
 def duration(seconds: float) -> str:

@@ -26,26 +26,32 @@ import ae_cli
 import ae_parallel
 from ae_errors import Fault, Mistake
 from ae_files import read_bytes
+from ae_stored import Stored
 
 IDX_SETS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}  # torchvision's class names
 DATASETS = (*IDX_SETS, "digits", "auto")
 _PARTS = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 _SIDE = 28
+_HASHED = 2**16  # images at a time
 _PATIENCE = 20.0  # seconds without a byte after which a download is given up
+
+Pixels = Any  # np.ndarray or Stored: length, shape and index are all that is asked of both
 
 
 @dataclass(frozen=True)
 class ImageSet:
     """Training and test images (N, 784) uint8 with labels (N,); `title` is for people, `name` for files.
 
+    Images that do not fit into memory stay in their file: see ae_stored.py.
+
     `origin` is what `load_images` takes to load the set again, in JSON types.
     """
 
     name: str
     title: str
-    train_images: np.ndarray
+    train_images: Pixels
     train_labels: np.ndarray
-    test_images: np.ndarray
+    test_images: Pixels
     test_labels: np.ndarray
     left_out: int | None = None  # the label that no training image has
     origin: Mapping[str, Any] = field(default_factory=dict)
@@ -61,12 +67,15 @@ class ImageSet:
         digest = hashlib.sha256()
         for array in (self.train_images, self.train_labels, self.test_images, self.test_labels):
             digest.update(str(array.shape).encode())
-            digest.update(np.ascontiguousarray(array).data)
+            for start in range(0, len(array), _HASHED):
+                digest.update(np.ascontiguousarray(array[start : start + _HASHED]).data)
         return digest.hexdigest()
 
     def without(self, label: int) -> "ImageSet":
         """This set with all training images of one label left out; the test images stay whole."""
         kept = self.train_labels != label
+        if isinstance(self.train_images, Stored):
+            raise Mistake("--leave-out: needs the images in memory, and these are too large; see --stream")
         if kept.all() or not kept.any():
             raise Mistake(f"{self.title}: {'no' if kept.all() else 'every'} training image is of label {label}")
         return replace(
@@ -84,20 +93,22 @@ class ImageSet:
 
 
 def load_images(
-    source: str, root: Path, image_size: int = _SIDE, test_fraction: float | None = None, split_seed: int = 0
-) -> ImageSet:
+    source: str, root: Path, image_size: int = _SIDE, test_fraction: float | None = None, split_seed: int = 0,
+    stream: str = "auto",
+) -> ImageSet:  # fmt: skip
     """The image set of the name, or path, `source`; IDX files are looked for, and downloaded to, below `root`.
 
-    The last two say which of one's own images are set aside to test on; for a known set they are a Mistake.
+    The next two say which of one's own images are set aside to test on, and `stream` (`auto`, `on`, `off`) whether
+    they stay in their file; for a known set those are a Mistake.
     Raises Fault when the files are missing and cannot be downloaded, or are damaged.
     """
     if source not in DATASETS:
         from ae_collection import load_collection
 
-        images = load_collection(Path(source), image_size, test_fraction, split_seed)
+        images = load_collection(Path(source), image_size, test_fraction, split_seed, stream, root)
         source = str(Path(source).resolve())
-    elif test_fraction is not None or split_seed:
-        raise Mistake(f"--test-fraction and --split-seed are for images of your own; {source} has a test part already")
+    elif test_fraction is not None or split_seed or stream == "on":
+        raise Mistake(f"--test-fraction, --split-seed and --stream are for images of your own; {source} is a known set")
     else:
         images = _load_known(source, root, image_size)
         source = images.name
@@ -105,13 +116,14 @@ def load_images(
         raise Mistake(f"{images.title}: the processes of this run find other images under {source}; give all the same")
     return replace(images, origin={
         "source": source, "root": str(root.resolve()), "image_size": image_size, "test_fraction": test_fraction,
-        "split_seed": split_seed,
+        "split_seed": split_seed, "stream": isinstance(images.train_images, Stored),
     })  # fmt: skip
 
 
 def load_again(dataset: Mapping[str, Any], source: str | None = None, root: Path | None = None) -> ImageSet:
     """The image set that `dataset` in a run's record names; `source` and `root` say where it is by now."""
     found = {key: dataset[key] for key in ("image_size", "test_fraction", "split_seed") if key in dataset}
+    found["stream"] = "on" if dataset.get("stream") is True else "off"  # the test part depends on it
     return load_images(source or dataset.get("source", dataset["name"]), root or Path(dataset["root"]), **found)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 import ae_cli
 import ae_parallel
-from ae_data import ImageSet, load_images
+from ae_data import ImageSet, Pixels, load_images
 from ae_errors import Fault, Mistake
 from ae_files import prepare_folder, write_atomic, write_json
 from ae_linear import Pca, fit_pca, read_pca
@@ -25,12 +25,15 @@ from ae_recipes import Recipe
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ae_evaluation import Scores
     from ae_models import Autoencoder
+    from ae_stream import Images
 
 # As in ae_train.py, what imports torch is imported once the flags are found good.
 
 EVALUATION_FILE = "evaluation.json"
 _SHOWN = 8  # images in a row of a figure
+_PART = 2_000  # images that are looked at at once
 _ROWS = {
     "test_mse_unit": ("MSE, pixels in [0, 1]", ".5f"), "test_mse_signed": ("MSE, pixels in [-1, 1]", ".5f"),
     "psnr": ("PSNR, dB", ".2f"), "ssim": ("SSIM", ".4f"), "pearson": ("Pearson correlation", ".4f"),
@@ -95,13 +98,13 @@ class Subject:
     def components(self) -> int:
         return min(self.recipe.code_size or 0, len(self.pca.components))
 
-    def to_device(self, images: np.ndarray) -> "Tensor":
-        import torch
+    def to_device(self, images: Pixels) -> "Images":
+        from ae_stream import to_device
 
-        return torch.from_numpy(images.copy()).to(self.device)
+        return to_device(images, self.device)
 
     @cached_property
-    def test_images(self) -> "Tensor":
+    def test_images(self) -> "Images":
         return self.to_device(self.images.test_images)
 
     def rebuilt(self, images: np.ndarray) -> "tuple[Tensor, Tensor]":
@@ -113,6 +116,23 @@ class Subject:
         ours = reconstruct(self.model, self.to_device(images)).cpu()
         pca = self.pca.decode(self.pca.encode(images, self.components))
         return ours.view(-1, *images.shape), torch.from_numpy(pca)
+
+    def scored(self, images: Pixels) -> "tuple[list[Scores], Scores]":
+        """The scores of each image (n, 784) uint8 through each of the model's autoencoders, and through PCA."""
+        import torch
+
+        from ae_evaluation import scores
+        from ae_metrics import to_pixels
+
+        found = []
+        for start in range(0, len(images), _PART):
+            part = images[start : start + _PART]
+            ours, pca = self.rebuilt(part)
+            found.append([scores(to_pixels(torch.tensor(part), "unit"), y) for y in (*ours, pca)])
+        *each, by_pca = (
+            {name: torch.cat([one[name] for one in of_one]) for name in of_one[0]} for of_one in zip(*found)
+        )
+        return each, by_pca
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -167,7 +187,7 @@ def importance_samples(model: "Autoencoder", recipe: Recipe, args: argparse.Name
     return 0
 
 
-def strange_images(images: ImageSet, args: argparse.Namespace, root: Path) -> tuple[str, np.ndarray, np.ndarray] | None:
+def strange_images(images: ImageSet, args: argparse.Namespace, root: Path) -> tuple[str, Pixels, Pixels] | None:
     """What to find, in words, the usual test images and the strange ones, each (n, 784) uint8; or None."""
     if args.outliers:
         others = load_images(args.outliers, args.data_root or root, images.side)
@@ -193,24 +213,22 @@ def pca_of(folder: Path, recipe: Recipe, images: ImageSet) -> Pca:
 
 def reconstruction(subject: Subject, folder: Path) -> dict[str, Any]:
     """Errors of the model (an ensemble's in lists) and of PCA on the test images: measured, printed and drawn."""
-    from ae_evaluation import scores, summary
-    from ae_metrics import quality, restoration_error, to_pixels
+    from ae_evaluation import summary
+    from ae_metrics import quality, restoration_error
     from ae_sparse import SparseEnsemble, mmcs
 
     model, images = subject.model, subject.images
-    x = to_pixels(subject.test_images, "unit").cpu()
-    rebuilt, by_pca = subject.rebuilt(images.test_images)
-    scored = [scores(x, y) for y in rebuilt]
+    scored, of_pca = subject.scored(images.test_images)
     each = [summary(one, images.test_labels) for one in scored]
     ours = {name: [one[name] for one in each] if len(each) > 1 else each[0][name] for name in each[0]}
     if isinstance(model, SparseEnsemble):
         counted = quality(model, subject.test_images)
         ours |= {name: counted[name] for name in ("l0", "dead_features")}
-        if len(rebuilt) > 1:
+        if len(each) > 1:
             ours["mmcs"] = mmcs(model.weight.detach()).item()
     if model.noise_factor:
         ours |= restoration_error(model, subject.test_images, subject.recipe.seed)
-    pca = summary(scores(x, by_pca), images.test_labels)
+    pca = summary(of_pca, images.test_labels)
 
     name = subject.recipe.name + (f", mean of {len(each)}" if len(each) > 1 else "")
     rows = [(text, *(format(np.mean(of[key]), form) if key in of else "" for of in (ours, pca)))
@@ -218,7 +236,8 @@ def reconstruction(subject: Subject, folder: Path) -> dict[str, Any]:
     by_label = {label: float(np.mean([one["mse_by_label"][label] for one in each])) for label in pca["mse_by_label"]}
     rows += [(f"MSE of label {label}", f"{error:.5f}", f"{pca['mse_by_label'][label]:.5f}")
              for label, error in by_label.items()]  # fmt: skip
-    print(f"{subject.title}: {len(x):,} test images; a code keeps {subject.recipe.code_size} numbers of each")
+    count = len(images.test_images)
+    print(f"{subject.title}: {count:,} test images; a code keeps {subject.recipe.code_size} numbers of each")
     print(table(("", name, subject.pca_title), rows))
 
     from ae_figures import evaluation
@@ -226,11 +245,13 @@ def reconstruction(subject: Subject, folder: Path) -> dict[str, Any]:
     errors = scored[0]["mse"].numpy()
     order = errors.argsort(kind="stable")
     shown = {"best": order[:_SHOWN], "worst": order[::-1][:_SHOWN]}
-    pictures = {f"{label}{kind}": source[index].numpy() for label, index in ((k, v.copy()) for k, v in shown.items())
-                for kind, source in (("", x), ("\nrebuilt", rebuilt[0]))}  # fmt: skip
+    pictures: dict[str, np.ndarray] = {}
+    for label, index in shown.items():
+        chosen = images.test_images[index]
+        pictures |= {label: chosen / 255, f"{label}\nrebuilt": subject.rebuilt(chosen)[0][0].numpy()}
     notes = {f"{label}\nrebuilt": [f"MSE {errors[i]:.4f}" for i in index] for label, index in shown.items()}
     whose = ", autoencoder 1" if len(each) > 1 else ""
-    title = f"{subject.title}: best and worst of {len(x):,} test images{whose}"
+    title = f"{subject.title}: best and worst of {count:,} test images{whose}"
     bars = {name: by_label, subject.pca_title: pca["mse_by_label"]}
     write_atomic(folder / "evaluation.png", evaluation(bars, pictures, notes, title))
     return {"model": ours, "pca": {"components": subject.components, "samples": subject.pca.samples, **pca}}
@@ -252,7 +273,7 @@ def likelihood(subject: Subject, samples: int, binarize: str, seed: int) -> dict
 
     assert isinstance(subject.model, VAE)
     with tqdm(total=len(subject.test_images), unit="image", leave=False, disable=None) as bar:
-        found = measure(subject.model, subject.test_images, samples, binarize, seed, bar.update)
+        found = measure(subject.model, subject.test_images[:], samples, binarize, seed, bar.update)
     print(f"\nLikelihood in nats per image; protocol: {found['protocol']}")
     rows = [(text, f"{found[key]:.3f}") for key, text in _NATS.items() if key in found]
     rows += [
@@ -273,7 +294,7 @@ def probe(subject: Subject, seed: int) -> dict[str, Any]:
     images = subject.images
     known = np.isin(images.test_labels, images.train_labels)
     labels = images.train_labels, images.test_labels[known]
-    sides = images.train_images, images.test_images[known]
+    sides = images.train_images[:], images.test_images[known]
     features = {
         "code": [single_codes(subject.model, subject.to_device(side)).numpy() for side in sides],
         "pca": [subject.pca.encode(side, subject.components) for side in sides],
@@ -310,15 +331,13 @@ def code_map(subject: Subject, folder: Path, seed: int) -> None:
     write_atomic(folder / "code_map.png", draw(places, images.test_labels, images.test_images, chosen, title))
 
 
-def outliers(subject: Subject, folder: Path, what: str, usual: np.ndarray, strange: np.ndarray) -> dict[str, Any]:
+def outliers(subject: Subject, folder: Path, what: str, usual: Pixels, strange: Pixels) -> dict[str, Any]:
     """How well the reconstruction error, and PCA's, tells the strange images (uint8) from the usual ones."""
     from ae_evaluation import detection
     from ae_figures import outliers as draw
 
-    sides = usual / np.float32(255), strange / np.float32(255)
-    errors = []  # of the model and of PCA, each of the usual and of the strange images
-    for rebuilt in zip(*((ours[0], pca) for ours, pca in (subject.rebuilt(usual), subject.rebuilt(strange)))):
-        errors.append([np.square(x - y.numpy()).mean(axis=1, dtype=np.float64) for x, y in zip(sides, rebuilt)])
+    scored = [(ours[0], pca) for ours, pca in map(subject.scored, (usual, strange))]
+    errors = [[side["mse"].numpy() for side in sides] for sides in zip(*scored)]  # of the model and of PCA
     ours, pca = (detection(*of_one) for of_one in errors)
     rows = [(text, *(f"{of_one[key]:.4f}" for of_one in (ours, pca)))
             for key, text in (("auroc", "AUROC"), ("average_precision", "average precision"),
@@ -331,10 +350,10 @@ def outliers(subject: Subject, folder: Path, what: str, usual: np.ndarray, stran
     order, missed = (-of_strange).argsort(kind="stable"), of_strange.argsort(kind="stable")
     alarms = (-of_usual).argsort(kind="stable")
     shown = {
-        "strangest": (sides[1], of_strange, order), "least strange": (sides[1], of_strange, missed),
-        "strangest of\nthe usual": (sides[0], of_usual, alarms),
+        "strangest": (strange, of_strange, order), "least strange": (strange, of_strange, missed),
+        "strangest of\nthe usual": (usual, of_usual, alarms),
     }  # fmt: skip
-    pictures = {label: (x[index[:_SHOWN]], e[index[:_SHOWN]].tolist()) for label, (x, e, index) in shown.items()}
+    pictures = {label: (x[index[:_SHOWN]] / 255, e[index[:_SHOWN]].tolist()) for label, (x, e, index) in shown.items()}
     title = f"{subject.title}: {what}; AUROC {ours['auroc']:.4f}"
     png = draw({"usual": of_usual, "strange": of_strange}, ours["threshold"], pictures, title)
     write_atomic(folder / "outliers.png", png)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 import ae_cli
-from ae_data import DATASETS, ImageSet, resized
+from ae_data import DATASETS, ImageSet, Pixels, resized
 from ae_errors import Mistake
 from ae_files import prepare_folder, write_atomic
 from ae_pictures import read_picture, to_digit
@@ -139,13 +139,12 @@ def test_set(run: Run, args: argparse.Namespace) -> ImageSet:
     return images_of(run.folder, run.dataset, args.dataset, args.data_root)
 
 
-def codes_of(run: Run, images: np.ndarray) -> np.ndarray:
+def codes_of(run: Run, images: Pixels) -> np.ndarray:
     """Codes (n, code_size) of uint8 images (n, 784); a model that gives an image several codes is a Mistake."""
-    import torch
-
     from ae_metrics import encode
+    from ae_stream import to_device
 
-    pixels = torch.from_numpy(images.copy()).to(run.device)
+    pixels = to_device(images, run.device)
     if encode(run.model, pixels[:1]).ndim != 2:
         raise Mistake(f"{run.folder}: recipe {run.recipe} gives an image several codes; this needs a model with one")
     return encode(run.model, pixels).cpu().numpy()

@@ -16,7 +16,7 @@ _LEAST_KL = math.log(2)  # nats; the KL is at least what a code tells of its ima
 _UNMOVED = 1e-7  # of the test loss: equal to the last digit of fp32; a converged run still wavers by 1e-4 and more
 _MOST_DEAD = 0.2  # of the features of a sparse code, which has many more of them than it uses at once
 _RISE = 0.01  # of the best test loss; on MNIST one epoch may rise by 0.02, but no two in a row
-_LOOKED_AT = 1000  # test images a code is looked at on, or the look would cost a fiftieth of an epoch
+_LOOKED_AT = 1000  # images that pixels, and codes, are looked at on, or the look would cost a fiftieth of an epoch
 
 
 class Health:
@@ -42,7 +42,7 @@ class Health:
 def pixels(trainer: Trainer) -> str:
     """The training images do not keep to the range of pixels that the model takes."""
     kind = trainer.model.input_range
-    low, high = to_pixels(torch.stack(trainer.train_images.aminmax()), kind).tolist()
+    low, high = to_pixels(torch.stack(trainer.train_images[:_LOOKED_AT].aminmax()), kind).tolist()
     least, most = (-1, 1) if kind == "signed" else (0, 1)
     if least <= low and high <= most:
         return ""

@@ -4,6 +4,7 @@ PCA of n images (n, 784) in [0, 1] is the best linear autoencoder of every code 
 1989), so its error on the same test images is the number that every autoencoder here is held against.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import ae_parallel
 from ae_data import ImageSet
 from ae_errors import Mistake
 from ae_files import read_npz, write_atomic, write_npz
+from ae_stored import Stored
 
 PCA_FILE = "pca.npz"
 
@@ -44,7 +46,7 @@ class Pca:
         images: np.ndarray = codes @ self.components[: codes.shape[1]] + self.mean
         return images
 
-    def test_mse(self, images: np.ndarray, code_size: int) -> float:
+    def test_mse(self, images: np.ndarray | Stored, code_size: int) -> float:
         """Mean squared error per unit-range pixel of images (n, 784) uint8 through `code_size` components.
 
         Components are orthonormal: the error is what is left of each image's squared length.
@@ -54,7 +56,7 @@ class Pca:
             part = images[start : start + 1000]
             centred, code = part.astype(np.float32) / np.float32(255) - self.mean, self.encode(part, code_size)
             lost += np.sum(centred**2, dtype=np.float64) - np.sum(code**2, dtype=np.float64)
-        return max(float(lost), 0.0) / int(images.size)
+        return max(float(lost), 0.0) / math.prod(images.shape)
 
 
 def fit_pca(images: ImageSet, max_samples: int = 60_000, seed: int = 0) -> Pca:
@@ -78,7 +80,7 @@ def fit_pca(images: ImageSet, max_samples: int = 60_000, seed: int = 0) -> Pca:
     )
 
 
-def _moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _moments(images: np.ndarray | Stored) -> tuple[np.ndarray, np.ndarray]:
     """Sums over uint8 images (n, p) of their pixels (p,) and of the products of any two (p, p), float64 and exact.
 
     256 products of two bytes stay below 2^24, up to which float32 counts without rounding: so the fast matrix
@@ -95,7 +97,7 @@ def _moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return sums, products
 
 
-def _principal_axes(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _principal_axes(images: np.ndarray | Stored) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean (p,), axes (min(n, p), p) one a row and the variance along each, of uint8 images (n, p)."""
     count, pixels = images.shape
     if count >= pixels:
@@ -104,6 +106,7 @@ def _principal_axes(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
         variances, axes = np.linalg.eigh(products / count - np.outer(mean, mean))
         variances, axes = variances[::-1].clip(0), axes.T[::-1]
     else:
+        images = images[:]
         mean = images.mean(axis=0)
         _, lengths, axes = np.linalg.svd(images - mean, full_matrices=False)
         variances = lengths**2 / count

@@ -6,7 +6,7 @@ device until the epoch ends, so that a GPU is never waited for.
 
 import inspect
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import Any, cast
 
@@ -20,6 +20,8 @@ from ae_metrics import evaluate, to_pixels
 from ae_models import Autoencoder
 from ae_recipes import Recipe
 from ae_runtime import Precision, seed_for
+from ae_stored import Stored
+from ae_stream import BlockOrder, Images, Streamed, to_device
 
 Row = dict[str, Any]
 OnStep = Callable[[int, int, int, Tensor], None]  # epoch, step, steps in the epoch, the batch's loss on the device
@@ -32,6 +34,13 @@ def batch_order(count: int, batch_size: int, seed: int, epoch: int) -> tuple[Ten
     return order
 
 
+def order_of(images: Images, batch_size: int, seed: int, epoch: int) -> tuple[Tensor, ...] | BlockOrder:
+    """The image numbers of each batch of an epoch; of images in a file in an order that reads it in blocks."""
+    if isinstance(images, Streamed):
+        return images.order(batch_size, seed, epoch)
+    return batch_order(len(images), batch_size, seed, epoch)
+
+
 class _Rows(torch.utils.data.Dataset[Tensor]):
     """Images as a data set that is asked for whole batches: an index tensor in, the batch out."""
 
@@ -42,15 +51,18 @@ class _Rows(torch.utils.data.Dataset[Tensor]):
         return self.images[index]
 
 
-def batches(images: Tensor, order: list[Tensor], workers: int, device: torch.device) -> Iterator[Tensor]:
+def batches(images: Images, order: Iterable[Tensor], workers: int, device: torch.device) -> Iterator[Tensor]:
     """The uint8 batches named by `order`, on the device; `workers` processes fetch the same ones in the same order."""
-    if workers:
+    if isinstance(images, Streamed):
+        yield from images.batches(order)
+    elif workers:
         # A generator of its own: the loader must not draw from the one that the models' noise comes from.
         loader = torch.utils.data.DataLoader(
-            _Rows(images), sampler=order, batch_size=None, num_workers=workers, generator=torch.Generator()
+            _Rows(images), sampler=list(order), batch_size=None, num_workers=workers, generator=torch.Generator()
         )
         yield from (batch.to(device, non_blocking=True) for batch in loader)
     else:
+        order = tuple(order)
         # One transfer for all.
         on_device = torch.cat(order).to(images.device).split([len(index) for index in order]) if order else ()
         yield from (images[index] for index in on_device)
@@ -117,7 +129,7 @@ class Trainer:
     """A model, its optimiser and the place they have reached: all that a run is, and all that a checkpoint keeps."""
 
     def __init__(
-        self, model: Autoencoder, recipe: Recipe, train_images: np.ndarray, test_images: np.ndarray,
+        self, model: Autoencoder, recipe: Recipe, train_images: np.ndarray | Stored, test_images: np.ndarray | Stored,
         device: torch.device, precision: Precision, workers: int = 0, graphs: bool = False,
     ) -> None:  # fmt: skip
         """`train_images` and `test_images` are (N, 784) uint8; with workers they stay in the host's memory.
@@ -127,11 +139,12 @@ class Trainer:
         self.graphs = graphs
         self.model, self.recipe, self.precision, self.workers = model.to(device), recipe, precision, workers
         self.device = device
-        self.train_images = torch.from_numpy(train_images.copy()).to("cpu" if workers else device)
-        self.test_images = torch.from_numpy(test_images.copy()).to(device)
-        steps = recipe.epochs * -(-len(train_images) // recipe.batch_size)
+        self.train_images = to_device(train_images, torch.device("cpu") if workers else device)
+        self.test_images = to_device(test_images, device)
+        whole, rest = divmod(len(train_images), recipe.batch_size)
+        self.batch_sizes = [recipe.batch_size] * whole + [rest] * (rest > 0)
         self.optimizer = make_optimizer(model, recipe)
-        self.schedule = make_schedule(self.optimizer, recipe, steps)
+        self.schedule = make_schedule(self.optimizer, recipe, recipe.epochs * len(self.batch_sizes))
         self.history: list[Row] = []
         self.batch_losses: list[float] = []
         self.logged: dict[str, Tensor] = {}  # losses and parts of the current epoch, a row a step, on the device
@@ -158,28 +171,28 @@ class Trainer:
 
     def train_epoch(self, epoch: int, on_step: OnStep) -> Row:
         """What is left of an epoch; the averages over all of it of the loss and its parts, an image counting once."""
-        order = batch_order(len(self.train_images), self.recipe.batch_size, self.recipe.seed, epoch)
+        order = order_of(self.train_images, self.recipe.batch_size, self.recipe.seed, epoch)
         if not self.steps_done:
             torch.manual_seed(seed_for(self.recipe.seed, epoch, 1))  # noise depends on (seed, epoch) too
         self.model.on_epoch(epoch, self.recipe.epochs)
         self.model.train()
         eager = captured = self.loss
         done, start, before = self.steps_done, time.perf_counter(), self.seconds
-        shares = [ae_parallel.share(len(index)) for index in order[done:]]
-        mine = [index[share.first : share.last] for index, share in zip(order[done:], shares)]
+        shares = [ae_parallel.share(count) for count in self.batch_sizes[done:]]
+        mine = (index[share.first : share.last] for index, share in zip(order[done:], shares))
         for images, share in zip(batches(self.train_images, mine, self.workers, self.device), shares):
             whole = share.batch == self.recipe.batch_size
             if self.graphs and whole and captured is eager:  # anew every epoch: `on_epoch` may change the model
                 captured = _Loss(self.model, self.precision).captured(images)
             numbers = self._step(images, share, captured if whole else eager)
-            self._log(numbers, len(order))
+            self._log(numbers, len(self.batch_sizes))
             self.seconds = before + time.perf_counter() - start
-            on_step(epoch + 1, self.steps_done, len(order), numbers["train_loss"])
+            on_step(epoch + 1, self.steps_done, len(self.batch_sizes), numbers["train_loss"])
         self.check_finite()  # waits for the device: what it still has to do belongs to the epoch
         self.seconds = before + time.perf_counter() - start
         losses = {name: values.cpu().double() for name, values in self.logged.items()}
         self.batch_losses += losses["train_loss"].tolist()
-        weights = torch.tensor([len(index) for index in order], dtype=torch.double) / len(self.train_images)
+        weights = torch.tensor(self.batch_sizes, dtype=torch.double) / len(self.train_images)
         return {name: torch.tensordot(weights, values, dims=1).tolist() for name, values in losses.items()}
 
     def _step(self, images: Tensor, share: ae_parallel.Share, loss_of: nn.Module) -> dict[str, Tensor]:

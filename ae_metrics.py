@@ -9,6 +9,7 @@ from torch import Tensor
 import ae_parallel
 from ae_models import Autoencoder, to_range
 from ae_runtime import seed_for
+from ae_stream import Images
 
 Numbers = dict[str, Any]
 _BATCH = 500  # images per pass: large enough to be quick, small enough for any memory
@@ -21,13 +22,13 @@ def to_pixels(images: Tensor, pixel_range: str) -> Tensor:
     return images.to(torch.float32).mul_(1 / 255)
 
 
-def _in_batches(model: Autoencoder, images: Tensor) -> Iterator[Tensor]:
+def _in_batches(model: Autoencoder, images: Images) -> Iterator[Tensor]:
     model.eval()
     for part in images.split(_BATCH):
         yield to_pixels(part, model.input_range)
 
 
-def _in_shares(model: Autoencoder, images: Tensor) -> Iterator[tuple[Tensor, int]]:
+def _in_shares(model: Autoencoder, images: Images) -> Iterator[tuple[Tensor, int]]:
     """Of every batch what this process takes, and how many of these images count."""
     model.eval()
     for part in images.split(_BATCH):
@@ -38,7 +39,7 @@ def _in_shares(model: Autoencoder, images: Tensor) -> Iterator[tuple[Tensor, int
 
 
 @torch.no_grad()
-def evaluate(model: Autoencoder, images: Tensor, seed: int) -> Numbers:
+def evaluate(model: Autoencoder, images: Images, seed: int) -> Numbers:
     """The model's own loss and its parts on images (n, 784) uint8, prefixed `test_`, in fp32.
 
     Models that draw random numbers in their loss draw the same ones every time. Several processes share the work.
@@ -57,7 +58,7 @@ def evaluate(model: Autoencoder, images: Tensor, seed: int) -> Numbers:
 
 
 @torch.no_grad()
-def quality(model: Autoencoder, images: Tensor) -> Numbers:
+def quality(model: Autoencoder, images: Images) -> Numbers:
     """`pearson`, `undefined_pearson`, `l0`, `dead_features` and `mean_activity` on uint8 images (n, 784).
 
     Of an ensemble each is a list. `l0` is the mean number of features of a code that are not zero, `dead_features`
@@ -90,20 +91,20 @@ def pearson(a: Tensor, b: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def firing_rates(model: Autoencoder, images: Tensor) -> Tensor:
+def firing_rates(model: Autoencoder, images: Images) -> Tensor:
     """The share of uint8 images (n, 784) that each feature fires for: (features,), of an ensemble (S, features)."""
     fired = [(model.encode(x) != 0).sum(dim=-2) for x in _in_batches(model, images)]
     return torch.stack(fired).sum(dim=0) / len(images)
 
 
 @torch.no_grad()
-def reconstruct(model: Autoencoder, images: Tensor) -> Tensor:
+def reconstruct(model: Autoencoder, images: Images) -> Tensor:
     """Reconstructions (n, 784), of an ensemble (S, n, 784), of uint8 images (n, 784), in unit range."""
     parts = [to_range(model(x)[0], model.output_range, "unit") for x in _in_batches(model, images)]
     return torch.cat(parts, dim=-2)
 
 
-def reconstruction_error(model: Autoencoder, images: Tensor) -> Numbers:
+def reconstruction_error(model: Autoencoder, images: Images) -> Numbers:
     """`test_mse` per pixel in the range of the model's output, and `test_mse_unit`, for uint8 images (n, 784)."""
     # In parts: the answers of an ensemble to all images would be the largest array of its run.
     squares = [(reconstruct(model, part) - to_pixels(part, "unit")).square().mean(dim=-1)
@@ -114,14 +115,14 @@ def reconstruction_error(model: Autoencoder, images: Tensor) -> Numbers:
 
 
 @torch.no_grad()
-def loss_analysis(model: Autoencoder, images: Tensor, chosen: Tensor) -> Numbers:
+def loss_analysis(model: Autoencoder, images: Images, chosen: Tensor) -> Numbers:
     """What an ensemble's loss is worth: its squared error on the chosen images beside that of the mean image.
 
     The mean image is that of all images (n, 784) uint8; `mean_image` is its error on the chosen ones, which is their
     variance, `mean_image_all` that on all. `scale` is the number a that makes |x - a y|^2 least, one for all
     reconstructions y of an autoencoder, `scaled_mse` what it leaves. Explained is 1 - MSE / variance. In unit range.
     """
-    mean = images.sum(dim=0) / (255 * len(images))
+    mean = sum(part.sum(dim=0) for part in images.split(_BATCH)) / (255 * len(images))
     around = torch.cat([(to_pixels(part, "unit") - mean).square().mean(dim=1) for part in images.split(_BATCH)])
     around = around.cpu().double()
     variance = around[chosen].mean()
@@ -137,20 +138,20 @@ def loss_analysis(model: Autoencoder, images: Tensor, chosen: Tensor) -> Numbers
 
 
 @torch.no_grad()
-def encode(model: Autoencoder, images: Tensor) -> Tensor:
+def encode(model: Autoencoder, images: Images) -> Tensor:
     """Codes (n, code_size), of an ensemble (S, n, features), of uint8 images (n, 784)."""
     return torch.cat([model.encode(x) for x in _in_batches(model, images)], dim=-2)
 
 
 @torch.no_grad()
-def single_codes(model: Autoencoder, images: Tensor) -> Tensor:
+def single_codes(model: Autoencoder, images: Images) -> Tensor:
     """Codes (n, code_size), on the CPU, of uint8 images (n, 784); of an ensemble those of its first autoencoder."""
     return torch.cat([codes[0] if (codes := model.encode(x)).ndim == 3 else codes
                       for x in _in_batches(model, images)]).cpu()  # fmt: skip
 
 
 @torch.no_grad()
-def denoise(model: Autoencoder, images: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+def denoise(model: Autoencoder, images: Images, seed: int) -> tuple[Tensor, Tensor]:
     """Noisy copies of uint8 images (n, 784), and what the model restores from them, both in unit range."""
     torch.manual_seed(seed_for(seed, len(images), 1))
     noisy = [model.corrupt(x) for x in _in_batches(model, images)]
@@ -158,7 +159,7 @@ def denoise(model: Autoencoder, images: Tensor, seed: int) -> tuple[Tensor, Tens
     return to_range(torch.cat(noisy), model.input_range, "unit"), torch.cat(restored)
 
 
-def restoration_error(model: Autoencoder, images: Tensor, seed: int) -> Numbers:
+def restoration_error(model: Autoencoder, images: Images, seed: int) -> Numbers:
     """Squared error per unit-range pixel to the clean images: of noisy images, and of what is restored from them."""
     squares: dict[str, list[Tensor]] = {"noisy_mse": [], "restored_mse": []}
     for number, part in enumerate(images.split(_BATCH)):

@@ -17,7 +17,7 @@ from ae_linear import count_file, fit_pca, write_pca
 def parser() -> ae_cli.Parser:
     parser = ae_cli.Parser(__doc__)
     data, output = parser.add_argument_group("data"), parser.add_argument_group("output")
-    ae_cli.add_data_flags(data)
+    ae_cli.add_data_flags(data, stream=True)
     data.add_argument("--max-samples", type=ae_cli.integer(2), default=60_000,
                       help="training images to fit on, a seeded random subset when fewer than all "
                       "(default: %(default)s)")

@@ -13,7 +13,7 @@ import torch
 import ae_figures
 from ae_data import ImageSet
 from ae_linear import Pca
-from ae_loop import Trainer, batch_order
+from ae_loop import Trainer, order_of
 from ae_metrics import (
     denoise,
     encode,
@@ -31,6 +31,7 @@ from ae_models import VAE, to_range
 from ae_recipes import Recipe
 from ae_runtime import seed_for
 from ae_sparse import SparseEnsemble, mmcs
+from ae_stream import to_device
 
 ANALYSED = 10  # batches that the loss analysis looks at
 _SHOWN = 10  # test images in a picture
@@ -58,9 +59,9 @@ def analyse_untrained(recipe: Recipe, images: ImageSet, device: torch.device) ->
     """`loss_analysis` of the ensemble that training would start from, on its first batches."""
     torch.manual_seed(recipe.seed)
     model = recipe.build().to(device)
-    order = batch_order(len(images.train_images), recipe.batch_size, recipe.seed, 0)
-    train_images = torch.from_numpy(images.train_images.copy()).to(device)
-    return loss_analysis(model, train_images, torch.cat(order[:ANALYSED]))
+    train_images = to_device(images.train_images, device)
+    order = order_of(train_images, recipe.batch_size, recipe.seed, 0)
+    return loss_analysis(model, train_images, torch.cat(tuple(order[:ANALYSED])))
 
 
 def verdict(recipe: Recipe, metrics: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 import ae_parallel
 from ae_errors import Mistake
 from ae_recipes import Recipe
+from ae_stored import memory
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # names and numbers of glibc's malloc.h
 
@@ -118,11 +119,6 @@ def parameters(recipe: Recipe) -> float:
             return sum(weight.numel() for weight in recipe.build().parameters())
     except RuntimeError:  # more than torch can count
         return math.inf
-
-
-def memory() -> float:
-    """Bytes of this machine's memory; infinite where it cannot be asked."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
 
 
 def seed_for(seed: int, *path: int) -> int:

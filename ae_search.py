@@ -155,7 +155,7 @@ def candidates(args: argparse.Namespace, images: ImageSet) -> list[Candidate]:
 
 def allowed_jobs(wanted: int, threads: int, parameters: float, images: ImageSet) -> int:
     """As many of the wanted jobs as cores and memory have room for, and at least one; says so when they are fewer."""
-    from ae_runtime import memory
+    from ae_stored import memory
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # Weights, gradients and two moments, with a step's temporaries; images as they were, cut and copied.

@@ -35,7 +35,7 @@ def parser(settings: Container[str] = SETTINGS, recipe: Recipe = RECIPES[DEFAULT
     parser = ae_cli.Parser(__doc__)
     shown = "(default: %(default)s)"
     data = parser.add_argument_group("data")
-    ae_cli.add_data_flags(data)
+    ae_cli.add_data_flags(data, stream=True)
     data.add_argument("--leave-out", type=ae_cli.integer(0, 9), metavar="DIGIT",
                       help="train without the images of this label; ae_eval.py then asks how strange they look "
                       "(default: none)")
@@ -198,6 +198,8 @@ def run(args: argparse.Namespace) -> None:
     images = load_images(**ae_cli.data_flags(args))
     if args.leave_out is not None:
         images = images.without(args.leave_out)
+    if args.workers and images.origin["stream"]:
+        raise Mistake("--workers: images in a file are read ahead by a thread of the run itself; leave it out")
     recipe, pca, pca_missing = ae_parallel.first(partial(settle, recipe, args, images, folder))
     check_memory(recipe)
     keep_freed_memory()

@@ -109,17 +109,8 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     args, more = parser().parse_known_args()  # the rest goes to ae_train.py
     flags = ("--dataset", args.dataset, "--data-root", args.data_root, "--epochs", args.epochs, *more)
-    head = [
-        "recipe",
-        "processes",
-        "losses of epochs",
-        "of batches",
-        "metrics",
-        "ms a step",
-        "times one",
-        "bytes sent",
-        "measured",
-    ]
+    head = ("recipe", "processes", "losses of epochs", "of batches", "metrics", "ms a step", "times one", "bytes sent",
+            "measured")  # fmt: skip
     print(f"| {' | '.join(head)} |\n|{' --- |' * len(head)}", flush=True)
     results: dict[str, Any] = {"machine": machine_name(), "dataset": args.dataset, "flags": more, "recipes": {}}
     for recipe in args.only.split(","):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,15 @@ import torch
 from conftest import call_script, is_one_error_line, only_warnings
 from PIL import Image
 
+import ae_eval
 import ae_generate
 import ae_pca
 import ae_train
 from ae_checkpoint import load_run
 from ae_data import load_again, load_images
-from ae_errors import Mistake
+from ae_errors import Fault, Mistake
 from ae_metrics import to_pixels
+from ae_stored import Stored
 
 TINY = ("--hidden-sizes", 16, "--code-size", 2, "--code-activation", "none", "--epochs", 1, "--device", "cpu")
 
@@ -34,8 +37,8 @@ def collections(tmp_path_factory, digits):
     return root
 
 
-def own(path, **settings):
-    return load_images(str(path), Path("unused"), **settings)
+def own(path, root=Path("unused"), **settings):
+    return load_images(str(path), root, **settings)
 
 
 def rows(images):
@@ -199,3 +202,75 @@ def test_a_known_set_can_be_resized(digits, tmp_path):
     assert small.train_images.shape == (1500, 196) and small.fingerprint != digits.fingerprint
     halved = digits.train_images.reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4)).ravel()
     assert np.corrcoef(halved, small.train_images.ravel())[0, 1] > 0.98
+
+
+def test_a_streamed_run_is_one_on_the_same_images_from_its_pca_to_its_evaluation(collections, tmp_path, capsys):
+    out, data = tmp_path / "out", ("--dataset", collections / "array.npy", "--stream", "on")
+    assert call_script(capsys, ae_pca.main, *data, "--output-dir", out)[0] == 0
+    status, _, err = call_script(capsys, ae_train.main, *data, *TINY, "--output-dir", out)
+    assert status == 0 and only_warnings(err)
+    dataset = json.loads((out / "run.json").read_text())["dataset"]
+    images = load_again(dataset)
+    assert isinstance(images.train_images, Stored) and images.fingerprint == dataset["fingerprint"]
+    status, table, err = call_script(capsys, ae_eval.main, "--run", out, "--device", "cpu")
+    assert status == 0 and err == "" and "6 test images" in table
+    shown = json.loads((out / "evaluation.json").read_text())["model"]["test_mse_unit"]
+    assert shown == pytest.approx(json.loads((out / "run.json").read_text())["metrics"]["test_mse_unit"], rel=1e-5)
+    status, _, err = call_script(capsys, ae_train.main, *data[:2], *TINY, "--output-dir", out, "--resume")
+    assert status == 2 and "other images" in err  # in memory other ones are set aside to test on
+
+
+@pytest.mark.parametrize("name", ["array.npy", "pictures"])
+def test_pictures_and_arrays_of_another_size_are_kept_in_a_file_that_nobody_sees(collections, tmp_path, name):
+    streamed = own(collections / name, root=tmp_path / "root", image_size=16, stream="on")
+    held = own(collections / name, image_size=16)
+    both = [[*i.train_images[:], *i.test_images[:]] for i in (streamed, held)]
+    assert isinstance(streamed.train_images, Stored) and rows(both[0]) == rows(both[1])
+    assert list((tmp_path / "root").iterdir()) == []
+    labels = {bytes(x): label for x, label in zip(both[1], [*held.train_labels, *held.test_labels])}
+    assert [labels[bytes(x)] for x in both[0]] == [*streamed.train_labels, *streamed.test_labels]
+
+
+def test_a_streamed_folder_keeps_its_own_parts(tmp_path, digits):
+    for number, image in enumerate(digits.train_images[:30]):
+        folder = tmp_path / "own" / ("train" if number % 3 else "test") / str(digits.train_labels[number])
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.reshape(28, 28)).save(folder / f"{number}.png")
+    images, held = (own(tmp_path / "own", root=tmp_path, stream=stream) for stream in ("on", "off"))
+    for part in ("train", "test"):
+        pairs = [
+            sorted((bytes(x), label) for x, label in zip(getattr(i, f"{part}_images")[:], getattr(i, f"{part}_labels")))
+            for i in (images, held)
+        ]
+        assert pairs[0] == pairs[1] and len(pairs[0]) == (20 if part == "train" else 10)
+
+
+def test_only_what_would_fill_the_memory_is_streamed_by_itself(collections, monkeypatch):
+    assert not isinstance(own(collections / "array.npy").train_images, Stored)
+    monkeypatch.setattr("ae_stored.memory", lambda: 4 * 60 * 784 - 1)
+    assert isinstance(own(collections / "array.npy").train_images, Stored)
+    assert not isinstance(own(collections / "array.npy", stream="off").train_images, Stored)
+
+
+def test_a_disk_too_full_for_the_images_is_a_fault_that_names_the_folder(collections, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+    try:
+        with pytest.raises(Fault, match=rf"{tmp_path}: cannot hold .*; make room there"):
+            own(collections / "pictures", root=tmp_path, stream="on")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("flags", [("--workers", 1), ("--leave-out", 1), ("--dataset", "digits")], ids=str)
+def test_what_streaming_cannot_do_is_refused(collections, tmp_path, capsys, flags):
+    data = ("--dataset", collections / "array.npy", "--stream", "on", *TINY, "--output-dir", tmp_path / "out")
+    status, _, err = call_script(capsys, ae_train.main, *data, *flags)
+    assert status == 2 and is_one_error_line(err) and not (tmp_path / "out").exists()
+
+
+def test_an_array_whose_images_lie_across_one_another_is_not_streamed(tmp_path):
+    np.save(tmp_path / "a.npy", np.asfortranarray(np.random.default_rng(0).integers(0, 256, (9, 28, 28), np.uint8)))
+    assert len(own(tmp_path / "a.npy").train_images) == 8
+    with pytest.raises(Mistake, match="across one another"):
+        own(tmp_path / "a.npy", stream="on")
