@@ -27,12 +27,14 @@ class Parser(argparse.ArgumentParser):
 
     quiet = False  # whether the last command line that was read has asked for it
 
-    def __init__(self, description: str | None) -> None:
+    def __init__(self, description: str | None, dry_run: bool = True) -> None:
         super().__init__(
             description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         self.add_argument("--version", action=_Version, nargs=0, help="print the versions, and end")
         self.add_argument("--quiet", action="store_true", help="say nothing of the progress, only results and warnings")
+        if dry_run:
+            self.add_argument("--dry-run", action="store_true", help="print what would be done, and touch nothing")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         spelt = []
@@ -210,6 +212,7 @@ def add_data_flags(parser: argparse._ActionsContainer, stream: bool = False) -> 
 
 
 def data_flags(args: argparse.Namespace) -> dict[str, Any]:
+    """What `ae_data.load_images` takes of a command line."""
     return {"source": args.dataset, "root": args.data_root, "image_size": args.image_size,
             "test_fraction": args.test_fraction, "split_seed": args.split_seed,
             "stream": getattr(args, "stream", "off")}  # fmt: skip

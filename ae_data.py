@@ -202,6 +202,14 @@ def is_there(name: str, root: Path) -> bool:
     return name not in IDX_SETS or all((root / IDX_SETS[name] / "raw" / part).is_file() for part in _PARTS)
 
 
+def would_download(name: str, root: Path) -> str:
+    """What `load_images` would have to do first, for people; empty where the set is there, or is one's own."""
+    if is_there(name, root):
+        return ""
+    else_digits = "; where that fails, the digits of scikit-learn would be taken" if name == "auto" else ""
+    return f"{'mnist' if name == 'auto' else name} is not in {root}: it would be downloaded{else_digits}"
+
+
 def _ensure_downloaded(name: str, root: Path) -> Path:
     """The folder with the four IDX files of `name`, unpacked or downloaded first where one is missing."""
     folder = root / IDX_SETS[name] / "raw"

@@ -155,7 +155,14 @@ def main(arguments: list[str] | None = None) -> None:
         if samples:
             likelihood(subject, samples, args.binarize or "none", args.seed)
         return
-    folder = prepare_folder(args.output_dir or args.run)
+    folder = args.output_dir or args.run
+    if args.dry_run:
+        extra = {"a likelihood": samples, "probe": args.probe, "code_map.png": args.map, "outliers.png": strange}
+        more = "".join(f", {name}" for name, wanted in extra.items() if wanted)
+        print(f"Would measure {subject.title} on {len(images.test_images):,} test images{more}")
+        print(f"Would write {EVALUATION_FILE} and the pictures into {folder}")
+        return
+    prepare_folder(folder)
 
     results: dict[str, Any] = {
         "recipe": recipe.as_dict(), "weights_sha256": record["weights_sha256"], "dataset": record["dataset"],

@@ -151,6 +151,7 @@ def read_bytes(path: Path, remedy: str) -> bytes:
 
 
 def write_json(path: Path, value: object) -> None:
+    """Write a value of JSON types, indented, in one piece or not at all."""
     write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
@@ -166,6 +167,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def write_npz(path: Path, **arrays: Any) -> None:
+    """Write arrays by name, in one piece or not at all."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     write_atomic(path, buffer.getvalue())

@@ -75,6 +75,7 @@ class Fold:
 
 
 def path_of(facts: dict[str, Any], folder: Path) -> Path:
+    """The file that keeps the result which these facts lead to."""
     return folder / f"{checksum(facts)[:16]}.json"
 
 

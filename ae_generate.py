@@ -58,7 +58,6 @@ def parser() -> ae_cli.Parser:
     shown = "(default: %(default)s)"
     parser.add_argument("--run", type=Path, required=True, help="folder of the trained model, such as outputs/vae")
     parser.add_argument("--output-dir", type=Path, help="where the picture goes (default: the folder of the run)")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be written, and touch nothing")
     parser.add_argument("--device", default="auto", help=f"auto, cuda, cuda:N, mps or cpu {shown}")
     parser.add_argument("--seed", type=ae_cli.integer(0), default=0, metavar="N",
                         help=f"of the samples, or of which test images are taken {shown}")

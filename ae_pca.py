@@ -8,9 +8,9 @@ from pathlib import Path
 
 import ae_cli
 import ae_parallel
-from ae_data import is_there, load_images
+from ae_data import load_images, would_download
 from ae_files import hold_folder
-from ae_linear import count_file, fit_pca, write_pca
+from ae_linear import PCA_FILE, count_file, fit_pca, write_pca
 
 
 # fmt: off
@@ -29,21 +29,23 @@ def parser() -> ae_cli.Parser:
                       "and need no worker (default: %(default)s)")
     output.add_argument("--output-dir", type=Path, default=Path("outputs"),
                         help="where results go (default: %(default)s)")
-    output.add_argument("--dry-run", action="store_true", help="print what would be done, and touch nothing")
     return parser
 # fmt: on
 
 
 def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
-    if args.dry_run:
-        where = "" if is_there(args.dataset, args.data_root) else f", downloaded to {args.data_root}"
-        names = f"{count_file(args.output_dir, args.variance).name}, pca.npz and the curve"
-        print(f"Would fit PCA on {args.max_samples:,} images of {args.dataset}{where}, at most, seed {args.seed}")
-        print(f"Would write {names} into {args.output_dir}")
+    if args.dry_run and (first := would_download(args.dataset, args.data_root)):
+        print(first)
         return
     ae_parallel.join()
     images, folder = load_images(**ae_cli.data_flags(args)), args.output_dir
+    if args.dry_run:
+        names = f"{count_file(folder, args.variance).name}, {PCA_FILE} and the curve"
+        count = min(args.max_samples, len(images.train_images))
+        print(f"Would fit PCA on {count:,} of {len(images.train_images):,} images of {images.title}, seed {args.seed}")
+        print(f"Would write {names} into {folder}")
+        return
     with hold_folder(folder):
         pca = fit_pca(images, args.max_samples, args.seed)
         if not ae_parallel.is_first():

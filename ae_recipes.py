@@ -102,6 +102,7 @@ class Recipe:
 
     @property
     def pixels(self) -> int:
+        """Of an image."""
         return self.image_size**2
 
     @property
@@ -119,10 +120,12 @@ class Recipe:
 
     @property
     def weights_file(self) -> str:
+        """The name of the weights' file in the output folder."""
         return "mnist_ae.pt" if self.name == DEFAULT else f"mnist_{self.name}.pt"
 
     @property
     def default_folder(self) -> str:
+        """The output folder where the flags name none."""
         return "outputs" if self.name == DEFAULT else f"outputs/{self.name}"
 
 

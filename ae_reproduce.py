@@ -22,7 +22,7 @@ from typing import Any
 import ae_cli
 import ae_train
 from ae_claims import Claim
-from ae_data import DATASETS, ImageSet, load_images
+from ae_data import DATASETS, ImageSet, load_images, would_download
 from ae_errors import Fault, Mistake
 from ae_files import lock_folder, prepare_folder, write_atomic, write_json
 from ae_linear import fit_pca
@@ -123,7 +123,16 @@ def main(arguments: list[str] | None = None) -> None:
     if args.study and (args.only != PUBLISHED or args.seeds != 1):
         raise Mistake("--study trains recipes of its own, one seed each; leave --only and --seeds out")
     pick_device(args.device)  # a mistake there is said before anything is written
+    if args.dry_run and (first := would_download(args.dataset, args.data_root)):
+        print(f"{first}, and the systems trained")
+        return
     begun, images = time.monotonic(), load_images(args.dataset, args.data_root)
+    if args.dry_run:
+        runs = studied(args, images) if args.study else plan(args, images)
+        for run in itertools.chain.from_iterable(runs.values()):
+            print(f"{'Stands already' if stands(run, images) else 'Would train'}: {run.command} --seed {run.seed}")
+        print(f"Would write the report into {args.output_dir} ({images.title})")
+        return
     folder = prepare_folder(args.output_dir)
     with lock_folder(folder):
         if args.study:
@@ -307,6 +316,12 @@ def look_up(place: str, run: Run, images: ImageSet, args: argparse.Namespace) ->
     return fmean(value) if isinstance(value, list) else float(value)
 
 
+def studied(args: argparse.Namespace, images: ImageSet) -> dict[tuple[str, ...], list[Run]]:
+    """The runs of the study, one of each recipe and code size, by their flags."""
+    flags = [(name, "--code-size", str(size)) for name in STUDIED for size in args.code_sizes]
+    return {each: [make_run(each, RECIPES[each[0]].seed, args, images, 0)] for each in flags}
+
+
 def study(args: argparse.Namespace, images: ImageSet) -> None:
     """Test MSE of PCA and of the studied recipes over code sizes: code_size.json, and the figure."""
     from ae_figures import code_size_curves
@@ -315,11 +330,9 @@ def study(args: argparse.Namespace, images: ImageSet) -> None:
     pca = fit_pca(images)
     count = pca.components_for(0.95)
     errors: dict[str, dict[int, float]] = {}
-    for name in STUDIED:
-        for size in args.code_sizes:
-            run = make_run((name, "--code-size", str(size)), RECIPES[name].seed, args, images, count)
-            ensure(run, images)
-            errors.setdefault(name, {})[size] = run.record()["metrics"]["test_mse_unit"]
+    for (name, *_), (run,) in studied(args, images).items():
+        ensure(run, images)
+        errors.setdefault(name, {})[run.recipe.code_size or 0] = run.record()["metrics"]["test_mse_unit"]
     curve = {
         size: pca.test_mse(images.test_images, size) for size in range(min(args.code_sizes), max(args.code_sizes) + 1)
     }

@@ -11,7 +11,6 @@ import argparse
 import csv
 import io
 import os
-import sys
 import time
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -22,11 +21,12 @@ import numpy as np
 
 import ae_cli
 import ae_parallel
-from ae_data import ImageSet, load_images
+from ae_data import ImageSet, load_images, would_download
 from ae_errors import Mistake
 from ae_files import hold_folder, prepare_folder, write_atomic
 from ae_linear import fit_pca
 from ae_recipes import DEFAULT, RECIPES, Recipe
+from ae_train import named
 
 if TYPE_CHECKING:
     from ae_folds import Fold, Result
@@ -52,6 +52,7 @@ class Candidate:
 
     @property
     def diverged(self) -> int:
+        """Folds whose training diverged."""
         return len(self.results) - len(self.errors)
 
     def row(self, rank: int) -> dict[str, Any]:
@@ -68,7 +69,8 @@ class Candidate:
 
 
 # fmt: off
-def parser() -> ae_cli.Parser:
+def parser(recipe: Recipe = RECIPES[DEFAULT]) -> ae_cli.Parser:
+    """The command line, with the defaults of `recipe`."""
     parser = ae_cli.Parser(__doc__)
     shown = "(default: %(default)s)"
     offered = parser.add_argument_group("candidates: every combination of these")
@@ -78,7 +80,7 @@ def parser() -> ae_cli.Parser:
     offered.add_argument("--code-sizes", type=ae_cli.code_size, nargs="+", default=["auto"], metavar="N",
                          help="numbers, or auto for what the PCA of all training images says (default: auto)")
     offered.add_argument("--lr", type=ae_cli.number(0, above=True), nargs="+", metavar="X",
-                         help="learning rates (default: the recipe's)")
+                         help=f"learning rates (default: {recipe.shown('lr')})")
     search = parser.add_argument_group("search")
     search.add_argument("--recipe", choices=[name for name, row in RECIPES.items() if "hidden_sizes" in row.model_args],
                         default=DEFAULT, help=f"what to train, with its settings but for those offered {shown}")
@@ -101,7 +103,10 @@ def parser() -> ae_cli.Parser:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    args = parser().parse_args(arguments)
+    args = parser(named(arguments)).parse_args(arguments)
+    if args.dry_run and (first := would_download(args.dataset, args.data_root)):
+        print(f"{first}, and searched over")
+        return
 
     from ae_folds import Fold
     from ae_runtime import pick_device
@@ -117,6 +122,12 @@ def main(arguments: list[str] | None = None) -> None:
     folds = [Fold(candidate.recipe, number, args.folds, args.seed, device, args.threads)
              for number in range(args.folds) for candidate in offered]  # fmt: skip
     folder = args.output_dir
+    if args.dry_run:
+        print(f"Would train {len(offered)} candidates on {args.folds} folds each, {jobs} at a time, those that "
+              f"{folder / 'folds'} does not keep:")  # fmt: skip
+        print("\n".join(f"{describe(one.recipe)}: {one.parameters:,} parameters" for one in offered))
+        print(f"Would write search.csv and search.png into {folder} ({images.title})")
+        return
     with hold_folder(folder):
         results = search(folds, images, prepare_folder(folder / "folds"), jobs)
         if not ae_parallel.is_first():
@@ -163,7 +174,7 @@ def allowed_jobs(wanted: int, threads: int, parameters: float, images: ImageSet)
     beside = ae_parallel.launched("LOCAL_WORLD_SIZE") or 1  # processes of torchrun on this machine
     jobs = max(1, int(min(wanted, cores // threads // beside, memory() // needed // beside)))
     if jobs < wanted:
-        print(f"warning: --jobs {wanted}: cores and memory allow {jobs} of {threads} threads", file=sys.stderr)
+        ae_cli.warn(f"--jobs {wanted}: cores and memory allow {jobs} of {threads} threads")
     return jobs
 
 
@@ -179,7 +190,7 @@ def search(folds: "list[Fold]", images: ImageSet, folder: Path, jobs: int) -> "l
     results = shared([kept(fact, folder) for fact in facts])
     missing = {place: fold for place, fold in enumerate(folds) if results[place] is None}
     if len(missing) < len(folds):
-        print(f"{len(folds) - len(missing)} of {len(folds)} folds are kept in {folder}", file=sys.stderr)
+        ae_cli.note(f"{len(folds) - len(missing)} of {len(folds)} folds are kept in {folder}")
     missing = dict(list(missing.items())[ae_parallel.rank() :: ae_parallel.size()])
     work = {place: parameters(fold.recipe) for place, fold in missing.items()}  # what the seconds grow with
     done, start = 0.0, time.monotonic()
@@ -189,9 +200,9 @@ def search(folds: "list[Fold]", images: ImageSet, folder: Path, jobs: int) -> "l
             results[place] = result
             done += work[place]
             left = (time.monotonic() - start) * (sum(work.values()) / done - 1)
-            print(f"{len(folds) - results.count(None)}/{len(folds)} {describe(folds[place].recipe)}, fold "
-                  f"{folds[place].number + 1}: {said(result)}, {result['seconds']:.1f} s; "
-                  f"about {ae_cli.duration(left)} left", file=sys.stderr, flush=True)  # fmt: skip
+            ae_cli.note(f"{len(folds) - results.count(None)}/{len(folds)} {describe(folds[place].recipe)}, fold "
+                        f"{folds[place].number + 1}: {said(result)}, {result['seconds']:.1f} s; "
+                        f"about {ae_cli.duration(left)} left")  # fmt: skip
     except (KeyboardInterrupt, ae_cli.Stopped) as stop:
         kept_now = f"{len(folds) - results.count(None)} of {len(folds)} folds are kept; the same command goes on"
         raise ae_cli.Stopped(f"stopped; {kept_now}", getattr(stop, "status", 130)) from stop
@@ -204,14 +215,17 @@ def shared(results: "list[Result | None]") -> "list[Result | None]":
 
 
 def describe(recipe: Recipe) -> str:
+    """What tells a candidate from the others."""
     return f"{hidden(recipe)}, code {recipe.code_size}, lr {recipe.lr:g}"
 
 
 def hidden(recipe: Recipe) -> str:
+    """Widths between pixels and code, such as `500-500`."""
     return "-".join(map(str, recipe.model_args["hidden_sizes"])) or "none"
 
 
 def said(result: "Result") -> str:
+    """The error of a fold, for people."""
     return "diverged" if result["val_mse"] is None else f"MSE {result['val_mse']:.5f}"
 
 
@@ -221,6 +235,7 @@ def standard_error(errors: np.ndarray) -> float:
 
 
 def table(rows: list[dict[str, Any]]) -> bytes:
+    """The rows as CSV."""
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()

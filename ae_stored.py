@@ -58,6 +58,7 @@ class Stored:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """(images, pixels)."""
         return len(self), self.pixels
 
     @property

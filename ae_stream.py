@@ -71,6 +71,7 @@ class Streamed:
         return self.batches(torch.arange(start, min(start + size, count)) for start in range(0, count, size))
 
     def order(self, batch_size: int, seed: int, epoch: int) -> BlockOrder:
+        """The image numbers of each batch of an epoch."""
         return BlockOrder(len(self), self.images.block, self.images.pool, batch_size, seed, epoch)
 
     def batches(self, order: Iterable[Tensor]) -> Iterator[Tensor]:

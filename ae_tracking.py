@@ -25,7 +25,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import ae_cli
-from ae_errors import Mistake
+from ae_errors import Fault, Mistake
 from ae_files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -60,12 +60,16 @@ class Trackers:
     ) -> None:
         """Start the trackers called `names`; `interval` is the number of steps from one batch loss to the next."""
         place = folder.resolve() / "trackers"
-        if names:
-            place.mkdir(exist_ok=True)
         self.interval = interval
         run = f"{config['name']}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         facts = {"id": run, "folder": str(place), "project": project, "config": config}
-        self.feeds = [_Feed(name, facts, resume) for name in dict.fromkeys(names)]
+        self.feeds: list[_Feed] = []
+        for name in dict.fromkeys(names):
+            try:
+                place.mkdir(exist_ok=True)
+                self.feeds.append(_Feed(name, facts, resume))
+            except (Fault, OSError, ValueError, TypeError) as error:  # what an earlier run has left, or the disk
+                ae_cli.warn(f"--tracker {name}: {error}; the run goes on without it")
 
     def __enter__(self) -> "Trackers":
         return self

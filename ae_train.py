@@ -7,7 +7,6 @@ is computed and written first.
 import argparse
 import contextlib
 import hashlib
-from collections.abc import Container
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import ae_cli
 import ae_parallel
-from ae_data import ImageSet, is_there, load_images
+from ae_data import ImageSet, load_images, would_download
 from ae_errors import Fault, Mistake
 from ae_files import hold_folder, read_count, write_atomic
 from ae_linear import Pca, count_file, fit_pca, read_pca, write_pca
@@ -25,18 +24,19 @@ from ae_tracking import TRACKERS, Trackers, flat, require
 
 if TYPE_CHECKING:
     from ae_loop import Trainer
+    from ae_run import Run
 
 # The parser needs no torch, and neither does a refused flag: what imports it is imported when training is sure.
 
 
 # fmt: off
-def parser(settings: Container[str] = SETTINGS, recipe: Recipe = RECIPES[DEFAULT]) -> ae_cli.Parser:
-    """The command line, with the defaults of `recipe`; a script for one recipe names the settings it wants of ours."""
+def parser(recipe: Recipe = RECIPES[DEFAULT], alone: bool = False, least_epochs: int = 1) -> ae_cli.Parser:
+    """The command line, with the defaults of `recipe`; where that is `alone`, a script's only one, with its flags."""
     parser = ae_cli.Parser(__doc__)
     shown = "(default: %(default)s)"
     data = parser.add_argument_group("data")
     ae_cli.add_data_flags(data, stream=True)
-    data.add_argument("--leave-out", type=ae_cli.integer(0, 9), metavar="DIGIT",
+    data.add_argument("--leave-out", type=ae_cli.integer(0, 65535), metavar="LABEL",
                       help="train without the images of this label; ae_eval.py then asks how strange they look "
                       "(default: none)")
     data.add_argument("--workers", type=ae_cli.integer(0, 256), default=0,
@@ -45,15 +45,16 @@ def parser(settings: Container[str] = SETTINGS, recipe: Recipe = RECIPES[DEFAULT
     # A setting of a recipe has no default here: a flag that is not given overrides nothing.
     def setting(group: argparse._ArgumentGroup, flag: str, help: str, **kinds: Any) -> None:
         name = flag.removeprefix("--").replace("-", "_")
-        if name in settings:
+        if not alone or recipe.has(name):
             default = f"(default: {recipe.shown(name)})" if recipe.has(name) else f"(only of {owners(name)})"
             group.add_argument(flag, default=argparse.SUPPRESS, help=f"{help} {default}", **kinds)
 
-    model = parser.add_argument_group(
-        "model", f"Defaults are those of the recipe {recipe.name}; --recipe NAME --help shows those of another."
-    )
-    model.add_argument("--recipe", choices=RECIPES, default=DEFAULT, help=f"what to train {shown}")
-    model.add_argument("--list-recipes", action="store_true", help="print every recipe with its settings, and end")
+    about = f"Defaults are those of the recipe {recipe.name}; --recipe NAME --help shows those of another."
+    model = parser.add_argument_group("model", None if alone else about)
+    one = [recipe.name] if alone else list(RECIPES)
+    model.add_argument("--recipe", choices=one, default=one[0] if alone else DEFAULT, help=f"what to train {shown}")
+    if not alone:
+        model.add_argument("--list-recipes", action="store_true", help="print every recipe with its settings, and end")
     setting(model, "--hidden-sizes", "widths between pixels and code, '' for none", type=ae_cli.sizes, metavar="N,N,..")
     setting(model, "--code-size", "a number, or auto for what the PCA says", type=ae_cli.code_size, metavar="N")
     setting(model, "--activation", "between the layers of a fully connected model", choices=("relu", "gelu"))
@@ -79,7 +80,7 @@ def parser(settings: Container[str] = SETTINGS, recipe: Recipe = RECIPES[DEFAULT
     training = parser.add_argument_group("training")
     setting(training, "--batch-size", "images a step", type=ae_cli.integer(1), metavar="N")
     setting(training, "--epochs", "passes over the images; ten times the recipe's where there are fewer than 10,000",
-            type=ae_cli.integer(1), metavar="N")
+            type=ae_cli.integer(least_epochs), metavar="N")
     setting(training, "--lr", "learning rate", type=ae_cli.number(0, above=True), metavar="X")
     setting(training, "--lr-schedule", "of the learning rate", choices=("constant", "one-cycle", "cosine"))
     setting(training, "--optimizer", "what updates the weights", choices=("adam", "adamw"))
@@ -96,7 +97,6 @@ def parser(settings: Container[str] = SETTINGS, recipe: Recipe = RECIPES[DEFAULT
 
     output = parser.add_argument_group("output")
     output.add_argument("--output-dir", type=Path, help=f"where results go (default: {recipe.default_folder})")
-    output.add_argument("--dry-run", action="store_true", help="print what would be done, and touch nothing")
     output.add_argument("--resume", action="store_true", help="go on from the output folder's checkpoint")
     output.add_argument("--checkpoint-minutes", type=ae_cli.number(0), default=10.0, metavar="X",
                         help=f"save the place inside of long epochs too, this often {shown}")
@@ -166,46 +166,26 @@ def settle(recipe: Recipe, args: argparse.Namespace, images: ImageSet, folder: P
 
 
 def main(arguments: list[str] | None = None) -> None:
-    run(parser(recipe=named(arguments)).parse_args(arguments))
+    args = parser(named(arguments)).parse_args(arguments)
+    if args.list_recipes:
+        print(listing())
+    else:
+        run(args)
 
 
 def run(args: argparse.Namespace) -> None:
     """Do what the command line asks for."""
-    if args.list_recipes:
-        print(listing())
-        return
     recipe = resolve(args)
     require(args.tracker)
     folder = args.output_dir or Path(recipe.default_folder)
+    if args.dry_run and (first := would_download(args.dataset, args.data_root)):
+        print(f"{first}, and recipe {recipe.name} trained")
+        return
 
-    import torch
-
-    from ae_health import Health
-    from ae_loop import Trainer
     from ae_run import Run
-    from ae_runtime import Precision, check_memory, device_name, keep_freed_memory, pick_device
 
     ae_parallel.join()
-    device = pick_device(args.device)
-    precision, graphs = Precision(args.amp, device), args.cuda_graphs == "on"
-    if graphs and device.type != "cuda":
-        raise Mistake(f"--cuda-graphs on: needs a CUDA device, and this run is on {device}; leave it off")
-    if graphs and ae_parallel.size() > 1:
-        raise Mistake("--cuda-graphs on: is for one process, and torchrun has started more; leave it off")
-    if args.dry_run and not is_there(args.dataset, args.data_root):
-        print(f"{args.dataset} is not in {args.data_root}: it would be downloaded, and recipe {recipe.name} trained")
-        return
-    images = load_images(**ae_cli.data_flags(args))
-    if args.leave_out is not None:
-        images = images.without(args.leave_out)
-    if args.workers and images.origin["stream"]:
-        raise Mistake("--workers: images in a file are read ahead by a thread of the run itself; leave it out")
-    recipe, pca, pca_missing = ae_parallel.first(partial(settle, recipe, args, images, folder))
-    check_memory(recipe)
-    keep_freed_memory()
-    torch.manual_seed(recipe.seed)
-    model = recipe.build()
-    trainer = Trainer(model, recipe, images.train_images, images.test_images, device, precision, args.workers, graphs)
+    trainer, images, pca, pca_missing = prepare(recipe, args, folder)
     if args.dry_run:
         if args.resume and Run(trainer, images, folder).resume():
             return
@@ -223,25 +203,64 @@ def run(args: argparse.Namespace) -> None:
         if pca_missing:
             count = write_pca(folder, pca, 0.95, images.title)
             print(f"Number of components to explain 95% variance: {count}")
-        if not args.quiet:
-            print(model)
-            print(f"Recipe {recipe.name} on {images.title}, device {device_name(device)}, {precision}", flush=True)
-        health = Health()
-        config = {**recipe.as_dict(), "dataset": images.title, "device": str(device), "precision": str(precision)}
-        with Trackers(
-            args.tracker, folder, args.tracker_project, args.tracker_interval, config, args.resume or kept.kept
-        ) as trackers:
-            trackers.epochs(trainer)
-            with ae_cli.progress(len(images.train_images), recipe.epochs, args.log_interval) as show:
-                keeping = partial(keep, trainer, images, folder, args, trackers)
-                for row in kept.epochs(show, keeping, args.checkpoint_minutes):
-                    if not args.quiet:
-                        print(describe(row, recipe.epochs), flush=True)
-                    for line in health.epoch(trainer):
-                        ae_cli.warn(line)
-                    trackers.epochs(trainer)
-            with ae_parallel.alone():
-                finish(trainer, images, pca, folder, trackers)
+        train(kept, args, pca)
+
+
+def prepare(recipe: Recipe, args: argparse.Namespace, folder: Path) -> "tuple[Trainer, ImageSet, Pca, bool]":
+    """All that training takes: the recipe's model where it starts, its images, the PCA, and whether that is new."""
+    import torch
+
+    from ae_loop import Trainer
+    from ae_runtime import Precision, check_memory, keep_freed_memory, pick_device
+
+    device = pick_device(args.device)
+    precision, graphs = Precision(args.amp, device), args.cuda_graphs == "on"
+    if graphs and device.type != "cuda":
+        raise Mistake(f"--cuda-graphs on: needs a CUDA device, and this run is on {device}; leave it off")
+    if graphs and ae_parallel.size() > 1:
+        raise Mistake("--cuda-graphs on: is for one process, and torchrun has started more; leave it off")
+    images = load_images(**ae_cli.data_flags(args))
+    if args.leave_out is not None:
+        images = images.without(args.leave_out)
+    if args.workers and images.origin["stream"]:
+        raise Mistake("--workers: images in a file are read ahead by a thread of the run itself; leave it out")
+    fitting = replace(recipe, image_size=images.side)
+    check_memory(fitting if fitting.code_size else fitting.override({"code_size": 1}))  # before a PCA that takes long
+    recipe, pca, pca_missing = ae_parallel.first(partial(settle, recipe, args, images, folder))
+    check_memory(recipe)
+    keep_freed_memory()
+    torch.manual_seed(recipe.seed)
+    model = recipe.build()
+    trainer = Trainer(model, recipe, images.train_images, images.test_images, device, precision, args.workers, graphs)
+    return trainer, images, pca, pca_missing
+
+
+def train(kept: "Run", args: argparse.Namespace, pca: Pca) -> None:
+    """Train to the end, saying and keeping what the flags ask for, and leave the results."""
+    from ae_health import Health
+    from ae_runtime import device_name
+
+    trainer, images, folder = kept.trainer, kept.images, kept.folder
+    recipe, health = trainer.recipe, Health()
+    where = {"dataset": images.title, "device": str(trainer.device), "precision": str(trainer.precision)}
+    if not args.quiet:
+        print(trainer.model)
+        print(f"Recipe {recipe.name} on {images.title}, device {device_name(trainer.device)}, {trainer.precision}",
+              flush=True)  # fmt: skip
+    with Trackers(
+        args.tracker, folder, args.tracker_project, args.tracker_interval, {**recipe.as_dict(), **where}, kept.kept
+    ) as trackers:
+        trackers.epochs(trainer)
+        with ae_cli.progress(len(images.train_images), recipe.epochs, args.log_interval) as show:
+            keeping = partial(keep, trainer, images, folder, args, trackers)
+            for row in kept.epochs(show, keeping, args.checkpoint_minutes):
+                if not args.quiet:
+                    print(describe(row, recipe.epochs), flush=True)
+                for line in health.epoch(trainer):
+                    ae_cli.warn(line)
+                trackers.epochs(trainer)
+        with ae_parallel.alone():
+            finish(trainer, images, pca, folder, trackers)
 
 
 def plan(trainer: "Trainer", images: ImageSet, folder: Path, args: argparse.Namespace) -> str:

@@ -14,30 +14,25 @@ import ae_cli
 import ae_train
 from ae_data import load_images
 from ae_errors import Mistake
-from ae_recipes import RECIPES, TRAINING, Recipe
+from ae_recipes import RECIPES, Recipe
 
 RECIPE = "sparse"
 
 
 # fmt: off
 def parser() -> ae_cli.Parser:
-    parser = ae_train.parser({*TRAINING, *RECIPES[RECIPE].model_args} - {"epochs"}, RECIPES[RECIPE])
+    parser = ae_train.parser(RECIPES[RECIPE], alone=True, least_epochs=0)
     parser.description = __doc__
-    parser.set_defaults(recipe=RECIPE)
     ours = parser.add_argument_group("as published; --device cuda falls back to the CPU where there is no CUDA")
-    ours.add_argument("--analyze-loss", "--analyze_loss", action="store_true",
-                      help="before training, compare the untrained autoencoders with the mean image")
-    ours.add_argument("--epochs", type=ae_cli.integer(0), default=argparse.SUPPRESS, metavar="N",
-                      help="passes over the images; 0 with --analyze-loss ends after it "
-                      f"(default: {RECIPES[RECIPE].epochs}; ten times that on digits)")
+    ours.add_argument("--analyze-loss", action="store_true",
+                      help="before training, compare the untrained autoencoders with the mean image; with --epochs 0 "
+                      "that is all")
     return parser
 # fmt: on
 
 
 def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
-    if args.recipe != RECIPE:
-        raise Mistake(f"--recipe {args.recipe}: only {RECIPE} is trained here; use ae_train.py for the others")
     training = vars(args).get("epochs") != 0
     if not training and not args.analyze_loss:
         raise Mistake("--epochs 0: there is nothing to do; give --analyze-loss too, or at least 1")

@@ -225,7 +225,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = ae_cli.Parser(__doc__)
+    parser = ae_cli.Parser(__doc__, dry_run=False)
     rows = (*PROCESSES, *(f"{name} epochs" for name in RECIPES), "scaling")
     parser.add_argument("--data-root", type=Path, default=Path("data"))
     parser.add_argument("--only", default=",".join(rows), help="comma-separated: %(default)s")

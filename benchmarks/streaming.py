@@ -144,7 +144,7 @@ def markdown(rows: list[dict[str, str]]) -> str:
 
 
 def parser() -> ae_cli.Parser:
-    parser = ae_cli.Parser(__doc__)
+    parser = ae_cli.Parser(__doc__, dry_run=False)
     parser.add_argument("--data-root", type=Path, default=Path("data"))
     parser.add_argument("--images", type=ae_cli.integer(2000), default=10_204_081, help="of the large file")
     parser.add_argument("--held", type=ae_cli.integer(2000), default=300_000, help="compared with the same in memory")

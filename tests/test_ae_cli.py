@@ -183,7 +183,7 @@ def test_quiet_leaves_results_and_warnings_alone_and_says_no_more(tmp_path, caps
 DRY = ("--dataset", "digits", "--dry-run", "--output-dir")
 
 
-@pytest.mark.parametrize("main", [ae_train.main, mnist_sae_train.main, ae_pca.main])
+@pytest.mark.parametrize("main", [ae_train.main, mnist_sae_train.main, ae_pca.main, ae_search.main, ae_reproduce.main])
 def test_a_dry_run_says_what_it_would_do_and_touches_nothing(main, tmp_path, capsys):
     status, out, err = call_script(capsys, main, *DRY, tmp_path / "out")
     assert status == 0 and err == "" and f"into {tmp_path / 'out'}" in out and "Would " in out
@@ -197,9 +197,11 @@ def test_a_dry_run_resolves_recipe_images_code_size_and_epochs(tmp_path, capsys)
     assert call_script(capsys, ae_train.main, *DRY, tmp_path, "--code-size", 0)[0] == 2
     assert call_script(capsys, ae_train.main, *DRY, tmp_path, "--device", "tpu")[0] == 2
     missing = ("--dry-run", "--data-root", tmp_path / "none", "--output-dir", tmp_path / "out")
-    for main, dataset in ((ae_train.main, "mnist"), (ae_train.main, "auto"), (ae_pca.main, "mnist")):
-        status, out, _ = call_script(capsys, main, *missing, "--dataset", dataset)
-        assert status == 0 and "download" in out and not list(tmp_path.iterdir())
+    for main in (ae_train.main, ae_pca.main, ae_search.main, ae_reproduce.main):
+        for dataset in ("mnist", "auto"):
+            status, out, _ = call_script(capsys, main, *missing, "--dataset", dataset)
+            assert status == 0 and "download" in out and not list(tmp_path.iterdir())
+            assert ("digits" in out) == (dataset == "auto")
 
 
 def test_a_dry_run_of_a_resume_says_where_it_goes_on_and_refuses_what_does_not_fit(trained, capsys):
@@ -209,6 +211,19 @@ def test_a_dry_run_of_a_resume_says_where_it_goes_on_and_refuses_what_does_not_f
     assert status == 0 and "Would train epochs 3 to 5" in out and "epoch 3, step 1" in err
     assert call_script(capsys, ae_train.main, *flags, "--epochs", 5, "--lr", 0.5)[0] == 2
     assert {path.name: path.stat().st_mtime_ns for path in trained[1].iterdir()} == before
+
+
+def test_a_dry_run_of_an_evaluation_measures_nothing(trained, tmp_path, capsys):
+    flags = ("--run", trained[1], "--probe", "--output-dir", tmp_path / "out", "--dry-run")
+    status, out, _ = call_script(capsys, ae_eval.main, *flags)
+    assert status == 0 and "Would measure" in out and "probe" in out and not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_of_what_cannot_be_read_fails_as_the_run_would(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    for main in (ae_pca.main, ae_train.main, ae_search.main):
+        status, _, err = call_script(capsys, main, "--dataset", tmp_path / "empty", "--dry-run")
+        assert status == 2 and is_one_error_line(err)
 
 
 def test_a_dry_run_of_a_picture_writes_none(trained, capsys):

@@ -64,9 +64,13 @@ def events(tracked):
 
 
 def read_events(folder):
+    (run,) = (folder / "trackers" / "tensorboard").iterdir()
+    return read_run(run)
+
+
+def read_run(run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    (run,) = (folder / "trackers" / "tensorboard").iterdir()
     return EventAccumulator(str(run), size_guidance={"scalars": 0, "images": 0}).Reload()
 
 
@@ -298,12 +302,28 @@ def test_a_missing_package_is_one_line_with_the_command_before_anything_is_done(
     assert f"pip install {name}" in process.stderr and not folder.exists()
 
 
-def test_a_damaged_file_of_a_tracker_is_named_and_nothing_is_trained(tmp_path, capfd):
+@pytest.mark.parametrize("left", ["{", '{"id": 5, "epochs": "abc"}', None])
+def test_what_an_earlier_run_has_left_ends_its_tracker_and_not_the_run(tmp_path, capfd, left):
     flags = (*QUICK, "--tracker", "tensorboard", "--output-dir", tmp_path)
-    (tmp_path / "trackers").mkdir()
-    (tmp_path / "trackers" / "tensorboard.json").write_text("{")
-    status, out, err = call_script(capfd, ae_train.main, *flags, "--epochs", 1, "--resume")
-    assert status == 1 and "tensorboard.json" in err and "Epoch" not in out
+    assert call_script(capfd, ae_train.main, *QUICK, "--output-dir", tmp_path, "--epochs", 1)[0] == 0
+    if left is None:
+        (tmp_path / "trackers").write_text("a file where the folder should be")
+    else:
+        (tmp_path / "trackers").mkdir()
+        (tmp_path / "trackers" / "tensorboard.json").write_text(left)
+    status, out, err = call_script(capfd, ae_train.main, *flags, "--epochs", 2, "--resume")
+    assert status == 0 and "Epoch 2/2" in out and err.count("--tracker tensorboard: ") == 1
+
+
+def test_a_fresh_start_is_told_whole_also_under_resume(tmp_path, capfd):
+    flags = (*QUICK, "--tracker", "tensorboard", "--output-dir", tmp_path, "--epochs", 1)
+    assert call_script(capfd, ae_train.main, *flags)[0] == 0
+    (tmp_path / "checkpoint.pt").unlink()
+    assert call_script(capfd, ae_train.main, *flags, "--resume")[0] == 0
+    runs = sorted((tmp_path / "trackers" / "tensorboard").iterdir())
+    assert len(runs) == 2
+    for run in runs:
+        assert "train_loss" in read_run(run).Tags()["scalars"], run
 
 
 def test_telling_costs_training_nothing_and_leaves_no_epoch_out(tmp_path):
