@@ -24,7 +24,7 @@ def parser() -> ae_cli.Parser:
     parser = ae_train.parser(RECIPES[RECIPE], alone=True, least_epochs=0)
     parser.description = __doc__
     ours = parser.add_argument_group("as published; --device cuda falls back to the CPU where there is no CUDA")
-    ours.add_argument("--analyze-loss", action="store_true",
+    ours.add_argument("--analyze-loss", "--analyze_loss", action="store_true",
                       help="before training, compare the untrained autoencoders with the mean image; with --epochs 0 "
                       "that is all")
     return parser
