@@ -64,15 +64,25 @@ def calls(folder, one):
                         "--epochs", "1", "--output-dir", f"{folder}/search"]  # fmt: skip
 
 
+def resumed(folder, epochs):
+    return ["--recipe", "symmetric", "--dataset", "digits", "--quiet", *RECIPES["symmetric"], "--epochs", str(epochs),
+            "--output-dir", str(folder), "--resume"]  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """(what one process leaves, what two leave, what the two said): folders of every recipe and script."""
+    """(what one process leaves, what two leave, what the two said): folders of every recipe and script.
+
+    And of two alone `resumed`, a run that one process has begun, and `long`, one that there is time to disturb.
+    """
     work = tmp_path_factory.mktemp("runs")
     one, two = work / "one", work / "two"
     for name, flags in calls(one, one):
         SCRIPTS[name].main(flags)
     (work / "many.py").write_text(MANY)
-    out, err = launch(work / "many.py", json.dumps(list(calls(two, one)))).communicate(timeout=900)
+    shutil.copytree(one / "symmetric", two / "resumed")
+    more = [("ae_train", resumed(two / "resumed", 3)), ("ae_train", [*LONG, "--output-dir", f"{two}/long"])]
+    out, err = launch(work / "many.py", json.dumps([*calls(two, one), *more])).communicate(timeout=900)
     assert said(err).count("error: ") == 0 and (two / "search" / "search.csv").exists(), err
     return one, two, out
 
@@ -101,10 +111,11 @@ def test_two_processes_train_the_run_of_one(runs, recipe):
 
 def test_the_first_process_alone_writes_and_speaks(runs):
     one, two, out = runs
-    files = [sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file()) for folder in (one, two)]
-    assert files[0] == files[1]
-    assert out.count("Number of components") == 2  # ae_pca.py, and symmetric
-    assert out.count("Wrote mnist_ae.pt") == 1 and out.count("Wrote search.csv") == 1
+    for place in one.iterdir():
+        files = [sorted(p.relative_to(f) for p in f.rglob("*") if p.is_file()) for f in (place, two / place.name)]
+        assert files[0] == files[1]
+    assert out.count("Number of components") == 3  # ae_pca.py, symmetric and long
+    assert out.count("Wrote mnist_vae.pt") == 1 and out.count("Wrote search.csv") == 1
 
 
 def test_the_pca_is_that_of_one_process_bit_for_bit(runs):
@@ -124,25 +135,21 @@ def test_the_search_finds_what_one_process_finds(runs):
 
 
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path, runs):
-    one, folder = runs[0] / "symmetric", tmp_path / "run"
-    flags = ["--recipe", "symmetric", "--dataset", "digits", "--quiet", *RECIPES["symmetric"], "--output-dir"]
-    shutil.copytree(one, folder)
-    process = launch("ae_train.py", *flags, folder, "--epochs", 3, "--resume")
-    assert process.wait(timeout=600) == 0
-    for place in (folder, one_more := tmp_path / "one"):
-        if place == one_more:
-            shutil.copytree(one, one_more)
-        ae_train.main([*flags, str(place), "--epochs", "4", "--resume"])
-    ours, theirs = history(one_more), history(folder)
+    one, two = tmp_path / "one", tmp_path / "two"
+    shutil.copytree(runs[0] / "symmetric", one)
+    shutil.copytree(runs[1] / "resumed", two)
+    assert len(history(two)) == 3
+    for folder in (one, two):
+        ae_train.main(resumed(folder, 4))
+    ours, theirs = history(one), history(two)
     assert len(theirs) == 4 and theirs[:2] == ours[:2]
     for a, b in zip(ours, theirs):
         assert b == pytest.approx(a, rel=1e-5)
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds the processes in /proc")
-def test_a_killed_process_is_replaced_and_the_run_ends_in_the_same_bits(tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert launch("ae_train.py", *LONG, "--output-dir", whole).wait(timeout=600) == 0
+def test_a_killed_process_is_replaced_and_the_run_ends_in_the_same_bits(tmp_path, runs):
+    whole, killed = runs[1] / "long", tmp_path / "killed"
     process = launch("--max-restarts", 3, "ae_train.py", *LONG, "--output-dir", killed)
     while not (killed / "checkpoint.pt").exists():
         assert process.poll() is None
