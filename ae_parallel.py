@@ -10,6 +10,8 @@ import os
 import platform
 import signal
 import sys
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -78,20 +80,39 @@ def join() -> None:
         return
     import torch
     import torch.distributed as dist
-    from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     hush("RANK")
     # Who waits for others in C++ hears no signal in Python, and there is nothing yet to save.
     handlers = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGINT)}
-    store, _rank, _size = next(rendezvous("env://"))
-    # torchrun keeps one store through all restarts: without a part of their own, processes would find addresses of the
-    # dead in it, and wait for them.
-    _store = PrefixStore(f"{os.environ.get('TORCHELASTIC_RESTART_COUNT')} of {_size}", store)
+    store, _rank, _size = next(rendezvous("env://", timeout=_PATIENCE))
+    _store = dist.PrefixStore(_password(store), store)  # type: ignore[attr-defined]
     backends = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backends, store=_store, rank=_rank, world_size=_size, timeout=_PATIENCE)
     for number, handler in handlers.items():  # the first one saves its place; the others end with it
         signal.signal(number, signal.SIG_IGN if _rank else handler)
+
+
+def _password(store: Any) -> str:
+    """A word that these processes share, and those before them did not.
+
+    Processes that torchrun starts anew find the store as the dead have left it, their addresses included. So each other
+    process shows the first one a word of its own until it is answered with the first one's.
+    """
+    mine = uuid.uuid4().hex
+    if _rank:
+        store.set(f"ask/{_rank}", mine)
+        word: str = store.get(f"answer/{mine}").decode()
+        store.set(f"thanks/{word}/{_rank}", "")
+        return word
+    waiting = list(range(1, _size))
+    while waiting:
+        for other in waiting:
+            if store.check([f"ask/{other}"]):
+                store.set(f"answer/{store.get(f'ask/{other}').decode()}", mine)
+        time.sleep(0.02)
+        waiting = [other for other in waiting if not store.check([f"thanks/{mine}/{other}"])]
+    return mine
 
 
 def hush(name: str) -> None:
