@@ -1,5 +1,6 @@
 """Images in a file as batches on the device: shuffled block by block, and read ahead by a thread."""
 
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -84,8 +85,12 @@ Images = Tensor | Streamed
 
 
 def to_device(images: np.ndarray | Stored, device: torch.device) -> Images:
-    """Images (n, 784) uint8 as a tensor on the device, a copy; those that stay in their file as what stands for it."""
-    return Streamed(images, device) if isinstance(images, Stored) else torch.from_numpy(images.copy()).to(device)
+    """Images (n, 784) uint8 on the device: a tensor, not to be written to; of those in a file what stands for it."""
+    if isinstance(images, Stored):
+        return Streamed(images, device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of arrays that cannot be written, which nobody does
+        return torch.from_numpy(np.ascontiguousarray(images)).to(device)
 
 
 def gather(images: Stored, order: Iterable[Tensor]) -> Iterator[np.ndarray]:
