@@ -39,11 +39,7 @@ def load_collection(path: Path, side: int, test_fraction: float | None, seed: in
     own_parts = all((path / part).is_dir() for part in ("train", "test"))
     if own_parts and test_fraction is not None:
         raise Mistake(f"{path}: has a test part of its own; leave out --test-fraction")
-    if path.is_dir():
-        images, labels, for_test = _read_folder(path, side, own_parts, stream, root)
-    else:
-        images = _read_array(path, side, stream, root)
-        labels, for_test = np.zeros(len(images), np.uint8), np.zeros(len(images), bool)
+    images, labels, for_test = _read(path, side, own_parts, stream, root)
     divide = _divide_stored if isinstance(images, Stored) else _divide
     parts = divide(images, labels, for_test, own_parts, test_fraction or 0.1, seed)
     train, test = parts[0], parts[2]
@@ -53,6 +49,19 @@ def load_collection(path: Path, side: int, test_fraction: float | None, seed: in
         raise Mistake(f"{path}: all images to train on are the same one; there is nothing to learn")
     name = spoken(path.resolve().name)
     return ImageSet(name, name, *parts)
+
+
+def load_whole(path: Path, side: int, root: Path) -> tuple[str, Any]:
+    """The name of the collection at `path`, and all its images (N, side * side) uint8, were it but one."""
+    return spoken(path.resolve().name), _read(path, side, False, "auto", root)[0]
+
+
+def _read(path: Path, side: int, own_parts: bool, stream: str, root: Path) -> tuple[Any, np.ndarray, np.ndarray]:
+    """Images (N, side * side), labels (N,) and which are in `test`."""
+    if path.is_dir():
+        return _read_folder(path, side, own_parts, stream, root)
+    images = _read_array(path, side, stream, root)
+    return images, np.zeros(len(images), np.uint8), np.zeros(len(images), bool)
 
 
 def _divide(images: Any, labels: np.ndarray, for_test: np.ndarray, own_parts: bool, share: float, seed: int) -> Parts:
@@ -111,7 +120,7 @@ def _read_array(path: Path, side: int, stream: str, root: Path) -> np.ndarray | 
 def _read_folder(
     folder: Path, side: int, own_parts: bool, stream: str, root: Path
 ) -> tuple[np.ndarray | Stored, np.ndarray, np.ndarray]:
-    """Images (N, side * side), labels (N,) and which are in `test`; what is left out is said on stderr."""
+    """The same of a folder of pictures; what is left out is said on stderr."""
     from tqdm import tqdm
 
     from ae_pictures import FORMATS, read_picture

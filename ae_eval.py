@@ -16,7 +16,8 @@ import numpy as np
 
 import ae_cli
 import ae_parallel
-from ae_data import ImageSet, Pixels, load_images
+from ae_collection import load_whole
+from ae_data import DATASETS, ImageSet, Pixels, load_images
 from ae_errors import Fault, Mistake
 from ae_files import prepare_folder, write_atomic, write_json
 from ae_linear import Pca, fit_pca, read_pca
@@ -69,7 +70,7 @@ def parser() -> ae_cli.Parser:
 
     errors = parser.add_argument_group("outliers, by reconstruction error").add_mutually_exclusive_group()
     errors.add_argument("--outliers", type=ae_cli.dataset, metavar="NAME_OR_PATH",
-                        help="the test images of this set are the strange ones (default: none)")
+                        help="the test images of this set, or all at this path, are the strange ones (default: none)")
     errors.add_argument("--leave-out", type=ae_cli.integer(0, 9), metavar="DIGIT",
                         help="the test images of this label are (default: the one the run was trained without, if any)")
     return parser
@@ -188,18 +189,25 @@ def importance_samples(model: "Autoencoder", recipe: Recipe, args: argparse.Name
 
 
 def strange_images(images: ImageSet, args: argparse.Namespace, root: Path) -> tuple[str, Pixels, Pixels] | None:
-    """What to find, in words, the usual test images and the strange ones, each (n, 784) uint8; or None."""
-    if args.outliers:
-        others = load_images(args.outliers, args.data_root or root, images.side)
-        return others.title, images.test_images, others.test_images
-    label = images.left_out if args.leave_out is None else args.leave_out
-    if label is None:
+    """What to find, in words, the usual test images and the strange ones, each (n, 784) uint8; or None.
+
+    Usual is no label that was never trained on.
+    """
+    label, root = images.left_out if args.leave_out is None else args.leave_out, args.data_root or root
+    if label is None and not args.outliers:
         return None
-    of_label = images.test_labels == label
-    if of_label.all() or not of_label.any():
-        raise Mistake(f"--leave-out {label}: the test images need some of this label and some of others")
-    what = f"label {label}, {'never' if label == images.left_out else 'also'} trained on"
-    return what, images.test_images[~of_label], images.test_images[of_label]
+    usual = images.test_labels != images.left_out  # all of them where that is None
+    if args.outliers in DATASETS:
+        others = load_images(args.outliers, root, images.side)
+        what, strange = others.title, others.test_images
+    elif args.outliers:
+        what, strange = load_whole(Path(args.outliers), images.side, root)
+    else:
+        what = f"label {label}, {'never' if label == images.left_out else 'also'} trained on"
+        strange, usual = images.test_images[images.test_labels == label], usual & (images.test_labels != label)
+    if not (usual.any() and len(strange)):
+        raise Mistake(f"{what}: there are {len(strange)} strange and {usual.sum()} usual test images; look for another")
+    return what, images.test_images if usual.all() else images.test_images[usual], strange
 
 
 def pca_of(folder: Path, recipe: Recipe, images: ImageSet) -> Pca:

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ import ae_eval
 import ae_train
 from ae_checkpoint import load_run, read_record, save_record
 from ae_cli import run
+from ae_errors import Mistake
 from ae_files import prepare_folder, write_npz
 from ae_linear import PCA_FILE, fit_pca
 from ae_metrics import reconstruct
@@ -162,6 +165,39 @@ def test_images_of_another_set_are_looked_for_among_the_runs_own(evaluate, fake_
     assert found["outliers"]["strange"] == "MNIST" and found["outliers"]["strange_images"] == 20
     assert found["outliers"]["model"]["auroc"] == 1 and found["outliers"]["model"]["sensitivity"] == 1  # it is noise
     assert "AUROC 1.0000" in figures[-1].get_suptitle()
+
+
+def saved(path, array):
+    np.save(path, array)
+    return path
+
+
+def test_of_ones_own_images_all_are_strange_be_they_one_or_alike(evaluate, tmp_path, digits):
+    noise = np.random.default_rng(0).integers(0, 256, (30, 28, 28), np.uint8)
+    for name, array in {"thirty": noise, "one": noise[:1], "alike": noise[[0] * 5]}.items():
+        status, out, _, found, _ = evaluate("plain", "--outliers", saved(tmp_path / f"{name}.npy", array))
+        assert status == 0 and found["outliers"]["strange_images"] == len(array) and f"({name}.npy)" in out
+        assert found["outliers"]["usual_images"] == len(digits.test_images) and found["outliers"]["model"]["auroc"] == 1
+    for part in ("train", "test"):
+        (tmp_path / "own" / part).mkdir(parents=True)
+        Image.fromarray(noise[0]).save(tmp_path / "own" / part / "x.png")
+    assert evaluate("plain", "--outliers", tmp_path / "own")[3]["outliers"]["strange_images"] == 2
+
+
+def test_a_digit_never_trained_on_is_not_usual(evaluate, digits):
+    never = digits.test_labels == 3
+    for flags in (("--leave-out", 4), ("--outliers", "digits")):
+        found = evaluate("without", *flags)[3]["outliers"]
+        other = (digits.test_labels == 4) & (flags[0] == "--leave-out")
+        assert found["usual_images"] == (~never & ~other).sum()
+
+
+def test_a_label_that_no_test_image_has_cannot_be_looked_for(digits):
+    images = replace(digits, test_labels=np.zeros(len(digits.test_labels), np.uint8))
+    for label in (0, 1):
+        args = ae_eval.parser().parse_args(["--run", "x", "--leave-out", str(label)])
+        with pytest.raises(Mistake, match="look for another"):
+            ae_eval.strange_images(images, args, Path("unused"))
 
 
 def test_codes_as_features_and_as_places(evaluate, digits):
