@@ -181,6 +181,8 @@ def importance_samples(model: "Autoencoder", recipe: Recipe, args: argparse.Name
     from ae_models import VAE
 
     if isinstance(model, VAE):
+        if args.binarize and args.importance_samples == 0:
+            raise Mistake("--binarize: is of the likelihood, which --importance-samples 0 leaves out; drop one of them")
         return 1000 if args.importance_samples is None else int(args.importance_samples)
     if args.importance_samples is not None or args.binarize:
         flag = "binarize" if args.binarize else "importance-samples"

@@ -224,6 +224,7 @@ def test_codes_of_an_ensemble_are_those_of_its_first(evaluate):
         ("plain", ("--binarize", "static"), "variational"),
         ("plain", ("--importance-samples", 5), "variational"),
         ("vae", ("--binarize", "grey"), "invalid choice"),
+        ("vae", ("--importance-samples", 0, "--binarize", "static"), "leaves out"),
         ("vae", ("--importance-samples", -1), "from 0"),
         ("plain", ("--leave-out", 10), "from 0 to 9"),
         ("plain", ("--leave-out", 1, "--outliers", "digits"), "not allowed with"),
