@@ -149,8 +149,7 @@ def main(arguments: list[str] | None = None) -> None:
     samples = importance_samples(model, recipe, args)
     images = images_of(args.run, record["dataset"], args.dataset, args.data_root)
     strange = strange_images(images, args, Path(record["dataset"]["root"]))
-    if args.probe and len(np.unique(images.train_labels)) < 2:
-        raise Mistake(f"--probe: the training images ({images.title}) have no two labels to tell apart")
+    refuse_too_few(images, args)
     subject = Subject(model, recipe, device, images, ae_parallel.first(partial(pca_of, args.run, recipe, images)))
     if not ae_parallel.is_first():  # the likelihood is what takes long
         if samples:
@@ -188,6 +187,14 @@ def importance_samples(model: "Autoencoder", recipe: Recipe, args: argparse.Name
         flag = "binarize" if args.binarize else "importance-samples"
         raise Mistake(f"--{flag} is for variational autoencoders: the recipe {recipe.name} has no likelihood")
     return 0
+
+
+def refuse_too_few(images: ImageSet, args: argparse.Namespace) -> None:
+    """A Mistake where these are too few images, or too much alike, for what is asked for."""
+    if args.probe and len(np.unique(images.train_labels)) < 2:
+        raise Mistake(f"--probe: the training images ({images.title}) have no two labels to tell apart")
+    if args.probe and not np.isin(images.test_labels, images.train_labels).any():
+        raise Mistake(f"--probe: no test image ({images.title}) has a label that was trained on; there is none to read")
 
 
 def strange_images(images: ImageSet, args: argparse.Namespace, root: Path) -> tuple[str, Pixels, Pixels] | None:

@@ -167,6 +167,16 @@ def test_images_of_another_set_are_looked_for_among_the_runs_own(evaluate, fake_
     assert "AUROC 1.0000" in figures[-1].get_suptitle()
 
 
+def test_labels_that_were_never_trained_on_cannot_be_read(digits):
+    args = ae_eval.parser().parse_args(["--run", "x", "--probe"])
+    unknown = replace(digits, test_labels=np.full(len(digits.test_labels), 10))
+    alike = replace(digits, train_labels=np.zeros(len(digits.train_labels)))
+    for images, said in ((unknown, "no test image"), (alike, "no two labels")):
+        with pytest.raises(Mistake, match=said):
+            ae_eval.refuse_too_few(images, args)
+    ae_eval.refuse_too_few(digits, args)
+
+
 def saved(path, array):
     np.save(path, array)
     return path
