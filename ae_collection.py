@@ -134,7 +134,7 @@ def _read_folder(
         nonlocal damaged
         for path in tqdm(found, unit="picture", leave=False, disable=None):
             try:
-                picture = read_picture(path).convert("L")
+                picture = read_picture(path, alone=False).convert("L")
             except (Mistake, Fault) as error:
                 damaged += 1
                 if damaged <= _MOST_NAMED:
