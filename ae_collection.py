@@ -1,8 +1,9 @@
 """A person's own images as an image set: a folder of pictures, or a .npy file of (N, H, W) uint8.
 
 Pictures become grey squares, resized whole. The folders right below the given one are the labels, numbered by name.
-Where these are just `train` and `test`, they are the parts, with the labels inside; else a random part is set aside to
-test on. Links to folders, hidden files and files that are no pictures are passed over; damaged pictures are left out.
+Where `train` and `test` are among these, they are the parts, with the labels inside, and what lies beside them is
+passed over; else a random part is set aside to test on. Links to folders, hidden files and files that are no pictures
+are passed over; damaged pictures are left out.
 
 Images too large for the memory stay in the .npy file. Pictures, and arrays of another size, become once, one by one,
 images in a file without a name below the data root. Of such a file whole blocks are set aside to test on.
@@ -125,7 +126,9 @@ def _read_folder(
 
     from ae_pictures import FORMATS, read_picture
 
-    files = [path for part in (("train", "test") if own_parts else ("",)) for path in _walk(folder / part)]
+    parts = ("train", "test") if own_parts else ("",)
+    files = [path for part in parts for path in _walk(folder / part)]
+    beside = [path for path in _walk(folder) if path.relative_to(folder).parts[0] not in parts] if own_parts else []
     found = [path for path in files if path.suffix.lower() in _SUFFIXES and path.name[0] != "." and path.is_file()]
     damaged = 0
     kept: list[tuple[str, ...]] = []
@@ -157,7 +160,7 @@ def _read_folder(
     names = {name: number for number, name in enumerate(sorted(set(below)))}
     numbered = ", ".join(f"{number} {spoken(name) or '(none)'}" for name, number in names.items())
     print(f"{spoken(folder.resolve().name)}: {len(kept):,} pictures, labels {numbered}; {damaged} damaged and "
-          f"{len(files) - len(found)} other files left out", file=sys.stderr)  # fmt: skip
+          f"{len(files) - len(found) + len(beside)} other files left out", file=sys.stderr)  # fmt: skip
     labels = np.array([names[name] for name in below], np.min_scalar_type(len(names)))
     return images, labels, np.array([own_parts and parts[0] == "test" for parts in kept])
 

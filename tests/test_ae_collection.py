@@ -77,6 +77,17 @@ def test_a_folder_with_train_and_test_keeps_its_own_parts(tmp_path, digits):
         own(tmp_path, test_fraction=0.2)
 
 
+def test_what_lies_beside_the_parts_is_counted(tmp_path, digits, capsys):
+    for number, part in enumerate(("train", "train", "test", "validation", "validation/train", ".git", ".")):
+        (tmp_path / part).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(digits.train_images[number].reshape(28, 28)).save(tmp_path / part / f"{number}.png")
+    (tmp_path / "linked").symlink_to(tmp_path / "train")
+    images = own(tmp_path)
+    assert len(images.train_images) == 2 and len(images.test_images) == 1
+    # two of `validation`, that of the folder itself, the hidden folder and the link
+    assert "3 pictures" in (err := capsys.readouterr().err) and "5 other files left out" in err
+
+
 @pytest.mark.filterwarnings("error:The given NumPy array")
 def test_pictures_of_16_bits_and_transparent_ones_keep_to_one_scale(tmp_path, capsys, figures):
     folder, out = tmp_path / "own", tmp_path / "out"
