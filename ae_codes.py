@@ -66,7 +66,8 @@ def planes(codes: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    reduced = PCA(min(50, *codes.shape), random_state=seed).fit_transform(codes)
+    with np.errstate(invalid="ignore"):  # codes that are all one explain no variance
+        reduced = PCA(min(50, *codes.shape), random_state=seed).fit_transform(codes)
     flat = np.pad(reduced[:, :2], ((0, 0), (0, max(0, 2 - reduced.shape[1]))))  # a code of one number is a line
     start = flat * (1e-4 / max(float(flat[:, 0].std()), 1e-12))  # small, as the method wants it
     tsne = TSNE(perplexity=min(30.0, (len(codes) - 1) / 3), init=start, random_state=seed)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 EVALUATION_FILE = "evaluation.json"
 _SHOWN = 8  # images in a row of a figure
 _PART = 2_000  # images that are looked at at once
+_LEAST_MAPPED = 3  # with fewer there are no neighbours to keep
 _ROWS = {
     "test_mse_unit": ("MSE, pixels in [0, 1]", ".5f"), "test_mse_signed": ("MSE, pixels in [-1, 1]", ".5f"),
     "psnr": ("PSNR, dB", ".2f"), "ssim": ("SSIM", ".4f"), "pearson": ("Pearson correlation", ".4f"),
@@ -195,6 +196,8 @@ def refuse_too_few(images: ImageSet, args: argparse.Namespace) -> None:
         raise Mistake(f"--probe: the training images ({images.title}) have no two labels to tell apart")
     if args.probe and not np.isin(images.test_labels, images.train_labels).any():
         raise Mistake(f"--probe: no test image ({images.title}) has a label that was trained on; there is none to read")
+    if args.map and len(images.test_images) < _LEAST_MAPPED:
+        raise Mistake(f"--map: has no sense with {len(images.test_images)} test images; {_LEAST_MAPPED} are the least")
 
 
 def strange_images(images: ImageSet, args: argparse.Namespace, root: Path) -> tuple[str, Pixels, Pixels] | None:
@@ -293,8 +296,9 @@ def likelihood(subject: Subject, samples: int, binarize: str, seed: int) -> dict
         found = measure(subject.model, subject.test_images[:], samples, binarize, seed, bar.update)
     print(f"\nLikelihood in nats per image; protocol: {found['protocol']}")
     rows = [(text, f"{found[key]:.3f}") for key, text in _NATS.items() if key in found]
+    spread = found["nll_standard_error"]
     rows += [
-        ("standard error over images", f"{found['nll_standard_error']:.3f}"),
+        ("standard error over images", "undefined" if spread is None else f"{spread:.3f}"),
         ("Monte Carlo error", f"{found['nll_monte_carlo_error']:.4f}"),
         ("effective samples, mean", f"{found['effective_samples']:.1f}"),
         ("active units", f"{found['active_units']} of {found['code_size']}"),

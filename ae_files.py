@@ -151,7 +151,8 @@ def read_bytes(path: Path, remedy: str) -> bytes:
 
 
 def write_json(path: Path, value: object) -> None:
-    write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
+    """Raises ValueError over a number that is not finite, for which JSON has no word."""
+    write_atomic(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:

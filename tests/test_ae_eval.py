@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -165,6 +166,20 @@ def test_images_of_another_set_are_looked_for_among_the_runs_own(evaluate, fake_
     assert found["outliers"]["strange"] == "MNIST" and found["outliers"]["strange_images"] == 20
     assert found["outliers"]["model"]["auroc"] == 1 and found["outliers"]["model"]["sensitivity"] == 1  # it is noise
     assert "AUROC 1.0000" in figures[-1].get_suptitle()
+
+
+def test_one_test_image_is_enough_for_all_but_a_map(tmp_path, digits, capsys):
+    path = saved(tmp_path / "few.npy", digits.train_images[:12].reshape(-1, 28, 28))
+    train = ("--dataset", path, *RUNS["vae"], "--epochs", 1, "--device", "cpu", "--output-dir", tmp_path / "out")
+    assert call_script(capsys, ae_train.main, *train)[0] == 0
+    evaluate = ("--run", tmp_path / "out", "--device", "cpu", "--importance-samples", 9)
+    status, out, err = call_script(capsys, ae_eval.main, *evaluate, "--outliers", path)
+    assert (status, err) == (0, "") and "1 test images" in out and re.search(r"standard error .* undefined\n", out)
+    text = (tmp_path / "out" / "evaluation.json").read_text()
+    found = json.loads(text, parse_constant=pytest.fail)
+    assert found["likelihood"]["nll_standard_error"] is None and found["outliers"]["strange_images"] == 12
+    status, out, err = call_script(capsys, ae_eval.main, *evaluate, "--map")
+    assert (status, out) == (2, "") and is_one_error_line(err) and "3 are the least" in err
 
 
 def test_labels_that_were_never_trained_on_cannot_be_read(digits):
