@@ -332,11 +332,16 @@ def probe(subject: Subject, seed: int) -> dict[str, Any]:
         of_one = {"linear": linear_probe(train, labels[0], test, labels[1], seed),
                   "nearest": nearest(train, labels[0], test, labels[1])}  # fmt: skip
         found[key] = {"features": train.shape[1], **of_one}
-        rows.append((names[key], *(f"{one['accuracy']:.4f} [{one['interval'][0]:.4f}, {one['interval'][1]:.4f}]"
-                                   for one in of_one.values())))  # fmt: skip
+        rows.append((names[key], *map(share, of_one.values())))
     print(f"\nLabels read off {len(sides[0]):,} training images, accuracy on {len(sides[1]):,} test images [95 %]")
     print(table(("", "logistic regression", f"{NEIGHBOURS} nearest neighbours"), rows))
     return found
+
+
+def share(found: dict[str, Any]) -> str:
+    """An accuracy with its interval, in a table's words."""
+    low, high = found["interval"]
+    return f"{found['accuracy']:.4f} [{low:.4f}, {high:.4f}]{'' if found.get('converged', True) else ', not converged'}"
 
 
 def code_map(subject: Subject, folder: Path, seed: int) -> None:

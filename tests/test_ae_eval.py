@@ -237,6 +237,12 @@ def test_codes_as_features_and_as_places(evaluate, digits):
             assert 0.6 < low < probe[kind][how]["accuracy"] < high and f"{probe[kind][how]['accuracy']:.4f}" in out
 
 
+def test_a_probe_that_has_not_converged_says_so_in_the_table(evaluate, monkeypatch):
+    monkeypatch.setattr("ae_codes._STEPS", 1)
+    status, out, _, found, _ = evaluate("vae", "--importance-samples", 0, "--probe")
+    assert status == 0 and out.count(", not converged") == 3 and not found["probe"]["code"]["linear"]["converged"]
+
+
 def test_codes_of_an_ensemble_are_those_of_its_first(evaluate):
     status, out, _, found, _ = evaluate("sparse", "--probe")
     assert status == 0 and found["probe"]["code"]["features"] == 64 and found["probe"]["pca"]["features"] == 8
