@@ -94,7 +94,8 @@ class Subject:
 
     @property
     def pca_title(self) -> str:
-        return f"PCA, {self.components}"
+        whole = self.pca.samples == len(self.images.train_images)
+        return f"PCA{'' if whole else f' of {self.pca.samples:,} images'}, {self.components}"
 
     @property
     def components(self) -> int:

@@ -243,6 +243,14 @@ def test_a_probe_that_has_not_converged_says_so_in_the_table(evaluate, monkeypat
     assert status == 0 and out.count(", not converged") == 3 and not found["probe"]["code"]["linear"]["converged"]
 
 
+def test_a_pca_of_some_images_is_called_that(runs, tmp_path, capsys, digits):
+    shutil.copytree(runs / "plain", tmp_path / "run")
+    write_npz(tmp_path / "run" / PCA_FILE, **vars(fit_pca(digits, max_samples=900)))
+    status, out, _ = call_script(capsys, ae_eval.main, "--run", tmp_path / "run", "--device", "cpu")
+    assert status == 0 and "PCA of 900 images, 32" in out
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["pca"]["samples"] == 900
+
+
 def test_codes_of_an_ensemble_are_those_of_its_first(evaluate):
     status, out, _, found, _ = evaluate("sparse", "--probe")
     assert status == 0 and found["probe"]["code"]["features"] == 64 and found["probe"]["pca"]["features"] == 8
