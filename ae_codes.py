@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 NEIGHBOURS = 5
-STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # of the linear probe's fit: scikit-learn's C
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # of the linear probe's fit: scikit-learn's C, which it has at 1
 _STEPS = 300  # of the fit at most
 _Z = 1.959964  # of a 95 % interval
 
@@ -26,8 +26,8 @@ def linear_probe(
 ) -> dict[str, Any]:
     """Test accuracy of logistic regression on standardised features (Alain & Bengio 2017).
 
-    The strength of the fit is the best of four on a sixth of the training images, held out by the seed; then all are
-    fitted with it.
+    The strength of the fit is the best of four on a sixth of the training images of each label, held out by the seed;
+    then all are fitted with it. Where a label has too few images to be held out it is 1.
     """
     import warnings
 
@@ -38,11 +38,15 @@ def linear_probe(
 
     scaler = StandardScaler().fit(train)
     train, test = scaler.transform(train), scaler.transform(test)
-    fit_x, held_x, fit_y, held_y = train_test_split(train, train_labels, test_size=1 / 6, random_state=seed)
+    counts, strength = np.unique(train_labels, return_counts=True)[1], STRENGTHS[-1]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the answer says whether it converged
-        fits = [LogisticRegression(C=c, max_iter=_STEPS).fit(fit_x, fit_y).score(held_x, held_y) for c in STRENGTHS]
-        strength = STRENGTHS[int(np.argmax(fits))]
+        if counts.min() >= 2 and len(train) >= 6 * len(counts):
+            fit_x, held_x, fit_y, held_y = train_test_split(
+                train, train_labels, test_size=1 / 6, random_state=seed, stratify=train_labels
+            )
+            fits = [LogisticRegression(C=c, max_iter=_STEPS).fit(fit_x, fit_y).score(held_x, held_y) for c in STRENGTHS]
+            strength = STRENGTHS[int(np.argmax(fits))]
         model = LogisticRegression(C=strength, max_iter=_STEPS).fit(train, train_labels)
     found = accuracy(model.predict(test) == test_labels)
     return found | {"strength": strength, "converged": bool((model.n_iter_ < _STEPS).all())}
@@ -62,7 +66,8 @@ def planes(codes: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    reduced = PCA(min(50, *codes.shape), random_state=seed).fit_transform(codes)
+    with np.errstate(invalid="ignore"):  # codes that are all one explain no variance
+        reduced = PCA(min(50, *codes.shape), random_state=seed).fit_transform(codes)
     flat = np.pad(reduced[:, :2], ((0, 0), (0, max(0, 2 - reduced.shape[1]))))  # a code of one number is a line
     start = flat * (1e-4 / max(float(flat[:, 0].std()), 1e-12))  # small, as the method wants it
     tsne = TSNE(perplexity=min(30.0, (len(codes) - 1) / 3), init=start, random_state=seed)

@@ -1,8 +1,9 @@
 """A person's own images as an image set: a folder of pictures, or a .npy file of (N, H, W) uint8.
 
 Pictures become grey squares, resized whole. The folders right below the given one are the labels, numbered by name.
-Where these are just `train` and `test`, they are the parts, with the labels inside; else a random part is set aside to
-test on. Links to folders, hidden files and files that are no pictures are passed over; damaged pictures are left out.
+Where `train` and `test` are among these, they are the parts, with the labels inside, and what lies beside them is
+passed over; else a random part is set aside to test on. Links to folders, hidden files and files that are no pictures
+are passed over; damaged pictures are left out.
 
 Images too large for the memory stay in the .npy file. Pictures, and arrays of another size, become once, one by one,
 images in a file without a name below the data root. Of such a file whole blocks are set aside to test on.
@@ -39,11 +40,7 @@ def load_collection(path: Path, side: int, test_fraction: float | None, seed: in
     own_parts = all((path / part).is_dir() for part in ("train", "test"))
     if own_parts and test_fraction is not None:
         raise Mistake(f"{path}: has a test part of its own; leave out --test-fraction")
-    if path.is_dir():
-        images, labels, for_test = _read_folder(path, side, own_parts, stream, root)
-    else:
-        images = _read_array(path, side, stream, root)
-        labels, for_test = np.zeros(len(images), np.uint8), np.zeros(len(images), bool)
+    images, labels, for_test = _read(path, side, own_parts, stream, root)
     divide = _divide_stored if isinstance(images, Stored) else _divide
     parts = divide(images, labels, for_test, own_parts, test_fraction or 0.1, seed)
     train, test = parts[0], parts[2]
@@ -53,6 +50,19 @@ def load_collection(path: Path, side: int, test_fraction: float | None, seed: in
         raise Mistake(f"{path}: all images to train on are the same one; there is nothing to learn")
     name = spoken(path.resolve().name)
     return ImageSet(name, name, *parts)
+
+
+def load_whole(path: Path, side: int, root: Path) -> tuple[str, Any]:
+    """The name of the collection at `path`, and all its images (N, side * side) uint8, were it but one."""
+    return spoken(path.resolve().name), _read(path, side, False, "auto", root)[0]
+
+
+def _read(path: Path, side: int, own_parts: bool, stream: str, root: Path) -> tuple[Any, np.ndarray, np.ndarray]:
+    """Images (N, side * side), labels (N,) and which are in `test`."""
+    if path.is_dir():
+        return _read_folder(path, side, own_parts, stream, root)
+    images = _read_array(path, side, stream, root)
+    return images, np.zeros(len(images), np.uint8), np.zeros(len(images), bool)
 
 
 def _divide(images: Any, labels: np.ndarray, for_test: np.ndarray, own_parts: bool, share: float, seed: int) -> Parts:
@@ -111,12 +121,14 @@ def _read_array(path: Path, side: int, stream: str, root: Path) -> np.ndarray | 
 def _read_folder(
     folder: Path, side: int, own_parts: bool, stream: str, root: Path
 ) -> tuple[np.ndarray | Stored, np.ndarray, np.ndarray]:
-    """Images (N, side * side), labels (N,) and which are in `test`; what is left out is said on stderr."""
+    """The same of a folder of pictures; what is left out is said on stderr."""
     from tqdm import tqdm
 
     from ae_pictures import FORMATS, read_picture
 
-    files = [path for part in (("train", "test") if own_parts else ("",)) for path in _walk(folder / part)]
+    parts = ("train", "test") if own_parts else ("",)
+    files = [path for part in parts for path in _walk(folder / part)]
+    beside = [path for path in _walk(folder) if path.relative_to(folder).parts[0] not in parts] if own_parts else []
     found = [path for path in files if path.suffix.lower() in _SUFFIXES and path.name[0] != "." and path.is_file()]
     damaged = 0
     kept: list[tuple[str, ...]] = []
@@ -125,7 +137,7 @@ def _read_folder(
         nonlocal damaged
         for path in tqdm(found, unit="picture", leave=False, disable=None):
             try:
-                picture = read_picture(path).convert("L")
+                picture = read_picture(path, alone=False).convert("L")
             except (Mistake, Fault) as error:
                 damaged += 1
                 if damaged <= _MOST_NAMED:
@@ -148,7 +160,7 @@ def _read_folder(
     names = {name: number for number, name in enumerate(sorted(set(below)))}
     numbered = ", ".join(f"{number} {spoken(name) or '(none)'}" for name, number in names.items())
     print(f"{spoken(folder.resolve().name)}: {len(kept):,} pictures, labels {numbered}; {damaged} damaged and "
-          f"{len(files) - len(found)} other files left out", file=sys.stderr)  # fmt: skip
+          f"{len(files) - len(found) + len(beside)} other files left out", file=sys.stderr)  # fmt: skip
     labels = np.array([names[name] for name in below], np.min_scalar_type(len(names)))
     return images, labels, np.array([own_parts and parts[0] == "test" for parts in kept])
 

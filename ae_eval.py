@@ -16,7 +16,8 @@ import numpy as np
 
 import ae_cli
 import ae_parallel
-from ae_data import ImageSet, Pixels, load_images
+from ae_collection import load_whole
+from ae_data import DATASETS, ImageSet, Pixels, load_images
 from ae_errors import Fault, Mistake
 from ae_files import prepare_folder, write_atomic, write_json
 from ae_linear import Pca, fit_pca, read_pca
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 EVALUATION_FILE = "evaluation.json"
 _SHOWN = 8  # images in a row of a figure
 _PART = 2_000  # images that are looked at at once
+_LEAST_MAPPED = 3  # with fewer there are no neighbours to keep
 _ROWS = {
     "test_mse_unit": ("MSE, pixels in [0, 1]", ".5f"), "test_mse_signed": ("MSE, pixels in [-1, 1]", ".5f"),
     "psnr": ("PSNR, dB", ".2f"), "ssim": ("SSIM", ".4f"), "pearson": ("Pearson correlation", ".4f"),
@@ -69,7 +71,7 @@ def parser() -> ae_cli.Parser:
 
     errors = parser.add_argument_group("outliers, by reconstruction error").add_mutually_exclusive_group()
     errors.add_argument("--outliers", type=ae_cli.dataset, metavar="NAME_OR_PATH",
-                        help="the test images of this set are the strange ones (default: none)")
+                        help="the test images of this set, or all at this path, are the strange ones (default: none)")
     errors.add_argument("--leave-out", type=ae_cli.integer(0, 9), metavar="DIGIT",
                         help="the test images of this label are (default: the one the run was trained without, if any)")
     return parser
@@ -92,7 +94,8 @@ class Subject:
 
     @property
     def pca_title(self) -> str:
-        return f"PCA, {self.components}"
+        whole = self.pca.samples == len(self.images.train_images)
+        return f"PCA{'' if whole else f' of {self.pca.samples:,} images'}, {self.components}"
 
     @property
     def components(self) -> int:
@@ -148,8 +151,7 @@ def main(arguments: list[str] | None = None) -> None:
     samples = importance_samples(model, recipe, args)
     images = images_of(args.run, record["dataset"], args.dataset, args.data_root)
     strange = strange_images(images, args, Path(record["dataset"]["root"]))
-    if args.probe and len(np.unique(images.train_labels)) < 2:
-        raise Mistake(f"--probe: the training images ({images.title}) have no two labels to tell apart")
+    refuse_too_few(images, args)
     subject = Subject(model, recipe, device, images, ae_parallel.first(partial(pca_of, args.run, recipe, images)))
     if not ae_parallel.is_first():  # the likelihood is what takes long
         if samples:
@@ -187,6 +189,8 @@ def importance_samples(model: "Autoencoder", recipe: Recipe, args: argparse.Name
     from ae_models import VAE
 
     if isinstance(model, VAE):
+        if args.binarize and args.importance_samples == 0:
+            raise Mistake("--binarize: is of the likelihood, which --importance-samples 0 leaves out; drop one of them")
         return 1000 if args.importance_samples is None else int(args.importance_samples)
     if args.importance_samples is not None or args.binarize:
         flag = "binarize" if args.binarize else "importance-samples"
@@ -194,19 +198,36 @@ def importance_samples(model: "Autoencoder", recipe: Recipe, args: argparse.Name
     return 0
 
 
+def refuse_too_few(images: ImageSet, args: argparse.Namespace) -> None:
+    """A Mistake where these are too few images, or too much alike, for what is asked for."""
+    if args.probe and len(np.unique(images.train_labels)) < 2:
+        raise Mistake(f"--probe: the training images ({images.title}) have no two labels to tell apart")
+    if args.probe and not np.isin(images.test_labels, images.train_labels).any():
+        raise Mistake(f"--probe: no test image ({images.title}) has a label that was trained on; there is none to read")
+    if args.map and len(images.test_images) < _LEAST_MAPPED:
+        raise Mistake(f"--map: has no sense with {len(images.test_images)} test images; {_LEAST_MAPPED} are the least")
+
+
 def strange_images(images: ImageSet, args: argparse.Namespace, root: Path) -> tuple[str, Pixels, Pixels] | None:
-    """What to find, in words, the usual test images and the strange ones, each (n, 784) uint8; or None."""
-    if args.outliers:
-        others = load_images(args.outliers, args.data_root or root, images.side)
-        return others.title, images.test_images, others.test_images
-    label = images.left_out if args.leave_out is None else args.leave_out
-    if label is None:
+    """What to find, in words, the usual test images and the strange ones, each (n, 784) uint8; or None.
+
+    Usual is no label that was never trained on.
+    """
+    label, root = images.left_out if args.leave_out is None else args.leave_out, args.data_root or root
+    if label is None and not args.outliers:
         return None
-    of_label = images.test_labels == label
-    if of_label.all() or not of_label.any():
-        raise Mistake(f"--leave-out {label}: the test images need some of this label and some of others")
-    what = f"label {label}, {'never' if label == images.left_out else 'also'} trained on"
-    return what, images.test_images[~of_label], images.test_images[of_label]
+    usual = images.test_labels != images.left_out  # all of them where that is None
+    if args.outliers in DATASETS:
+        others = load_images(args.outliers, root, images.side)
+        what, strange = others.title, others.test_images
+    elif args.outliers:
+        what, strange = load_whole(Path(args.outliers), images.side, root)
+    else:
+        what = f"label {label}, {'never' if label == images.left_out else 'also'} trained on"
+        strange, usual = images.test_images[images.test_labels == label], usual & (images.test_labels != label)
+    if not (usual.any() and len(strange)):
+        raise Mistake(f"{what}: there are {len(strange)} strange and {usual.sum()} usual test images; look for another")
+    return what, images.test_images if usual.all() else images.test_images[usual], strange
 
 
 def pca_of(folder: Path, recipe: Recipe, images: ImageSet) -> Pca:
@@ -283,8 +304,9 @@ def likelihood(subject: Subject, samples: int, binarize: str, seed: int) -> dict
         found = measure(subject.model, subject.test_images[:], samples, binarize, seed, bar.update)
     print(f"\nLikelihood in nats per image; protocol: {found['protocol']}")
     rows = [(text, f"{found[key]:.3f}") for key, text in _NATS.items() if key in found]
+    spread = found["nll_standard_error"]
     rows += [
-        ("standard error over images", f"{found['nll_standard_error']:.3f}"),
+        ("standard error over images", "undefined" if spread is None else f"{spread:.3f}"),
         ("Monte Carlo error", f"{found['nll_monte_carlo_error']:.4f}"),
         ("effective samples, mean", f"{found['effective_samples']:.1f}"),
         ("active units", f"{found['active_units']} of {found['code_size']}"),
@@ -318,11 +340,16 @@ def probe(subject: Subject, seed: int) -> dict[str, Any]:
         of_one = {"linear": linear_probe(train, labels[0], test, labels[1], seed),
                   "nearest": nearest(train, labels[0], test, labels[1])}  # fmt: skip
         found[key] = {"features": train.shape[1], **of_one}
-        rows.append((names[key], *(f"{one['accuracy']:.4f} [{one['interval'][0]:.4f}, {one['interval'][1]:.4f}]"
-                                   for one in of_one.values())))  # fmt: skip
+        rows.append((names[key], *map(share, of_one.values())))
     print(f"\nLabels read off {len(sides[0]):,} training images, accuracy on {len(sides[1]):,} test images [95 %]")
     print(table(("", "logistic regression", f"{NEIGHBOURS} nearest neighbours"), rows))
     return found
+
+
+def share(found: dict[str, Any]) -> str:
+    """An accuracy with its interval, in a table's words."""
+    low, high = found["interval"]
+    return f"{found['accuracy']:.4f} [{low:.4f}, {high:.4f}]{'' if found.get('converged', True) else ', not converged'}"
 
 
 def code_map(subject: Subject, folder: Path, seed: int) -> None:

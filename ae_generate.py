@@ -48,6 +48,11 @@ class Run(NamedTuple):
     def title(self) -> str:
         return f"{self.dataset['title']}, {self.recipe}"
 
+    @property
+    def of_digits(self) -> bool:
+        """Whether the images are a known set's, not a person's own."""
+        return self.dataset.get("source", self.dataset["name"]) in DATASETS
+
 
 Picture = tuple[str, bytes, str]  # the name of the file, the PNG, and a line about it for the person who asked
 
@@ -116,6 +121,8 @@ def main(arguments: list[str] | None = None) -> None:
     model, recipe, record = load_run(args.run, device)
     run = Run(args.run, model, device, recipe.name, record["dataset"])
     if kind == "input":
+        if not run.of_digits:
+            photo = read_picture(args.input, alone=False)
         name, png, what = own_picture(run, photo, prepared(run, photo, args.invert))
     elif kind == "interpolate":
         name, png, what = interpolation(run, test_set(run, args), args.interpolate, args.method, args.steps, args.seed)
@@ -253,7 +260,7 @@ def walk(run: Run, images: ImageSet, dimension: int, steps: int, seed: int) -> P
 def prepared(run: Run, photo: "Image.Image", invert: str) -> np.ndarray:
     """The picture as (784,) uint8, made what the images are that the model was trained on."""
     size = run.dataset.get("image_size", 28)
-    if run.dataset.get("source", run.dataset["name"]) in DATASETS:
+    if run.of_digits:
         return resized(to_digit(photo, invert).reshape(1, 28, 28), size).ravel()
     if invert != "auto":
         raise Mistake("--invert is for digits; a picture for a model of your own images is only resized")
@@ -267,7 +274,7 @@ def own_picture(run: Run, photo: "Image.Image", image: np.ndarray) -> Picture:
     from ae_figures import side_by_side
     from ae_metrics import reconstruct
 
-    answers = reconstruct(run.model, torch.from_numpy(image[None]).to(run.device)).cpu().numpy()
+    answers = reconstruct(run.model, torch.tensor(image[None], device=run.device)).cpu().numpy()
     side = math.isqrt(len(image))
     answers, clean = answers.reshape(-1, side, side), image.reshape(side, side) / 255
     word = "restored" if run.model.noise_factor else "reconstruction"

@@ -91,7 +91,7 @@ def dead(trainer: Trainer) -> str:
         )
     code = encode(trainer.model, trainer.test_images[:_LOOKED_AT])
     alike = int((code.amax(dim=0) == code.amin(dim=0)).sum())
-    if not alike:
+    if not alike or len(code) < 2:
         return ""
     return f"{alike} of the {code.shape[1]} code units are dead: they answer every test image alike"
 

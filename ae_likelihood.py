@@ -100,9 +100,9 @@ def likelihood(
 ) -> dict[str, Any]:
     """`elbo`, `kl_loss`, `nll` and the rest, in nats per image, on uint8 images (n, 784), with the `protocol`.
 
-    `nll_standard_error` is that of the mean over images, `nll_monte_carlo_error` what another draw of the samples
-    would change (the delta method: the variance of log 1/K sum w is 1 / effective - 1 / K). `active_units` counts
-    the dimensions of the code whose mean varies by more than 0.01 over the images.
+    `nll_standard_error` is that of the mean over images (None of one), `nll_monte_carlo_error` what another draw of the
+    samples would change (the delta method: the variance of log 1/K sum w is 1 / effective - 1 / K). `active_units`
+    counts the dimensions of the code whose mean varies by more than 0.01 over the images.
     """
     x = binarized(to_pixels(images, "unit"), binarize, seed)
     parts = [model.posterior(part) for part in x.split(1000)]
@@ -110,6 +110,7 @@ def likelihood(
     torch.manual_seed(seed_for(seed, 5))
     log_p, reconstruction, effective = importance_weighted(x, mean, logvar, bernoulli(model), samples, show)
     kl = kl_to_standard_normal(mean, logvar).cpu().double()
+    varies = mean.var(dim=0, correction=min(len(x) - 1, 1))  # of one image: not at all
     pixels = {
         "none": "grey levels as they are, which have no likelihood of their own: cross-entropy",
         "static": "one fixed draw of binary pixels",
@@ -119,9 +120,9 @@ def likelihood(
         "protocol": f"{pixels[binarize]}; {samples:,} importance samples, {len(x):,} images",
         "binarize": binarize, "importance_samples": samples, "seed": seed, "images": len(x),
         "elbo": (reconstruction - kl).mean().item(), "kl_loss": kl.mean().item(), "nll": -log_p.mean().item(),
-        "nll_standard_error": (log_p.std() / len(x) ** 0.5).item(),
+        "nll_standard_error": (log_p.std() / len(x) ** 0.5).item() if len(x) > 1 else None,
         "nll_monte_carlo_error": ((1 / effective - 1 / samples).clamp(min=0).sum().sqrt() / len(x)).item(),
         "effective_samples": effective.mean().item(),
-        "active_units": int((mean.var(dim=0) > _ACTIVE).sum()), "code_size": mean.shape[1],
+        "active_units": int((varies > _ACTIVE).sum()), "code_size": mean.shape[1],
     }  # fmt: skip
     return numbers | ({"entropy_floor": entropy_floor(x)} if binarize == "none" else {})

@@ -25,8 +25,12 @@ _SIDE, _DIGIT = 28, 20
 _LEAST_CONTRAST = 0.06  # of black to white, below which there is no ink, only noise
 
 
-def read_picture(path: Path) -> Image.Image:
-    """The picture in a file: upright, RGB, its longer side at most 1024 pixels. Anything else there is a Mistake."""
+def read_picture(path: Path, alone: bool = True) -> Image.Image:
+    """The picture in a file: upright, RGB, its longer side at most 1024 pixels. Anything else there is a Mistake.
+
+    Where the file has more than 8 bits, or shows what is behind it, one that stands `alone` is made as bright, and
+    laid on black or white, as shows its ink best. One of a collection is not: alike files give alike pictures.
+    """
     if not path.is_file():
         raise Mistake(f"{path}: {'is not a file' if path.exists() else 'is not there'}; name a picture")
     if not 0 < path.stat().st_size <= _MOST_BYTES:
@@ -39,7 +43,7 @@ def read_picture(path: Path) -> Image.Image:
             with Image.open(file, formats=FORMATS) as image:
                 if not 0 < image.width * image.height <= _MOST_PIXELS:
                     raise Mistake(_unfit(path, f"has {image.width} x {image.height} pixels"))
-                return _upright_rgb(image)
+                return _upright_rgb(image, alone)
     except (Mistake, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -65,18 +69,20 @@ def _unfit(path: Path, what: str) -> str:
     return f"{path}: {what}; give a picture of 1 to {_MOST_PIXELS:,} pixels"
 
 
-def _upright_rgb(image: Image.Image) -> Image.Image:
+def _upright_rgb(image: Image.Image, alone: bool) -> Image.Image:
     image.draft("RGB", (_READ_SIDE, _READ_SIDE))  # lets a large JPEG be decoded small
+    has_16_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format != "TIFF")
     image = ImageOps.exif_transpose(image)
     if image.mode[0] in "IF":  # more than 8 bits: Pillow would cut them off instead of scaling them
         values = np.nan_to_num(np.asarray(image, np.float32)).clip(0)
-        image = Image.fromarray(np.uint8(values / max(values.max(), 1e-30) * 255))
+        white = 65535 if has_16_bits and not alone else max(values.max(), 1e-30)  # nobody knows what 32 bits end at
+        image = Image.fromarray(np.rint(values / white * 255).astype(np.uint8))
     seethrough = image.has_transparency_data
     image = image.convert("RGBA" if seethrough else "RGB")
     image.thumbnail((_READ_SIDE, _READ_SIDE))
-    if seethrough:  # lay it on what shows the ink best
+    if seethrough:
         grey, alpha = (np.asarray(image.convert("LA"), np.float32)[..., channel] for channel in (0, 1))
-        backdrop = "black" if (grey * alpha).sum() > 127 * alpha.sum() else "white"
+        backdrop = "black" if alone and (grey * alpha).sum() > 127 * alpha.sum() else "white"
         image = Image.alpha_composite(Image.new("RGBA", image.size, backdrop), image).convert("RGB")
     return image
 

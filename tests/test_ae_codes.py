@@ -43,6 +43,16 @@ def test_the_scale_and_the_origin_of_a_feature_do_not_matter_to_the_linear_probe
     assert moved["converged"] is True
 
 
+@pytest.mark.parametrize("counts", [(1, 1), (1, 60), (2, 2, 2), (2, 40), (6, 6)], ids=str)
+def test_few_or_unevenly_many_images_of_a_label_are_read_all_the_same(counts):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    features = np.eye(len(counts), dtype=np.float32)[labels]
+    for seed in range(5):
+        found = linear_probe(features, labels, features, labels, seed)
+        assert found["accuracy"] > 0.9
+        assert found["strength"] == 1 or sum(counts) >= 6 * len(counts)
+
+
 @pytest.mark.parametrize("size", [1, 2, 60])
 def test_codes_of_any_size_have_a_place_in_the_plane(size):
     codes = np.random.default_rng(0).normal(size=(80, size)).astype(np.float32)
@@ -50,6 +60,13 @@ def test_codes_of_any_size_have_a_place_in_the_plane(size):
     again = planes(codes, seed=0)
     for method, at in places.items():
         assert at.shape == (80, 2) and np.isfinite(at).all() and np.array_equal(at, again[method])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("shape", [(3, 1), (3, 4), (40, 4)])
+def test_codes_that_are_all_one_lie_in_one_place(shape):
+    for at in planes(np.ones(shape, np.float32), seed=0).values():
+        assert np.isfinite(at).all() and np.ptp(at, axis=0) == pytest.approx(0)
 
 
 def test_thumbnails_lie_apart(clouds):

@@ -77,6 +77,38 @@ def test_a_folder_with_train_and_test_keeps_its_own_parts(tmp_path, digits):
         own(tmp_path, test_fraction=0.2)
 
 
+def test_what_lies_beside_the_parts_is_counted(tmp_path, digits, capsys):
+    for number, part in enumerate(("train", "train", "test", "validation", "validation/train", ".git", ".")):
+        (tmp_path / part).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(digits.train_images[number].reshape(28, 28)).save(tmp_path / part / f"{number}.png")
+    (tmp_path / "linked").symlink_to(tmp_path / "train")
+    images = own(tmp_path)
+    assert len(images.train_images) == 2 and len(images.test_images) == 1
+    # two of `validation`, that of the folder itself, the hidden folder and the link
+    assert "3 pictures" in (err := capsys.readouterr().err) and "5 other files left out" in err
+
+
+@pytest.mark.filterwarnings("error:The given NumPy array")
+def test_pictures_of_16_bits_and_transparent_ones_keep_to_one_scale(tmp_path, capsys, figures):
+    folder, out = tmp_path / "own", tmp_path / "out"
+    folder.mkdir()
+    ramp = np.tile(np.arange(28, dtype=np.uint16), (28, 1))
+    for level in range(1, 7):
+        Image.fromarray(ramp * level * 257).save(folder / f"{level}.png")
+    white = np.full((28, 28), 255, np.uint8)
+    Image.fromarray(np.dstack((white, white, white, ramp.astype(np.uint8)))).save(folder / "white.png")
+    images = own(folder)
+    known = [bytes((ramp * level).astype(np.uint8)) for level in range(1, 7)]
+    assert rows([*images.train_images, *images.test_images]) == sorted([*known, bytes(white)])
+    train = ("--dataset", folder, *TINY, "--output-dir", out)
+    assert call_script(capsys, ae_train.main, *train)[0] == 0
+    for name, image in {"2": known[1], "white": bytes(white)}.items():  # the model is shown what it was trained on
+        flags = ("--run", out, "--device", "cpu", "--input", folder / f"{name}.png")
+        assert call_script(capsys, ae_generate.main, *flags)[0] == 0
+        shown = figures[-1].axes[1].images[0].get_array() * 255
+        assert bytes(np.rint(shown).astype(np.uint8)) == image
+
+
 def test_pictures_of_any_size_and_colour_become_squares(tmp_path):
     random = np.random.default_rng(0)
     for number, shape in enumerate([(40, 70, 3), (9, 5), (28, 28, 4), (200, 10)]):

@@ -2,7 +2,10 @@
 
 import json
 import os
+import re
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ import ae_eval
 import ae_train
 from ae_checkpoint import load_run, read_record, save_record
 from ae_cli import run
+from ae_errors import Mistake
 from ae_files import prepare_folder, write_npz
 from ae_linear import PCA_FILE, fit_pca
 from ae_metrics import reconstruct
@@ -164,6 +168,63 @@ def test_images_of_another_set_are_looked_for_among_the_runs_own(evaluate, fake_
     assert "AUROC 1.0000" in figures[-1].get_suptitle()
 
 
+def test_one_test_image_is_enough_for_all_but_a_map(tmp_path, digits, capsys):
+    path = saved(tmp_path / "few.npy", digits.train_images[:12].reshape(-1, 28, 28))
+    train = ("--dataset", path, *RUNS["vae"], "--epochs", 1, "--device", "cpu", "--output-dir", tmp_path / "out")
+    assert call_script(capsys, ae_train.main, *train)[0] == 0
+    evaluate = ("--run", tmp_path / "out", "--device", "cpu", "--importance-samples", 9)
+    status, out, err = call_script(capsys, ae_eval.main, *evaluate, "--outliers", path)
+    assert (status, err) == (0, "") and "1 test images" in out and re.search(r"standard error .* undefined\n", out)
+    text = (tmp_path / "out" / "evaluation.json").read_text()
+    found = json.loads(text, parse_constant=pytest.fail)
+    assert found["likelihood"]["nll_standard_error"] is None and found["outliers"]["strange_images"] == 12
+    status, out, err = call_script(capsys, ae_eval.main, *evaluate, "--map")
+    assert (status, out) == (2, "") and is_one_error_line(err) and "3 are the least" in err
+
+
+def test_labels_that_were_never_trained_on_cannot_be_read(digits):
+    args = ae_eval.parser().parse_args(["--run", "x", "--probe"])
+    unknown = replace(digits, test_labels=np.full(len(digits.test_labels), 10))
+    alike = replace(digits, train_labels=np.zeros(len(digits.train_labels)))
+    for images, said in ((unknown, "no test image"), (alike, "no two labels")):
+        with pytest.raises(Mistake, match=said):
+            ae_eval.refuse_too_few(images, args)
+    ae_eval.refuse_too_few(digits, args)
+
+
+def saved(path, array):
+    np.save(path, array)
+    return path
+
+
+def test_of_ones_own_images_all_are_strange_be_they_one_or_alike(evaluate, tmp_path, digits):
+    noise = np.random.default_rng(0).integers(0, 256, (30, 28, 28), np.uint8)
+    for name, array in {"thirty": noise, "one": noise[:1], "alike": noise[[0] * 5]}.items():
+        status, out, _, found, _ = evaluate("plain", "--outliers", saved(tmp_path / f"{name}.npy", array))
+        assert status == 0 and found["outliers"]["strange_images"] == len(array) and f"({name}.npy)" in out
+        assert found["outliers"]["usual_images"] == len(digits.test_images) and found["outliers"]["model"]["auroc"] == 1
+    for part in ("train", "test"):
+        (tmp_path / "own" / part).mkdir(parents=True)
+        Image.fromarray(noise[0]).save(tmp_path / "own" / part / "x.png")
+    assert evaluate("plain", "--outliers", tmp_path / "own")[3]["outliers"]["strange_images"] == 2
+
+
+def test_a_digit_never_trained_on_is_not_usual(evaluate, digits):
+    never = digits.test_labels == 3
+    for flags in (("--leave-out", 4), ("--outliers", "digits")):
+        found = evaluate("without", *flags)[3]["outliers"]
+        other = (digits.test_labels == 4) & (flags[0] == "--leave-out")
+        assert found["usual_images"] == (~never & ~other).sum()
+
+
+def test_a_label_that_no_test_image_has_cannot_be_looked_for(digits):
+    images = replace(digits, test_labels=np.zeros(len(digits.test_labels), np.uint8))
+    for label in (0, 1):
+        args = ae_eval.parser().parse_args(["--run", "x", "--leave-out", str(label)])
+        with pytest.raises(Mistake, match="look for another"):
+            ae_eval.strange_images(images, args, Path("unused"))
+
+
 def test_codes_as_features_and_as_places(evaluate, digits):
     status, out, err, found, files = evaluate("without", "--probe", "--map")
     assert (status, err) == (0, "") and "code_map.png" in files
@@ -174,6 +235,20 @@ def test_codes_as_features_and_as_places(evaluate, digits):
         for how in ("linear", "nearest"):
             low, high = probe[kind][how]["interval"]
             assert 0.6 < low < probe[kind][how]["accuracy"] < high and f"{probe[kind][how]['accuracy']:.4f}" in out
+
+
+def test_a_probe_that_has_not_converged_says_so_in_the_table(evaluate, monkeypatch):
+    monkeypatch.setattr("ae_codes._STEPS", 1)
+    status, out, _, found, _ = evaluate("vae", "--importance-samples", 0, "--probe")
+    assert status == 0 and out.count(", not converged") == 3 and not found["probe"]["code"]["linear"]["converged"]
+
+
+def test_a_pca_of_some_images_is_called_that(runs, tmp_path, capsys, digits):
+    shutil.copytree(runs / "plain", tmp_path / "run")
+    write_npz(tmp_path / "run" / PCA_FILE, **vars(fit_pca(digits, max_samples=900)))
+    status, out, _ = call_script(capsys, ae_eval.main, "--run", tmp_path / "run", "--device", "cpu")
+    assert status == 0 and "PCA of 900 images, 32" in out
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["pca"]["samples"] == 900
 
 
 def test_codes_of_an_ensemble_are_those_of_its_first(evaluate):
@@ -188,6 +263,7 @@ def test_codes_of_an_ensemble_are_those_of_its_first(evaluate):
         ("plain", ("--binarize", "static"), "variational"),
         ("plain", ("--importance-samples", 5), "variational"),
         ("vae", ("--binarize", "grey"), "invalid choice"),
+        ("vae", ("--importance-samples", 0, "--binarize", "static"), "leaves out"),
         ("vae", ("--importance-samples", -1), "from 0"),
         ("plain", ("--leave-out", 10), "from 0 to 9"),
         ("plain", ("--leave-out", 1, "--outliers", "digits"), "not allowed with"),

@@ -86,6 +86,13 @@ def test_json_comes_back_as_it_went(tmp_path):
     assert read_json(tmp_path / "x.json", "") == value
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_what_json_has_no_word_for_is_not_written(tmp_path, number):
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "x.json", {"a": [number]})
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize("text", [b"", b"{", b"[1]", b"\xff\xfe", b"[" * 100_000])
 def test_damaged_json_is_a_fault_with_its_name_and_remedy(tmp_path, text):
     (tmp_path / "x.json").write_bytes(text)

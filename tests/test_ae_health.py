@@ -46,6 +46,12 @@ def test_code_units_that_cannot_fire_are_counted(few):
     assert line.startswith("8 of the 8 code units are dead")
 
 
+def test_one_test_image_says_nothing_of_code_units(few):
+    for count in (1, 2):
+        lines = said("simple", replace(few, test_images=few.test_images[[0] * count]), hidden_sizes=(32,), epochs=1)
+        assert any("units are dead" in line for line in lines) == (count == 2)
+
+
 def test_a_fifth_of_dead_features_is_too_many(few):
     (line,) = said("sparse", few, num_saes=2, features=512, k=2, revive="off", epochs=2)
     assert "features are dead" in line

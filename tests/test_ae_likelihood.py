@@ -107,6 +107,12 @@ def test_what_is_reported_holds_together(model, digits):
     assert "binary" in static["protocol"] and "entropy_floor" not in static
 
 
+@pytest.mark.filterwarnings("error")
+def test_one_image_has_no_spread(model, digits):
+    found = likelihood(model, torch.from_numpy(digits.test_images[:1].copy()), 40, "none", seed=0)
+    assert found["nll_standard_error"] is None and found["active_units"] == 0 and found["nll"] <= -found["elbo"]
+
+
 def test_binary_pixels_follow_their_grey_levels_and_static_ones_no_seed():
     x = torch.linspace(0, 1, 784).expand(400, 784)
     static, again, dynamic, other = (binarized(x, *how) for how in

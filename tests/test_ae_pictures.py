@@ -109,6 +109,24 @@ def test_a_16_bit_picture_is_scaled_not_cut_off(png):
     assert levels.max() == 255 and levels.min() < 220
 
 
+@pytest.mark.parametrize(("mode", "kind"), [("I;16", "png"), ("I;16", "tiff"), ("I;16B", "tiff"), ("I;16", "ppm")])
+def test_of_a_collection_a_16_bit_picture_is_that_of_8_bits_be_it_dark_or_bright(tmp_path, mode, kind):
+    levels = np.arange(200, dtype=np.uint16).reshape(10, 20)
+    data = (levels * 257).astype(">u2" if mode == "I;16B" else "<u2").tobytes()
+    Image.frombytes(mode, (20, 10), data).save(tmp_path / f"picture.{kind}")
+    found = read_picture(tmp_path / f"picture.{kind}", alone=False)
+    np.testing.assert_array_equal(np.asarray(found.convert("L")), levels)
+
+
+@pytest.mark.parametrize("ink", [0, 255])
+def test_of_a_collection_a_transparent_picture_is_laid_on_white(png, ink):
+    alpha = np.linspace(0, 255, 28 * 28).astype(np.uint8).reshape(28, 28)
+    grey = np.full_like(alpha, ink)
+    Image.fromarray(np.dstack((grey, grey, grey, alpha))).save(png)
+    found = np.asarray(read_picture(png, alone=False).convert("L"), int)
+    np.testing.assert_allclose(found, 255 - alpha if ink == 0 else 255, atol=1)
+
+
 @pytest.mark.parametrize("ink", [0, 255])
 def test_on_a_transparent_ground_ink_shows_be_it_black_or_white(digit, png, ink):
     alpha = 255 - on_paper(stroke(), paper=255, pen=0)
