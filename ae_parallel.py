@@ -231,7 +231,9 @@ def spread(loss: "nn.Module", images: "Tensor") -> "nn.Module":
     """
     import torch
 
-    averaging = torch.nn.parallel.DistributedDataParallel(loss, forward_sync_buffers=False)
+    averaging = torch.nn.parallel.DistributedDataParallel(
+        loss, forward_sync_buffers=False, gradient_as_bucket_view=True
+    )
     with torch.random.fork_rng([images.device] if images.device.type == "cuda" else []):
         averaging(images)[0].backward()
     averaging.zero_grad()

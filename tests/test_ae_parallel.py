@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, is_one_error_line
+from conftest import ROOT, call_script, is_one_error_line
 
 import ae_eval
 import ae_parallel
@@ -160,6 +160,14 @@ def test_a_killed_process_is_replaced_and_the_run_ends_in_the_same_bits(tmp_path
     assert f"Resuming {killed / 'checkpoint.pt'} at epoch" in err
     assert history(killed) == history(whole)
     assert (killed / "mnist_ae.pt").read_bytes() == (whole / "mnist_ae.pt").read_bytes()
+
+
+def test_a_run_goes_on_by_itself_only_under_the_launch_that_began_it(tmp_path, monkeypatch, capsys):
+    flags = ("--dataset", "digits", "--recipe", "simple", "--output-dir", tmp_path)
+    for launch_name, epochs, begins in (("a", 1, ""), ("a", 2, "at epoch 2"), ("b", 3, ""), ("none", 4, "")):
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", launch_name)
+        status, _, err = call_script(capsys, ae_train.main, *flags, "--epochs", epochs)
+        assert status == 0 and ("Resuming" in err) == bool(begins) and begins in err
 
 
 def workers(parent):
