@@ -151,7 +151,7 @@ def read_bytes(path: Path, remedy: str) -> bytes:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a value of JSON types, indented, in one piece or not at all; ValueError over a number that is not finite."""
+    """Write a value of JSON types, in one piece or not at all; ValueError over a number that is not finite."""
     write_atomic(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
