@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
@@ -41,6 +43,14 @@ def _chart(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
     axes = figure.add_subplot()
     axes.set(title=title, xlabel=x_label, ylabel=y_label)
     return figure, axes
+
+
+def _log_ticks(axis: Axis, least: float = 0.0, most: float = 1.0) -> None:
+    """Few ticks on a logarithmic axis, whose numbers are written as they are."""
+    # Of 1, 2, 5, 10, .. an axis from `least` to `most` may hold but one where that is less than a decade.
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if most > 10 * least else MaxNLocator(5))
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_locator(NullLocator())
 
 
 @rc_context(_STYLE)
@@ -73,11 +83,13 @@ def loss_curve(batch_losses: Sequence[float], history: Sequence[dict[str, Any]],
     dots = 4 if len(epochs) <= 20 else 0
     axes.plot(epochs - 0.5, [row["train_loss"] for row in history], "o-", color=BLUE, markersize=dots,
               label="training, epoch average")  # fmt: skip
-    axes.plot(epochs, [row["test_loss"] for row in history], "s-", color=ORANGE, markersize=dots, label="test")
+    axes.plot(epochs, [row["test_loss"] for row in history], "s-", color=ORANGE, markersize=dots, label="test",
+              clip_on=False)  # fmt: skip
     # The first batches of an untrained model would flatten all that follows.
     settled = np.concatenate((batch_losses[len(batch_losses) // 50 :], [row["test_loss"] for row in history]))
     low, high = float(np.min(settled)), float(np.max(settled))
     axes.set(xlim=(0, len(history)), ylim=(max(0.0, low - 0.1 * (high - low)), high + 0.05 * (high - low)))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
     return _png(figure)
 
@@ -85,7 +97,7 @@ def loss_curve(batch_losses: Sequence[float], history: Sequence[dict[str, Any]],
 @rc_context(_STYLE)
 def image_rows(rows: dict[str, np.ndarray], title: str, notes: Sequence[str] = ()) -> bytes:
     """Rows of images (n, 784), each row under its label; `notes` stand under the columns."""
-    columns = len(next(iter(rows.values())))
+    columns = _columns(len(next(iter(rows.values()))), title)
     figure = Figure(figsize=(1.05 * columns + 1.5, 1.1 * len(rows) + 0.75), layout="constrained")
     figure.suptitle(title, fontweight="bold")
     grid = figure.subplots(len(rows), columns, squeeze=False)
@@ -93,6 +105,11 @@ def image_rows(rows: dict[str, np.ndarray], title: str, notes: Sequence[str] = (
         _row(axes_row, label, _squares(images))
     _under(grid[-1], notes)
     return _png(figure)
+
+
+def _columns(count: int, title: str) -> int:
+    """Columns, of an inch, for so many images and the title above them."""
+    return max(count, math.ceil(len(title) / 10.5 - 1))
 
 
 def _squares(images: np.ndarray) -> np.ndarray:
@@ -108,6 +125,8 @@ def _row(axes_row: Sequence[Axes], label: str, images: np.ndarray, **colours: An
         axes.imshow(image, **look)
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
+    for axes in axes_row[len(images) :]:
+        axes.set_visible(False)
 
 
 def _under(axes_row: Sequence[Axes], notes: Sequence[str]) -> None:
@@ -119,9 +138,10 @@ def _under(axes_row: Sequence[Axes], notes: Sequence[str]) -> None:
 def sparse_rows(rows: dict[str, np.ndarray], codes: np.ndarray, title: str, notes: Sequence[str]) -> bytes:
     """Rows of images (n, 784) with notes under the last; below, codes (n, features) as maps of what fired."""
     count, features = codes.shape
-    figure = Figure(figsize=(1.05 * count + 2.2, 1.15 * (len(rows) + 1) + 1.2), layout="constrained")
+    columns = _columns(count, title)
+    figure = Figure(figsize=(1.05 * columns + 2.2, 1.15 * (len(rows) + 1) + 1.2), layout="constrained")
     figure.suptitle(title, fontweight="bold")
-    grid = figure.subplots(len(rows) + 1, count, squeeze=False)
+    grid = figure.subplots(len(rows) + 1, columns, squeeze=False)
     for axes_row, (label, images) in zip(grid, rows.items()):
         _row(axes_row, label, _squares(images))
     _under(grid[-2], notes)
@@ -164,7 +184,7 @@ def feature_grid(features: np.ndarray, rates: np.ndarray, title: str, columns: i
     axes = figure.add_subplot()
     limit = float(np.quantile(np.abs(features), 0.998)) or 1.0
     shown = axes.imshow(_sheet(features, columns, blank=np.nan), cmap=_SIGNED, vmin=-limit, vmax=limit)
-    firsts = [f"{100 * rate:.2g} %" if rate else "never" for rate in rates[::columns].tolist()]
+    firsts = [f"{100 * rate:.3g} %" if rate else "never" for rate in rates[::columns].tolist()]
     side = _squares(features).shape[1]
     axes.set_yticks((side + 1) * np.arange(rows) + (side - 1) / 2, firsts)
     axes.set(title=title, xticks=[], ylabel="how many test images a row's first feature fires for")
@@ -195,32 +215,41 @@ def activity(rates: np.ndarray, images: int, title: str) -> bytes:
 @rc_context(_STYLE)
 def search(
     parameters: np.ndarray, errors: np.ndarray, spreads: np.ndarray, names: Sequence[str], series: Sequence[str],
-    title: str,
+    title: str, y_label: str,
 ) -> bytes:  # fmt: skip
     """Candidates' errors, with standard errors, against their parameters; the front of those that none beats in both.
 
     Candidates of one `series` share a colour, those of one `name` a label.
     """
-    figure, axes = _chart(title, "parameters of the model", "mean squared error on the folds held out")
+    figure, axes = _chart(title, "parameters of the model", y_label)
     best = np.minimum.accumulate(errors[np.lexsort((errors, parameters))])
-    axes.step(np.sort(parameters), best, where="post", color=GREY, linestyle="--", linewidth=1.2, label="Pareto front")
+    if len(best) > 1:
+        axes.step(np.sort(parameters), best, where="post", color=GREY, linestyle="--", linewidth=1.2, zorder=1,
+                  label="Pareto front")  # fmt: skip
     kinds = list(dict.fromkeys(series))
     for kind, colour in zip(kinds, [BLUE, ORANGE] if len(kinds) < 3 else _colours(len(kinds))):
         here = np.array([one == kind for one in series])
         axes.errorbar(parameters[here], errors[here], spreads[here], fmt="o", color=colour, capsize=3, label=kind)
-    for name in dict.fromkeys(names):
-        shared = [i for i, other in enumerate(names) if other == name]
-        top = max(shared, key=lambda i: errors[i] + spreads[i])
-        axes.annotate(name, (parameters[top], errors[top] + spreads[top]), xytext=(0, 5), textcoords="offset points",
-                      ha="center", fontsize=9)  # fmt: skip
     if parameters.max() > 3 * parameters.min():
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_minor_locator(NullLocator())
+        _log_ticks(axes.xaxis, parameters.min(), parameters.max())
     axes.xaxis.set_major_formatter(EngFormatter())
     axes.margins(0.12)
+    _name(axes, names, np.column_stack((parameters, errors + spreads)))
     figure.legend(fontsize=9, loc="outside lower center", ncols=3)
     return _png(figure)
+
+
+def _name(axes: Axes, names: Sequence[str], places: np.ndarray) -> None:
+    """Names above places (n, 2); of those that lie as near as their names are large, a name stands once, on top."""
+    axes.autoscale_view()
+    at = (axes.transData + axes.transAxes.inverted()).transform(places)
+    named: list[int] = []
+    for place in np.argsort(-at[:, 1], kind="stable").tolist():
+        if not any(names[place] == names[i] and (np.abs(at[place] - at[i]) < (0.1, 0.06)).all() for i in named):
+            named.append(place)
+            axes.annotate(names[place], places[place], xytext=(0, 5), textcoords="offset points", ha="center",
+                          fontsize=9, zorder=1.5, bbox={"color": "white", "pad": 1})  # fmt: skip
 
 
 def _colours(count: int) -> Any:
@@ -265,12 +294,17 @@ def latent_map(
                 aspect="auto")  # fmt: skip
     left.set(title="what each place decodes to", xlabel="code 1", ylabel="code 2")
     left.grid(False)
-    most = max(10, int(labels.max()) + 1)
-    look: Any = {"cmap": "tab10" if most == 10 else "turbo", "vmin": -0.5, "vmax": most - 0.5}
-    dots = right.scatter(codes[:, 0], codes[:, 1], c=labels, s=3, alpha=0.6, **look)
+    dots = _labelled_dots(right, codes, labels, s=3, alpha=0.6)
     right.set(title="where the test images lie", xlabel="code 1", ylabel="code 2")
-    figure.colorbar(dots, ax=right, label="label", ticks=range(10) if most == 10 else None)
+    figure.colorbar(dots, ax=right, label="label", ticks=MaxNLocator(integer=True))
     return _png(figure)
+
+
+def _labelled_dots(axes: Axes, places: np.ndarray, labels: np.ndarray, **look: Any) -> PathCollection:
+    """Dots at places (n, 2), a colour for each label."""
+    count = int(labels.max()) + 1
+    colours = colormaps["tab10"] if count <= 10 else colormaps["turbo"].resampled(count)
+    return axes.scatter(places[:, 0], places[:, 1], c=labels, cmap=colours, vmin=-0.5, vmax=colours.N - 0.5, **look)
 
 
 @rc_context(_STYLE)
@@ -299,9 +333,7 @@ def scaling_panels(panels: dict[str, dict[int, float]], title: str) -> bytes:
         axes.xaxis.set_minor_locator(NullLocator())
         low, high = min(points.values()), max(points.values())
         axes.set_ylim(low / 1.6, high * 1.6)
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.yaxis.set_minor_locator(NullLocator())
+        _log_ticks(axes.yaxis)
     return _png(figure)
 
 
@@ -335,9 +367,7 @@ def code_size_curves(pca: dict[int, float], errors: dict[str, dict[int, float]],
         axes.axvline(count, color=GREY, linestyle="--", linewidth=1)
         axes.annotate(f"95 % of the variance: {count}", (count, 1), xytext=(-6, -4), color="#5a5f66", ha="right",
                       va="top", xycoords=("data", "axes fraction"), textcoords="offset points")  # fmt: skip
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_minor_locator(NullLocator())
+    _log_ticks(axes.yaxis)
     sizes = sorted({size for points in errors.values() for size in points})
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.xaxis.set_minor_locator(NullLocator())
@@ -347,10 +377,13 @@ def code_size_curves(pca: dict[int, float], errors: dict[str, dict[int, float]],
 
 def _strip(axes: Axes, label: str, images: np.ndarray, notes: Sequence[str] = ()) -> None:
     """Images (n, 784) side by side behind their label, a note under each."""
-    axes.imshow(_sheet(images, len(images), gap=4, blank=1.0), cmap="gray", vmin=0, vmax=1)
-    axes.set_xticks(32 * np.arange(len(notes)) + 13.5, notes, fontsize=9)
+    side = _squares(images).shape[1]
+    gap = max(1, side // 7)
+    axes.imshow(_sheet(images, len(images), gap, blank=1.0), cmap="gray", vmin=0, vmax=1)
+    axes.set_xticks((side + gap) * np.arange(len(notes)) + (side - 1) / 2, notes, fontsize=9)
     axes.set_ylabel(label, rotation=0, ha="right", va="center", labelpad=10)
     axes.set_yticks([])
+    axes.set_anchor("W")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.grid(False)
@@ -368,6 +401,11 @@ def evaluation(errors: dict[str, dict[int, float]], rows: dict[str, np.ndarray],
     for (name, of_label), shift, colour in zip(errors.items(), (-0.2, 0.2), (BLUE, GREY)):
         axes.bar(np.arange(len(labels)) + shift, list(of_label.values()), 0.4, label=name, color=colour)
     axes.set(xticks=range(len(labels)), xticklabels=labels, xlabel="label", ylabel="MSE, pixels in [0, 1]")
+    every = [error for of_label in errors.values() for error in of_label.values()]
+    low, high = max(min(every), 1e-6 * max(every)), max(every)
+    if high > 30 * low:  # the short bars would not be seen
+        axes.set(yscale="log", ylim=(low / 2, 2 * high))
+        _log_ticks(axes.yaxis)
     axes.grid(visible=False, axis="x")
     left.legend(loc="outside upper center", ncols=2)
     for axes, (label, images) in zip(right.subplots(len(rows)), rows.items()):
@@ -381,18 +419,19 @@ def code_map(places: dict[str, np.ndarray], labels: np.ndarray, images: np.ndarr
     """A panel a method: images (n, 784) as dots at places (n, 2) coloured by label, the chosen ones as thumbnails."""
     figure = Figure(figsize=(8 * len(places) + 1, 8), layout="constrained")
     figure.suptitle(title, fontweight="bold")
-    panels, colour = figure.subplots(1, len(places), squeeze=False)[0], colormaps["tab10"]
+    panels = figure.subplots(1, len(places), squeeze=False)[0]
+    zoom = 12.6 / math.isqrt(images.shape[1])
     for axes, (method, at) in zip(panels, places.items()):
         low, high = np.quantile(at, (0.002, 0.998), axis=0)
         margin = 0.05 * (high - low) + 1e-9
         axes.set(title=method, xticks=[], yticks=[], xlim=(low[0] - margin[0], high[0] + margin[0]),
                  ylim=(low[1] - margin[1], high[1] + margin[1]))  # fmt: skip
-        dots = axes.scatter(*at.T, c=labels, cmap="tab10", vmin=-0.5, vmax=9.5, s=6, linewidths=0)
+        dots = _labelled_dots(axes, at, labels, s=6, linewidths=0)
         for number in chosen[method]:
-            thumbnail = OffsetImage(_squares(images[number : number + 1])[0], zoom=0.45, cmap="gray_r")
-            frame = {"edgecolor": colour(int(labels[number])), "linewidth": 1.5}
+            thumbnail = OffsetImage(_squares(images[number : number + 1])[0], zoom=zoom, cmap="gray_r")
+            frame = {"edgecolor": dots.to_rgba(labels[number]), "linewidth": 1.5}
             axes.add_artist(AnnotationBbox(thumbnail, at[number], pad=0.05, bboxprops=frame))
-    figure.colorbar(dots, ax=panels, label="label", ticks=range(10), fraction=0.02)
+    figure.colorbar(dots, ax=panels, label="label", ticks=MaxNLocator(integer=True), fraction=0.02)
     return _png(figure)
 
 
@@ -401,19 +440,21 @@ def outliers(errors: dict[str, np.ndarray], threshold: float, rows: dict[str, tu
              title: str) -> bytes:  # fmt: skip
     """Histograms of errors by kind of image with the threshold; below, rows of images (n, 784), the error of each."""
     columns = max(len(images) for images, _ in rows.values())
-    figure = Figure(figsize=(1.05 * columns + 3, 4 + 1.4 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(1.05 * _columns(columns, title) + 3, 4 + 1.4 * len(rows)), layout="constrained")
     figure.suptitle(title, fontweight="bold")
     top, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(3.6, 1.4 * len(rows))).flat
     axes = top.subplots()
     every = np.concatenate(list(errors.values()))
-    low, high = max(float(every.min()), 1e-3 * float(np.median(every)), 1e-12), max(float(every.max()), 1e-11)
+    low, high = max(float(every.min()), 1e-3 * float(np.median(every)), 1e-12), float(every.max())
+    high = max(high, 1.1 * low)  # all errors may be the same
     bins = np.geomspace(low, high, 80).tolist()
     for (kind, values), colour in zip(errors.items(), (BLUE, ORANGE)):
         share = np.full(len(values), 1 / len(values))
         axes.hist(values.clip(low), bins, weights=share, color=colour, alpha=0.6, label=f"{kind} ({len(values):,})")
     axes.axvline(threshold, color=GREY, linestyle="--", label=f"threshold {threshold:.4g}")
     axes.set(xscale="log", xlabel="reconstruction error (MSE, pixels in [0, 1])", ylabel="share of images")
-    axes.legend()
+    _log_ticks(axes.xaxis, low, high)
+    top.legend(loc="outside upper center", ncols=3)
     for axes, (label, (images, marks)) in zip(below.subplots(len(rows)), rows.items()):
         _strip(axes, label, images, [f"MSE {mark:.4f}" for mark in marks])
     return _png(figure)

@@ -1,7 +1,8 @@
 """K-fold cross-validation: a fold is trained by the suite's own loop, measured, and kept in a file of its own.
 
-What comes out depends on the recipe, the images, the fold, the precision, the kind of device and the number of threads
-alone. The file is named by a hash of them, so that whoever asks the same finds it. No test image is looked at.
+What comes out depends on the recipe, the images, the fold, the precision, the kind of device, the number of threads and
+the versions of torch and numpy alone. The file is named by a hash of them, so that whoever asks the same finds it. No
+test image is looked at.
 """
 
 import signal
@@ -19,7 +20,7 @@ import torch
 from sklearn.model_selection import KFold
 
 import ae_parallel
-from ae_checkpoint import checksum
+from ae_checkpoint import checksum, versions
 from ae_data import ImageSet
 from ae_errors import Fault
 from ae_files import read_json, write_json
@@ -71,6 +72,7 @@ class Fold:
             "recipe": flatten(self.recipe.as_dict()), "fingerprint": images.fingerprint,
             "fold": [self.number, self.of, self.seed], "threads": self.threads, "device": self.device.type,
             "precision": str(Precision("auto", self.device)),
+            "versions": {name: versions()[name] for name in ("torch", "numpy")},
         }  # fmt: skip
 
 

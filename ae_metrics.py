@@ -177,3 +177,8 @@ def mean_square(difference: Tensor) -> Any:
 def range_factor(model: Autoencoder) -> float:
     """What a squared error in unit range is multiplied by to be one in the model's output range."""
     return 4.0 if model.output_range == "signed" else 1.0
+
+
+def spoken_range(model: Autoencoder) -> str:
+    """The range of the model's output, for people."""
+    return "pixels in [-1, 1]" if model.output_range == "signed" else "pixels in [0, 1]"

@@ -25,6 +25,7 @@ from ae_metrics import (
     reconstruct,
     reconstruction_error,
     restoration_error,
+    spoken_range,
     to_pixels,
 )
 from ae_models import VAE, to_range
@@ -111,8 +112,7 @@ def reconstructions(trainer: Trainer, images: ImageSet, when: str) -> bytes:
         rows = {"original": clean, "reconstruction": rebuilt.cpu()}
     errors = (rebuilt.cpu() - clean).square().mean(dim=1) * range_factor(model)
     notes = [f"MSE {error:.4f}" for error in errors.tolist()]
-    pixels = "[-1, 1]" if model.output_range == "signed" else "[0, 1]"
-    title = f"{images.title}, {trainer.recipe.name}: {when} (pixels in {pixels})"
+    title = f"{images.title}, {trainer.recipe.name}: {when} ({spoken_range(model)})"
     return ae_figures.image_rows({label: row.numpy() for label, row in rows.items()}, title, notes)
 
 

@@ -139,10 +139,11 @@ def main(arguments: list[str] | None = None) -> None:
         rows = [candidate.row(rank) for rank, candidate in enumerate(ranked, start=1)]
         write_atomic(folder / "search.csv", table(rows))
         whole = [candidate for candidate in ranked if not candidate.diverged]
+        label = error_label(offered[0].recipe)
         if whole:
-            title = f"{images.title}, {args.recipe}: {len(whole)} candidates, {args.folds} folds"
-            write_atomic(folder / "search.png", picture(whole, title))
-    print("\n".join(lines(rows)))
+            title = f"{images.title}, {args.recipe}: {len(whole)} candidate{'s' * (len(whole) > 1)}, {args.folds} folds"
+            write_atomic(folder / "search.png", picture(whole, title, label))
+    print("\n".join([label, *lines(rows)]))
     print(verdict(whole))
     print(f"Wrote search.csv{' and search.png' if whole else ''} into {folder} ({images.title})")
 
@@ -224,6 +225,16 @@ def hidden(recipe: Recipe) -> str:
     return "-".join(map(str, recipe.model_args["hidden_sizes"])) or "none"
 
 
+def error_label(recipe: Recipe) -> str:
+    """What is ranked; its range is that of the recipe's output."""
+    import torch
+
+    from ae_metrics import spoken_range
+
+    with torch.device("meta"):
+        return f"MSE on the folds held out, {spoken_range(recipe.build())}"
+
+
 def said(result: "Result") -> str:
     """The error of a fold, for people."""
     return "diverged" if result["val_mse"] is None else f"MSE {result['val_mse']:.5f}"
@@ -261,14 +272,16 @@ def verdict(whole: list[Candidate]) -> str:
     best, *others = whole
     text = f"Best: {describe(best.recipe)}"
     if others:
+        from scipy.stats import t
+
         behind = others[0].errors - best.errors
         mean, error = behind.mean(), standard_error(behind)
         text += f"; next: {describe(others[0].recipe)}, {mean:.5f} +- {error:.5f} behind on the same folds"
-        text += "" if mean > 2 * error else ", which is too little to tell them apart"
+        text += "" if mean > t.ppf(0.975, len(behind) - 1) * error else ", which is too little to tell them apart"
     return text
 
 
-def picture(whole: list[Candidate], title: str) -> bytes:
+def picture(whole: list[Candidate], title: str, label: str) -> bytes:
     """Errors against parameters; a colour for each code size and learning rate."""
     from ae_figures import search
 
@@ -280,6 +293,7 @@ def picture(whole: list[Candidate], title: str) -> bytes:
         [hidden(recipe) for recipe in recipes],
         [f"code {recipe.code_size}, learning rate {recipe.lr:g}" for recipe in recipes],
         title,
+        label,
     )
 
 

@@ -83,6 +83,7 @@ def test_every_combination_is_ranked_by_its_mean_with_its_standard_error(searche
         assert int(row["parameters"]) == weights and float(row["seconds"]) > 0
     assert f"Best: {table[0]['hidden_sizes']}, code {table[0]['code_size']}" in out
     assert "12/12" in err and "left" in err and (folder / "search.png").exists()
+    assert out.startswith("MSE on the folds held out, pixels in [-1, 1]\n")
 
 
 def test_a_fold_is_the_suites_own_training_on_the_other_folds(searched, digits):
@@ -116,7 +117,7 @@ def test_a_kept_fold_is_read_and_one_that_is_missing_or_changed_is_trained_again
     assert errors(tmp_path) == errors(searched[2])
 
 
-def test_a_search_with_more_candidates_trains_only_those(searched, digits):
+def test_a_search_with_more_candidates_trains_only_those(searched, digits, monkeypatch):
     recipe = RECIPES["symmetric"].override({"hidden_sizes": (8,), "code_size": 3, "epochs": 6, "seed": 0})
     fold = ae_folds.Fold(recipe, 0, 3, 0, CPU, 1)
     folder = searched[2] / "folds"
@@ -126,6 +127,9 @@ def test_a_search_with_more_candidates_trains_only_those(searched, digits):
         replace(fold, recipe=recipe.override({"lr": 0.1})), replace(fold, recipe=recipe.override({"epochs": 7})),
     ]  # fmt: skip
     assert not any(ae_folds.kept(other.facts(digits), folder) for other in others)
+    monkeypatch.setattr(torch, "__version__", "0.0")
+    assert not ae_folds.kept(fold.facts(digits), folder)
+    monkeypatch.undo()
     swapped = replace(digits, train_images=digits.train_images[::-1].copy())
     assert not ae_folds.kept(fold.facts(swapped), folder)
 
@@ -202,7 +206,7 @@ def test_no_more_jobs_than_cores_and_memory_have_room_for(digits, monkeypatch, c
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
     assert ae_search.allowed_jobs(3, 2, 1e6, digits) == 3 and capsys.readouterr().err == ""
     assert ae_search.allowed_jobs(9, 2, 1e6, digits) == 4 and "allow 4" in capsys.readouterr().err
-    monkeypatch.setattr("ae_runtime.memory", lambda: 5e9)
+    monkeypatch.setattr("ae_stored.memory", lambda: 5e9)
     assert ae_search.allowed_jobs(9, 1, 1e8, digits) == 1 and ae_search.allowed_jobs(1, 99, 1e12, digits) == 1
 
 
@@ -210,6 +214,46 @@ def test_the_front_holds_what_no_other_candidate_beats_in_both(figures):
     from ae_figures import search
 
     size, error = np.array([5, 1, 3, 3, 9]), np.array([0.2, 0.9, 0.5, 0.4, 0.3])
-    search(size, error, error / 10, list("abccd"), ["one", "two"] * 2 + ["one"], "title")
+    search(size, error, error / 10, list("abccd"), ["one", "two"] * 2 + ["one"], "title", "MSE")
     line = next(line for line in figures[0].axes[0].lines if line.get_label() == "Pareto front")
     assert list(zip(line.get_xdata(), line.get_ydata())) == [(1, 0.9), (3, 0.4), (3, 0.4), (5, 0.2), (9, 0.2)]
+
+
+@pytest.mark.parametrize(("folds", "told_apart"), [(2, False), (3, True)])
+def test_few_folds_tell_candidates_apart_only_by_many_standard_errors(folds, told_apart):
+    """Student's t: behind by 7 standard errors is within chance for two folds (12.7), and not for three (4.3)."""
+    behind = np.array([-1, 1, 0][:folds]) / np.std([-1, 1, 0][:folds], ddof=1) * folds**0.5 + 7
+    whole = [
+        ae_search.Candidate(RECIPES["symmetric"].override({"code_size": 5}), 1, [{"val_mse": e} for e in errors])
+        for errors in (np.ones(folds), 1 + behind)
+    ]
+    assert ("too little to tell them apart" not in ae_search.verdict(whole)) == told_apart
+
+
+def test_the_picture_says_the_range_that_errors_are_in(figures):
+    for name, pixels in (("symmetric", "pixels in [-1, 1]"), ("bce", "pixels in [0, 1]")):
+        recipe = RECIPES[name].override({"code_size": 5})
+        candidate = ae_search.Candidate(recipe, 100, [{"val_mse": 0.1}, {"val_mse": 0.2}])
+        ae_search.picture([candidate], "title", ae_search.error_label(recipe))
+        assert figures[-1].axes[0].get_ylabel() == f"MSE on the folds held out, {pixels}"
+
+
+def test_a_candidate_is_named_where_it_lies_and_those_that_lie_together_once(figures):
+    from ae_figures import search
+
+    size, error = np.array([10, 10, 10, 20, 11]), np.array([0.1, 0.101, 0.5, 0.1, 0.1])
+    search(size, error, error / 100, ["a", "a", "a", "a", "b"], ["one"] * 5, "title", "MSE")
+    axes = figures[0].axes[0]
+    assert sorted((t.get_text(), *t.xy) for t in axes.texts) == [
+        ("a", 10, pytest.approx(0.10201)), ("a", 10, pytest.approx(0.505)), ("a", 20, pytest.approx(0.101)),
+        ("b", 11, pytest.approx(0.101)),
+    ]  # fmt: skip
+    front = next(line for line in axes.lines if line.get_label() == "Pareto front")
+    assert all(t.get_bbox_patch().get_facecolor() == (1, 1, 1, 1) and t.zorder > front.zorder for t in axes.texts)
+
+
+def test_one_candidate_has_no_front(tmp_path, capsys, figures):
+    flags = ("--dataset", "digits", "--hidden-sizes", 8, "--code-sizes", 3, "--folds", 2, "--epochs", 1)
+    status, *_ = call_script(capsys, ae_search.main, *flags, "--device", "cpu", "--output-dir", tmp_path)
+    assert status == 0 and "1 candidate, 2 folds" in figures[0].axes[0].get_title()
+    assert [text.get_text() for text in figures[0].legends[0].texts] == ["code 3, learning rate 0.001"]
