@@ -1,10 +1,11 @@
 """Every recipe on 1, 2 and 4 processes under torchrun: is it the same run, what does a step cost, what is sent?
 
-Each run is `ae_train.py` with one thread a process. The largest relative differences to the run of one process are
-printed, of the losses of epochs and of batches and of the final metrics, with the name of the metric; a difference of
-numbers that are 0 on one side counts whole. A step's time is that of the last epoch. Bytes are those that a process
-sends in a step: counted (a ring sends each gradient 2 (n - 1) / n times), and measured on the loop-back device (Linux).
-Writes parallel.json beside this file, or where --output says.
+Each run is `ae_train.py`, one thread a process. Beside them stands one process whose weights start a single rounding
+away: sums in another order are roundings too, and training may make much of them. Printed are the largest relative
+differences to the run of one process, of the losses of epochs and of batches and of the final metrics, with the name of
+the metric; a difference of numbers that are 0 on one side counts whole. A step's time is that of the last epoch. Bytes
+are those that a process sends in a step: counted (a ring sends each gradient 2 (n - 1) / n times), and measured on the
+loop-back device (Linux). Writes parallel.json beside this file, or where --output says.
 """
 
 import argparse
@@ -17,13 +18,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from ae_checkpoint import load_checkpoint, read_record  # noqa: E402
+from ae_checkpoint import load_checkpoint, load_run, read_record  # noqa: E402
+from ae_data import load_again  # noqa: E402
 from ae_files import write_json  # noqa: E402
+from ae_loop import Trainer  # noqa: E402
+from ae_metrics import reconstruction_error  # noqa: E402
 from ae_recipes import RECIPES  # noqa: E402
-from ae_runtime import machine_name  # noqa: E402
+from ae_runtime import Precision, machine_name  # noqa: E402
+from ae_tracking import flat  # noqa: E402
 
 _DEVICES = Path("/proc/net/dev")
 
@@ -64,6 +71,28 @@ def train(recipe: str, ranks: int, folder: Path, flags: Sequence[str]) -> dict[s
     }  # fmt: skip
 
 
+def rounded(folder: Path) -> dict[str, Any]:
+    """The run in `folder` once more, every weight at the start the next number above."""
+    _, recipe, record = load_run(folder, torch.device("cpu"))
+    images = load_again(record["dataset"])
+    torch.set_num_threads(1)
+    torch.manual_seed(recipe.seed)
+    model = recipe.build()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(torch.nextafter(weight, torch.tensor(torch.inf)))
+    cpu = torch.device("cpu")
+    trainer = Trainer(model, recipe, images.train_images, images.test_images, cpu, Precision("off", cpu))
+    rows = [flat(row) for row in trainer.epochs()]
+    return {
+        "ranks": "1, a rounding away", "batches": trainer.batch_losses,
+        "metrics": reconstruction_error(model, trainer.test_images),
+        "epochs": [{k: v for k, v in row.items() if "second" not in k and k != "epoch"} for row in rows],
+        "milliseconds_per_step": 1000 * rows[-1]["seconds"] / len(trainer.batch_sizes),
+        "images_per_second": rows[-1]["images_per_second"], "counted_bytes": 0, "measured_bytes": 0,
+    }  # fmt: skip
+
+
 def numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
     """Every number in nested lists and dictionaries, with where it stands."""
     if isinstance(value, int | float):
@@ -75,7 +104,8 @@ def numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
 
 def largest(ours: Any, theirs: Any) -> tuple[float, str]:
     """The largest relative difference of any two numbers, and where; times are no numbers of the run."""
-    pairs = [(name, a, b) for (name, a), (_, b) in zip(numbers(ours), numbers(theirs)) if "second" not in name]
+    there = dict(numbers(theirs))
+    pairs = [(name, a, there[name]) for name, a in numbers(ours) if "second" not in name]
     return max((abs(a - b) / max(abs(a), abs(b)) if a != b else 0.0, name) for name, a, b in pairs)
 
 
@@ -116,7 +146,8 @@ def main() -> None:
     for recipe in args.only.split(","):
         with tempfile.TemporaryDirectory() as name:
             one = train(recipe, 1, Path(name) / "1", flags)
-            results["recipes"][recipe] = rows = []
+            results["recipes"][recipe] = rows = [compared(one, rounded(Path(name) / "1"))]
+            print(line(recipe, rows[0]), flush=True)
             for ranks in map(int, args.ranks.split(",")):
                 rows.append(compared(one, train(recipe, ranks, Path(name) / str(ranks), flags)))
                 print(line(recipe, rows[-1]), flush=True)
