@@ -78,6 +78,9 @@ def fail(message: str, status: int) -> NoReturn:
     line = " ".join(message.split())
     with contextlib.suppress(OSError, ValueError):  # nobody may be listening any more; the status still counts
         print(f"error: {line}", file=sys.stderr, flush=True)
+    if ae_parallel.size() > 1:  # an ordinary exit would wait for what is still under way between the processes
+        sys.stdout.flush()
+        os._exit(status)
     raise SystemExit(status)
 
 
