@@ -45,10 +45,10 @@ def _chart(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _log_ticks(axis: Axis, least: float = 0.0, most: float = 1.0) -> None:
-    """Few ticks on a logarithmic axis, whose numbers are written as they are."""
-    # Of 1, 2, 5, 10, .. an axis from `least` to `most` may hold but one where that is less than a decade.
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if most > 10 * least else MaxNLocator(5))
+def _log_ticks(axis: Axis, span: float = 100.0) -> None:
+    """Few ticks on a logarithmic axis, the most over the least of which is `span`; their numbers as they are."""
+    # Of 1, 2, 5, 10, .. less than a decade may hold but one, and many decades hold too many.
+    axis.set_major_locator(MaxNLocator(5) if span < 10 else LogLocator(subs=(1, 2, 5) if span < 1000 else (1,)))
     axis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.set_minor_locator(NullLocator())
 
@@ -232,7 +232,7 @@ def search(
         axes.errorbar(parameters[here], errors[here], spreads[here], fmt="o", color=colour, capsize=3, label=kind)
     if parameters.max() > 3 * parameters.min():
         axes.set_xscale("log")
-        _log_ticks(axes.xaxis, parameters.min(), parameters.max())
+        _log_ticks(axes.xaxis, parameters.max() / parameters.min())
     axes.xaxis.set_major_formatter(EngFormatter())
     axes.margins(0.12)
     _name(axes, names, np.column_stack((parameters, errors + spreads)))
@@ -439,7 +439,7 @@ def code_map(places: dict[str, np.ndarray], labels: np.ndarray, images: np.ndarr
 def outliers(errors: dict[str, np.ndarray], threshold: float, rows: dict[str, tuple[np.ndarray, Sequence[float]]],
              title: str) -> bytes:  # fmt: skip
     """Histograms of errors by kind of image with the threshold; below, rows of images (n, 784), the error of each."""
-    columns = max(len(images) for images, _ in rows.values())
+    columns = max(7, *(len(images) for images, _ in rows.values()))  # the axis has numbers enough for seven inches
     figure = Figure(figsize=(1.05 * _columns(columns, title) + 3, 4 + 1.4 * len(rows)), layout="constrained")
     figure.suptitle(title, fontweight="bold")
     top, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(3.6, 1.4 * len(rows))).flat
@@ -453,7 +453,7 @@ def outliers(errors: dict[str, np.ndarray], threshold: float, rows: dict[str, tu
         axes.hist(values.clip(low), bins, weights=share, color=colour, alpha=0.6, label=f"{kind} ({len(values):,})")
     axes.axvline(threshold, color=GREY, linestyle="--", label=f"threshold {threshold:.4g}")
     axes.set(xscale="log", xlabel="reconstruction error (MSE, pixels in [0, 1])", ylabel="share of images")
-    _log_ticks(axes.xaxis, low, high)
+    _log_ticks(axes.xaxis, high / low)
     top.legend(loc="outside upper center", ncols=3)
     for axes, (label, (images, marks)) in zip(below.subplots(len(rows)), rows.items()):
         _strip(axes, label, images, [f"MSE {mark:.4f}" for mark in marks])

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _PATIENCE = timedelta(days=7)  # one that has died is noticed at once, and one that is slow is waited for
+_SPEECH = 30.0  # seconds that the first process of a machine gets to say what is wrong with the command line
 _rank, _size = 0, 1
 _store: Any = None  # a few words that all processes can read, also when one of them has gone
 
@@ -131,6 +132,9 @@ def leave() -> None:
 
 def last_words(message: str, status: int) -> tuple[str, int]:
     """The error that the run ends with: that of the process which failed first, for the others fail because of it."""
+    if launched("LOCAL_RANK") and _size == 1:  # not joined yet: let the first one say it before torchrun ends us all
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(_SPEECH)
     if launched("LOCAL_RANK") != _rank:
         message += f" (on {platform.node()})"
     with contextlib.suppress(Exception):  # without a store, or when that has gone too, they are our own

@@ -205,7 +205,8 @@ def search(folds: "list[Fold]", images: ImageSet, folder: Path, jobs: int) -> "l
                         f"{folds[place].number + 1}: {said(result)}, {result['seconds']:.1f} s; "
                         f"about {ae_cli.duration(left)} left")  # fmt: skip
     except (KeyboardInterrupt, ae_cli.Stopped) as stop:
-        kept_now = f"{len(folds) - results.count(None)} of {len(folds)} folds are kept; the same command goes on"
+        there = sum(kept(fact, folder) is not None for fact in facts)  # one may have been kept and not yet counted
+        kept_now = f"{there} of {len(folds)} folds are kept; the same command goes on"
         raise ae_cli.Stopped(f"stopped; {kept_now}", getattr(stop, "status", 130)) from stop
     return [result for result in shared(results) if result is not None]
 

@@ -99,7 +99,7 @@ def test_no_text_is_markup(draw, figures):
     assert "$" not in texts(figures[0])
 
 
-@pytest.mark.parametrize("spread", [0, 0.01, 0.1, 0.4, 0.9])
+@pytest.mark.parametrize("spread", [0, 0.01, 0.1, 0.4, 0.9, 1.5])
 def test_an_axis_of_errors_has_a_few_plain_numbers_that_do_not_overlap(figures, spread):
     strangest(0.022 * np.exp(spread * np.random.default_rng(0).standard_normal(900)))
     axes = figures[0].axes[0]
