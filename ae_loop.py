@@ -4,9 +4,10 @@ The loop knows no model by name. It asks the model for its loss, steps the optim
 device until the epoch ends, so that a GPU is never waited for.
 """
 
+import contextlib
 import inspect
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, cast
 
@@ -155,7 +156,8 @@ class Trainer:
     def loss(self) -> nn.Module:
         """The model's loss; where several processes share a batch, with the gradients of all of it."""
         loss = _Loss(self.model, self.precision)
-        return ae_parallel.spread(loss, self.train_images[:1].to(self.device)) if ae_parallel.size() > 1 else loss
+        averaged = ae_parallel.size() > 1 and self.recipe.micro_batches == 1
+        return ae_parallel.spread(loss, self.train_images[:1].to(self.device)) if averaged else loss
 
     def epochs(self, on_step: OnStep = lambda *_: None) -> Iterator[Row]:
         """Train to the end of the recipe; yield a row of history after each epoch."""
@@ -178,7 +180,7 @@ class Trainer:
         self.model.train()
         eager = captured = self.loss
         done, start, before = self.steps_done, time.perf_counter(), self.seconds
-        shares = [ae_parallel.share(count) for count in self.batch_sizes[done:]]
+        shares = [ae_parallel.share(count, self.recipe.micro_batches) for count in self.batch_sizes[done:]]
         mine = (index[share.first : share.last] for index, share in zip(order[done:], shares))
         for images, share in zip(batches(self.train_images, mine, self.workers, self.device), shares):
             whole = share.batch == self.recipe.batch_size
@@ -197,34 +199,69 @@ class Trainer:
 
     def _step(self, images: Tensor, share: ae_parallel.Share, loss_of: nn.Module) -> dict[str, Tensor]:
         """One update of the weights from a share of a batch, uint8; the batch's loss and parts, still on the device."""
+        gradients = self._gradients_of_parts if self.recipe.micro_batches > 1 else self._gradients
+        numbers = gradients(images, share, loss_of)
+        self.precision.update(self.optimizer, self.recipe.grad_clip)
+        if self.schedule:
+            self.schedule.step()
+        self.model.after_step()
+        return numbers
+
+    def _gradients(self, images: Tensor, share: ae_parallel.Share, loss_of: nn.Module) -> dict[str, Tensor]:
+        """Leave the gradients of the whole batch with the weights; its loss and parts."""
         shared = ae_parallel.size() > 1
         self.model.share = share if shared else None
         loss, parts = loss_of(images)
         numbers = {"train_loss": loss.detach(), **parts}
         if shared:
-            whole = self._summing(numbers, share)  # while the gradients are computed
+            sums = ae_parallel.summing(*self._weighted(numbers, share))  # while the gradients are computed
             loss = loss * (share.weight * ae_parallel.size())  # gradients are averaged as if all shares were equal
         self.optimizer.zero_grad()
-        self.precision.update(loss, self.optimizer, self.recipe.grad_clip)
-        if self.schedule:
-            self.schedule.step()
-        numbers = whole() if shared else numbers
-        self.model.after_step()
-        return numbers
+        self.precision.backward(loss)
+        return self._booked(numbers, sums()) if shared else numbers
 
-    def _summing(self, numbers: dict[str, Tensor], share: ae_parallel.Share) -> Callable[[], dict[str, Tensor]]:
-        """Begin to add up a batch's numbers, and the model's counts, over its shares; what is returned waits for it."""
+    def _gradients_of_parts(self, images: Tensor, share: ae_parallel.Share, loss_of: nn.Module) -> dict[str, Tensor]:
+        """The same, part after part; the sums are those of a table with a row for each part.
+
+        A process fills its own rows and leaves zeros in the others, so that adding up the tables rounds nothing, and
+        the rows are added up in one order: the bits are those of any other number of processes.
+        """
+        weights, parts = list(self.model.parameters()), self.recipe.micro_batches
+        mine, table = ae_parallel.parts_here(parts), torch.empty(0)
+        for number in mine:
+            part = self.model.share = ae_parallel.part(share.batch, range(number, number + 1), parts)
+            start = part.first - share.first if part.images else 0
+            with self._noise_kept(number < mine[-1]):
+                loss, more = loss_of(images[start : start + max(1, part.images)])
+            self.optimizer.zero_grad()
+            self.precision.backward(loss * part.weight)
+            numbers = {"train_loss": loss.detach(), **more}
+            values = self._weighted(numbers, part)
+            gradients = [cast(Tensor, weight.grad) for weight in weights]
+            row = torch.cat([value.flatten() for value in (*gradients, *values)])
+            table = table if len(table) else row.new_zeros(parts, len(row))
+            table[number] = row
+        sums = ae_parallel.summing(table)()[0].sum(0).split([t.numel() for t in (*weights, *values)])
+        for weight, gradient in zip(weights, sums):
+            weight.grad = gradient.view_as(weight)
+        return self._booked(numbers, sums[len(weights) :])
+
+    def _noise_kept(self, kept: bool) -> contextlib.AbstractContextManager[None]:
+        """Inside of it noise is drawn that will be drawn again: each part takes its own of that of the whole batch."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        return torch.random.fork_rng(devices, enabled=kept)
+
+    def _weighted(self, numbers: dict[str, Tensor], share: ae_parallel.Share) -> list[Tensor]:
+        """What the numbers, and the model's counts, of a share of a batch add to those of the batch."""
         counts = [self.model.get_buffer(name) for name in self.model.batch_counts]
-        parts = [value * share.weight for value in numbers.values()] + [count * (share.images > 0) for count in counts]
-        sums = ae_parallel.summing(*parts)
+        return [value * share.weight for value in numbers.values()] + [count * (share.images > 0) for count in counts]
 
-        def wait() -> dict[str, Tensor]:
-            summed = sums()
-            for count, value in zip(counts, summed[len(numbers) :]):
-                count.copy_(value)
-            return dict(zip(numbers, summed))
-
-        return wait
+    def _booked(self, numbers: dict[str, Tensor], sums: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The batch's numbers by their names, of the sums of what `_weighted` gave; the model is told its counts."""
+        for name, value in zip(self.model.batch_counts, sums[len(numbers) :]):
+            count = self.model.get_buffer(name)
+            count.copy_(value.view_as(count))
+        return {name: value.view_as(old) for (name, old), value in zip(numbers.items(), sums)}
 
     def _log(self, numbers: dict[str, Tensor], steps: int) -> None:
         """Keep a step's numbers. A place for all steps is taken at the first: something small that is kept at every

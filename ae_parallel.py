@@ -68,9 +68,20 @@ def is_first() -> bool:
     return _rank == 0
 
 
-def share(batch: int) -> Share:
-    """This process's share of a batch: one after the other, as equal as can be."""
-    first, last = (batch * rank // _size for rank in (_rank, _rank + 1))
+def share(batch: int, parts: int = 1) -> Share:
+    """This process's share of a batch: one after the other, as equal as can be; of one in parts, whole parts."""
+    mine = parts_here(parts) if parts > 1 else range(_rank, _rank + 1)
+    return part(batch, mine, parts if parts > 1 else _size)
+
+
+def parts_here(parts: int) -> range:
+    """The numbers of the parts of a batch that this process computes."""
+    return range(parts * _rank // _size, parts * (_rank + 1) // _size)
+
+
+def part(batch: int, numbers: range, parts: int) -> Share:
+    """These parts, one after the other, of a batch that is cut into so many."""
+    first, last = (batch * number // parts for number in (numbers.start, numbers.stop))
     return Share(first, last, batch, last - first) if first < last else Share(0, 1, batch, 0)
 
 

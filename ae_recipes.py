@@ -41,6 +41,7 @@ class Recipe:
     lr_schedule: str = "constant"
     weight_decay: float = 0.0
     grad_clip: float = 0.0
+    micro_batches: int = 1
     seed: int = 42
     image_size: int = 28
     claims: tuple[Claim, ...] = ()
@@ -301,7 +302,8 @@ PUBLISHED = tuple(row.name for row in _ROWS if row.source != "ours")
 STUDIED = (DEFAULT, "tuned")  # over code sizes, beside PCA
 
 # What a flag may override: how to train, and every argument that some row's model has.
-TRAINING = ("epochs", "batch_size", "optimizer", "lr", "lr_schedule", "weight_decay", "grad_clip", "seed")
+TRAINING = ("epochs", "batch_size", "micro_batches", "optimizer", "lr", "lr_schedule", "weight_decay", "grad_clip",
+            "seed")  # fmt: skip
 SETTINGS = {*TRAINING, *(name for row in _ROWS for name in row.model_args)}
 
 

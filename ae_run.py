@@ -22,7 +22,7 @@ from ae_checkpoint import CHECKPOINT_FILE, from_bytes, load_checkpoint, load_run
 from ae_data import ImageSet
 from ae_errors import Fault, Mistake
 from ae_loop import Diverged, OnStep, Row, Trainer
-from ae_recipes import TRAINING
+from ae_recipes import TRAINING, Recipe
 
 RESULTS = ("history.csv", "training_loss.png", "reconstructions.png")  # of every run, beside run.json and weights
 
@@ -175,5 +175,9 @@ class Run:
 
 
 def flatten(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """What a result depends on, by name: how it was trained, and the arguments of the model."""
-    return {name: recipe.get(name) for name in ("name", "model", *TRAINING)} | dict(recipe["model_args"])
+    """What a result depends on, by name: how it was trained, and the arguments of the model.
+
+    A setting that there was not yet when the recipe was written down had its default.
+    """
+    trained = {name: recipe.get(name, getattr(Recipe, name, None)) for name in ("name", "model", *TRAINING)}
+    return trained | dict(recipe["model_args"])

@@ -85,12 +85,15 @@ class Precision:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
-    def update(self, loss: Tensor, optimizer: torch.optim.Optimizer, grad_clip: float = 0.0) -> None:
-        """Backward and one optimiser step, through the scaler when there is one.
+    def backward(self, loss: Tensor) -> None:
+        """The gradients of a loss, through the scaler when there is one."""
+        self.scaler.scale(loss).backward()
+
+    def update(self, optimizer: torch.optim.Optimizer, grad_clip: float = 0.0) -> None:
+        """One optimiser step along the gradients there are.
 
         `grad_clip` is the longest gradient let through, as the norm over all weights; 0 is no limit.
         """
-        self.scaler.scale(loss).backward()
         if grad_clip:
             self.scaler.unscale_(optimizer)
             weights = [weight for group in optimizer.param_groups for weight in group["params"]]
@@ -104,7 +107,8 @@ class Precision:
 
 def check_memory(recipe: Recipe) -> None:
     """Raise Mistake when the recipe's weights, gradients and two moments could never fit into this machine."""
-    needed, there = 16.0 * parameters(recipe), memory()
+    parts = recipe.micro_batches if recipe.micro_batches > 1 else 0  # the gradients of each
+    needed, there = (16.0 + 4 * parts) * parameters(recipe), memory()
     if needed > there:
         raise Mistake(
             f"the model needs {needed / 1e9:,.0f} GB to train and this machine has {there / 1e9:,.0f}; "

@@ -79,6 +79,8 @@ def parser(recipe: Recipe = RECIPES[DEFAULT], alone: bool = False, least_epochs:
 
     training = parser.add_argument_group("training")
     setting(training, "--batch-size", "images a step", type=ae_cli.integer(1), metavar="N")
+    setting(training, "--micro-batches", "parts that a batch is cut into and computed in: the same bits on any "
+            "number of processes up to so many, and less memory", type=ae_cli.integer(1, 64), metavar="N")
     setting(training, "--epochs", "passes over the images; ten times the recipe's where there are fewer than 10,000",
             type=ae_cli.integer(least_epochs), metavar="N")
     setting(training, "--lr", "learning rate", type=ae_cli.number(0, above=True), metavar="X")
@@ -219,6 +221,7 @@ def prepare(recipe: Recipe, args: argparse.Namespace, folder: Path) -> "tuple[Tr
         raise Mistake(f"--cuda-graphs on: needs a CUDA device, and this run is on {device}; leave it off")
     if graphs and ae_parallel.size() > 1:
         raise Mistake("--cuda-graphs on: is for one process, and torchrun has started more; leave it off")
+    check_parts(recipe, graphs)
     images = load_images(**ae_cli.data_flags(args))
     if args.leave_out is not None:
         images = images.without(args.leave_out)
@@ -233,6 +236,15 @@ def prepare(recipe: Recipe, args: argparse.Namespace, folder: Path) -> "tuple[Tr
     model = recipe.build()
     trainer = Trainer(model, recipe, images.train_images, images.test_images, device, precision, args.workers, graphs)
     return trainer, images, pca, pca_missing
+
+
+def check_parts(recipe: Recipe, graphs: bool) -> None:
+    """Raise Mistake when the recipe's batches cannot be cut into the parts that were asked for."""
+    parts, processes = recipe.micro_batches, ae_parallel.size()
+    if parts > 1 and graphs:
+        raise Mistake("--cuda-graphs on: captures whole batches; leave it off, or --micro-batches")
+    if 1 < parts < processes:
+        raise Mistake(f"--micro-batches {parts}: is too few for {processes} processes; give {processes} or more")
 
 
 def train(kept: "Run", args: argparse.Namespace, pca: Pca) -> None:

@@ -3,14 +3,17 @@
 Each run is `ae_train.py`, one thread a process. Beside them stands one process whose weights start a single rounding
 away: sums in another order are roundings too, and training may make much of them. Printed are the largest relative
 differences to the run of one process, of the losses of epochs and of batches and of the final metrics, with the name of
-the metric; a difference of numbers that are 0 on one side counts whole. A step's time is that of the last epoch. Bytes
+the metric; a difference of numbers that are 0 on one side counts whole. A step's time is that of the last epoch, the
+median of --rounds runs, which take turns with those of one process; so is the speed beside one process's. Bytes
 are those that a process sends in a step: counted (a ring sends each gradient 2 (n - 1) / n times), and measured on the
 loop-back device (Linux). Writes parallel.json beside this file, or where --output says.
 """
 
 import argparse
 import csv
+import itertools
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -109,12 +112,14 @@ def largest(ours: Any, theirs: Any) -> tuple[float, str]:
     return max((abs(a - b) / max(abs(a), abs(b)) if a != b else 0.0, name) for name, a, b in pairs)
 
 
-def compared(one: dict[str, Any], many: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of a run on several processes beside that on one."""
+def compared(ones: list[dict[str, Any]], runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is kept of runs on several processes beside those on one, each of which went before it."""
+    one, many = ones[0], runs[0]
     kept = {k: v for k, v in many.items() if k not in ("batches", "metrics", "epochs")}
     differences = {k: largest(many[k], one[k]) for k in ("epochs", "batches", "metrics")}
-    speedup = many["images_per_second"] / one["images_per_second"]
-    return kept | {"speedup": speedup, "differences": differences}
+    kept["milliseconds_per_step"] = statistics.median(run["milliseconds_per_step"] for run in runs)
+    speedups = [run["images_per_second"] / before["images_per_second"] for before, run in zip(ones, runs)]
+    return kept | {"speedup": statistics.median(speedups), "speedups": speedups, "differences": differences}
 
 
 def line(recipe: str, row: dict[str, Any]) -> str:
@@ -130,6 +135,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", default=",".join(RECIPES), help="comma-separated recipes")
     parser.add_argument("--ranks", default="2,4", help="comma-separated numbers of processes")
     parser.add_argument("--epochs", default="2")
+    parser.add_argument("--rounds", type=int, default=1, help="of every run, for the times")
     parser.add_argument("--dataset", default="mnist")
     parser.add_argument("--data-root", default="data")
     parser.add_argument("--output", type=Path, default=HERE / "parallel.json")
@@ -145,12 +151,13 @@ def main() -> None:
     results: dict[str, Any] = {"machine": machine_name(), "dataset": args.dataset, "flags": more, "recipes": {}}
     for recipe in args.only.split(","):
         with tempfile.TemporaryDirectory() as name:
-            one = train(recipe, 1, Path(name) / "1", flags)
-            results["recipes"][recipe] = rows = [compared(one, rounded(Path(name) / "1"))]
-            print(line(recipe, rows[0]), flush=True)
-            for ranks in map(int, args.ranks.split(",")):
-                rows.append(compared(one, train(recipe, ranks, Path(name) / str(ranks), flags)))
-                print(line(recipe, rows[-1]), flush=True)
+            sizes, folder = [1, *map(int, args.ranks.split(","))], Path(name)
+            runs: dict[int, list[dict[str, Any]]] = {size: [] for size in sizes}
+            for _, size in itertools.product(range(args.rounds), sizes):
+                runs[size].append(train(recipe, size, folder / str(size), flags))
+            again = [rounded(folder / "1")]
+        results["recipes"][recipe] = rows = [compared(runs[1], each) for each in (again, *list(runs.values())[1:])]
+        print("\n".join(line(recipe, row) for row in rows), flush=True)
         write_json(args.output, results)
 
 

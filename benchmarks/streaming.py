@@ -4,10 +4,9 @@ Makes a .npy file of MNIST's images, each moved by a few pixels and with noise o
 that is deleted in the end. On the first `--held` of them `ae_pca.py` and an epoch of `ae_train.py` run with --stream on
 and off in turn; then they run on the whole file, none of which is in the system's cache when they start. Every run is a
 process; its own memory (RssAnon, so without pages of files) is looked at twenty times a second. Needs Linux and the
-real MNIST (--data-root). Writes streaming.json beside this file.
+real MNIST (--data-root). Writes streaming.json beside this file, or where --output says.
 """
 
-import json
 import os
 import statistics
 import subprocess
@@ -26,7 +25,7 @@ sys.path.insert(0, str(HERE.parent))
 import ae_cli  # noqa: E402
 from ae_data import load_images  # noqa: E402
 from ae_errors import Fault  # noqa: E402
-from ae_files import read_json, write_atomic  # noqa: E402
+from ae_files import read_json, write_json  # noqa: E402
 from ae_runtime import machine_name  # noqa: E402
 from ae_stream import BlockOrder  # noqa: E402
 
@@ -151,6 +150,7 @@ def parser() -> ae_cli.Parser:
     parser.add_argument("--rounds", type=ae_cli.integer(1), default=3)
     parser.add_argument("--only", default="ae_pca.py,simple,symmetric", help="comma-separated")
     parser.add_argument("--folder", type=Path, help="where the files are made (default: the system's temporary folder)")
+    parser.add_argument("--output", type=Path, default=HERE / "streaming.json")
     return parser
 
 
@@ -167,10 +167,8 @@ def main() -> None:
             files = folder / "small.npy", held, folder / "large.npy", args.images
             rows.append(compare(run, *files, args.rounds, folder))
             print(markdown([shown(rows[-1])]), file=sys.stderr, flush=True)
-            results = json.dumps({"machine": machine_name(), "blocks": sizes, "results": rows}, indent=1)
-            write_atomic(
-                HERE / "streaming.json", results.encode() + b"\n"
-            )  # what was measured survives an interruption
+            # what was measured survives an interruption
+            write_json(args.output, {"machine": machine_name(), "blocks": sizes, "results": rows})
     print(f"{machine_name()}\n")
     print(markdown([{name: f"{value:.5g}" for name, value in row.items()} for row in sizes]))
     print(f"\nmedians of {args.rounds} rounds\n")

@@ -168,3 +168,21 @@ def test_steps_that_leave_their_numbers_in_one_place_train_to_the_same_bits(few,
     replayed = train(few, graphs=True)
     assert losses(replayed) == losses(run) and same_weights(replayed, run)
     assert [len(seen) for seen in captures] == [len(few.train_images) // SMALL.batch_size] * SMALL.epochs
+
+
+def gradients(images, recipe, parts):
+    """Of one batch of all images; and what the model has counted."""
+    recipe = recipe.override({"batch_size": len(images), "micro_batches": parts})
+    torch.manual_seed(0)
+    model = recipe.build()
+    Trainer(model, recipe, images, images, CPU, Precision("off", CPU)).train_epoch(0, lambda *_: None)
+    return [weight.grad for weight in model.parameters()], [model.get_buffer(name) for name in model.batch_counts]
+
+
+@pytest.mark.parametrize(("count", "parts"), [(50, 3), (4, 7)])  # of 4 images in 7 parts some parts have none
+@pytest.mark.parametrize("name", ["simple", "denoising", "vae", "conv", "sparse"])
+def test_a_batch_in_parts_has_the_gradients_of_the_whole_batch_noise_and_counts_included(few, name, count, parts):
+    images = few.train_images[:count]
+    (ours, counts), (whole, counted) = (gradients(images, RECIPES[name], p) for p in (parts, 1))
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6 * b.abs().max()) for a, b in zip(ours, whole, strict=True))
+    assert all(map(torch.equal, counts, counted))

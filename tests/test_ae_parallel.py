@@ -22,6 +22,7 @@ import ae_parallel
 import ae_pca
 import ae_search
 import ae_train
+from ae_errors import Mistake
 from ae_models import Autoencoder
 
 LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -32,6 +33,10 @@ RECIPES = {
     "denoising": (),
     "vae": ("--hidden-sizes", "64"),
     "sparse": ("--features", "128", "--k", "16", "--num-saes", "2"),
+}
+EXACT = {  # three parts for two processes, and fewer images than parts in the last batch
+    "vae": ("--hidden-sizes", "64", "--batch-size", "287", "--micro-batches", "3"),
+    "sparse": (*RECIPES["sparse"], "--batch-size", "287", "--micro-batches", "3"),
 }
 SCRIPTS = {"ae_pca": ae_pca, "ae_train": ae_train, "ae_eval": ae_eval, "ae_search": ae_search}
 MANY = """
@@ -59,6 +64,8 @@ def calls(folder, one):
     yield "ae_pca", ["--dataset", "digits", "--output-dir", f"{folder}/pca"]
     for name, flags in RECIPES.items():
         yield "ae_train", ["--recipe", name, *DIGITS, *flags, "--output-dir", f"{folder}/{name}"]
+    for name, flags in EXACT.items():
+        yield "ae_train", ["--recipe", name, *DIGITS, *flags, "--output-dir", f"{folder}/exact_{name}"]
     yield "ae_eval", ["--run", f"{one}/vae", "--importance-samples", "20", "--output-dir", f"{folder}/eval"]
     yield "ae_search", ["--dataset", "digits", "--hidden-sizes", "8", "16", "--code-sizes", "4", "--folds", "2",
                         "--epochs", "1", "--output-dir", f"{folder}/search"]  # fmt: skip
@@ -109,13 +116,22 @@ def test_two_processes_train_the_run_of_one(runs, recipe):
         assert other[name] == pytest.approx(value, rel=1e-4), name
 
 
+@pytest.mark.parametrize("recipe", EXACT)
+def test_in_parts_two_processes_train_the_run_of_one_bit_for_bit(runs, recipe):
+    ours, theirs = (folder / f"exact_{recipe}" for folder in runs[:2])
+    for name in (f"mnist_{recipe}.pt", "reconstructions.png"):
+        assert (ours / name).read_bytes() == (theirs / name).read_bytes()
+    losses = [[row["train_loss"] for row in history(folder)] for folder in (ours, theirs)]
+    assert len(losses[0]) == 2 and losses[0] == losses[1]
+
+
 def test_the_first_process_alone_writes_and_speaks(runs):
     one, two, out = runs
     for place in one.iterdir():
         files = [sorted(p.relative_to(f) for p in f.rglob("*") if p.is_file()) for f in (place, two / place.name)]
         assert files[0] == files[1]
     assert out.count("Number of components") == 3  # ae_pca.py, symmetric and long
-    assert out.count("Wrote mnist_vae.pt") == 1 and out.count("Wrote search.csv") == 1
+    assert out.count("Wrote mnist_vae.pt") == 2 and out.count("Wrote search.csv") == 1
 
 
 def test_the_pca_is_that_of_one_process_bit_for_bit(runs):
@@ -197,6 +213,33 @@ def test_a_mistake_in_the_flags_is_said_once(tmp_path):
     out, err = launch("ae_train.py", "--batch-size", 0, "--output-dir", tmp_path / "none").communicate(timeout=300)
     assert is_one_error_line(said(err)) and "--batch-size" in err and out == ""
     assert not (tmp_path / "none").exists()
+
+
+def test_fewer_parts_than_processes_are_refused(monkeypatch):
+    monkeypatch.setattr(ae_parallel, "_size", 3)
+    whole, two, three = (ae_train.RECIPES["simple"].override({"micro_batches": parts}) for parts in (1, 2, 3))
+    ae_train.check_parts(whole, graphs=False)
+    ae_train.check_parts(three, graphs=False)
+    with pytest.raises(Mistake, match=r"--micro-batches 2.*3 processes"):
+        ae_train.check_parts(two, graphs=False)
+    with pytest.raises(Mistake, match="--cuda-graphs"):
+        ae_train.check_parts(three, graphs=True)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 8])
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("batch", [1, 5, 256])
+def test_a_process_computes_whole_parts_of_its_share(monkeypatch, size, batch, parts):
+    monkeypatch.setattr(ae_parallel, "_size", size)
+    taken, numbers = [], []
+    for rank in range(size):
+        monkeypatch.setattr(ae_parallel, "_rank", rank)
+        share, here = ae_parallel.share(batch, parts), ae_parallel.parts_here(parts)
+        cut = [ae_parallel.part(batch, range(number, number + 1), parts) for number in here]
+        images = [image for part in cut if part.images for image in range(part.first, part.last)]
+        assert images == (list(range(share.first, share.last)) if share.images else [])
+        taken, numbers = taken + images, numbers + list(here)
+    assert taken == list(range(batch)) and numbers == list(range(parts))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])

@@ -50,7 +50,9 @@ def test_mixed_precision_on_a_cpu_is_bf16_without_scaling():
 
 def test_an_update_is_the_optimisers_own_step():
     ours, plain = (torch.nn.Parameter(torch.tensor([3.0])) for _ in range(2))
-    Precision("off", CPU).update(ours.square().sum(), torch.optim.SGD([ours], lr=0.1))
+    precision = Precision("off", CPU)
+    precision.backward(ours.square().sum())
+    precision.update(torch.optim.SGD([ours], lr=0.1))
     plain.square().sum().backward()
     torch.optim.SGD([plain], lr=0.1).step()
     assert torch.equal(ours, plain) and ours.item() == pytest.approx(2.4)

@@ -40,6 +40,7 @@ BAD_TRAIN = {
     "--kl-weight": NEGATIVE,
     "--kl-anneal": no_choice("linear", "none"),
     "--batch-size": st.one_of(NOT_WHOLE, st.just("0")),
+    "--micro-batches": st.one_of(NOT_WHOLE, st.sampled_from(["0", "65"])),
     "--epochs": st.one_of(NOT_WHOLE, st.just("0")),
     "--lr": st.one_of(NEGATIVE, st.just("0")),
     "--lr-schedule": no_choice("constant", "one-cycle", "cosine"),
