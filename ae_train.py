@@ -80,7 +80,7 @@ def parser(recipe: Recipe = RECIPES[DEFAULT], alone: bool = False, least_epochs:
     training = parser.add_argument_group("training")
     setting(training, "--batch-size", "images a step", type=ae_cli.integer(1), metavar="N")
     setting(training, "--micro-batches", "parts that a batch is cut into and computed in: the same bits on any "
-            "number of processes up to so many, and less memory", type=ae_cli.integer(1, 64), metavar="N")
+            "number of processes up to so many", type=ae_cli.integer(1, 64), metavar="N")
     setting(training, "--epochs", "passes over the images; ten times the recipe's where there are fewer than 10,000",
             type=ae_cli.integer(least_epochs), metavar="N")
     setting(training, "--lr", "learning rate", type=ae_cli.number(0, above=True), metavar="X")

@@ -7,11 +7,13 @@ weights; two processes add up arrays of some sizes through gloo. Then, for a pro
     exchange = 2 (n - 1) / n * bytes / bandwidth + 2 (n - 1) * latency
 
 as in a ring, none of it hidden behind the computing. Bandwidth and latency are those of the network that the flags
-name; for two processes on this machine those that were measured, to be held against `parallel.py`. Every process reads
-all images. Writes nodes.json beside this file, or where --output says.
+name; for two processes on this machine those that were measured, to be held against `parallel.py`. Beside the exchange
+stands what it would be of gradients in bf16, and of PowerSGD's factors of rank 4 (Vogels et al. 2019), whose own
+computing is left out. Writes nodes.json beside this file, or where --output says.
 """
 
 import argparse
+import itertools
 import multiprocessing
 import statistics
 import sys
@@ -41,6 +43,7 @@ _ROUNDS = 9
 _COUNTS = (4, 16, 64, 128, 256)  # images of a process in a step
 _SIZES = (2**12, 2**16, 2**20, 2**22, 2**24, 2**26)  # bytes
 _PIXELS = 784
+_RANK = 4
 
 
 def median_seconds(act: Callable[[], object]) -> float:
@@ -67,10 +70,13 @@ def parts_of_a_step(recipe: Recipe) -> dict[str, float]:
 
     seconds = [median_seconds(partial(gradients, count)) for count in _COUNTS]
     each, fixed = np.polyfit(_COUNTS, seconds, 1, w=1 / np.array(seconds))
-    size = sum(weight.numel() * weight.element_size() for weight in trainer.model.parameters())
+    weights = list(trainer.model.parameters())
+    # A matrix m x n becomes factors m x r and n x r; what is no matrix, or not smaller so, is sent as it is.
+    factors = [min(w.numel(), _RANK * (w.shape[0] + w[0].numel())) if w.dim() > 1 else w.numel() for w in weights]
     update = median_seconds(lambda: trainer.precision.update(trainer.optimizer))
     measured = {f"gradients_of_{count}": value for count, value in zip(_COUNTS, seconds)}
-    return {"fixed": max(0.0, float(fixed)), "each": float(each), "update": update, "bytes": size, **measured}
+    sizes = {"bytes": 4 * sum(w.numel() for w in weights), "powersgd_bytes": 4 * sum(factors)}
+    return {"fixed": max(0.0, float(fixed)), "each": float(each), "update": update, **sizes, **measured}
 
 
 def _exchange(rank: int, place: str, answer: Connection) -> None:
@@ -97,25 +103,25 @@ def exchange() -> dict[str, Any]:
     return {"seconds": dict(zip(map(str, _SIZES), seconds)), "latency": max(0.0, start / 2), "bandwidth": 1 / slope}
 
 
-def step(cost: dict[str, float], batch: int, machines: int, bandwidth: float, latency: float) -> dict[str, float]:
-    """Seconds of a step's parts, a process on each machine."""
-    ring = 2 * (machines - 1)
-    return {
-        "gradients": cost["fixed"] + cost["each"] * batch / machines, "update": cost["update"],
-        "exchange": ring / machines * cost["bytes"] / bandwidth + ring * latency,
-    }  # fmt: skip
+def exchange_seconds(size: float, machines: int, bandwidth: float, latency: float) -> float:
+    """Of a ring that adds up so many bytes over processes of as many machines."""
+    return 2 * (machines - 1) * (size / machines / bandwidth + latency)
 
 
 def row(name: str, cost: dict[str, float], batch: int, machines: int, link: tuple[float, float], images: float,
-        disk: float) -> dict[str, Any]:  # fmt: skip
-    """One line of the model: milliseconds of a step, and hours of an epoch and of reading its images."""
-    parts, alone = (step(cost, batch, number, *link) for number in (machines, 1))
-    whole = sum(parts.values())
+        ) -> dict[str, Any]:  # fmt: skip
+    """One line of the model: milliseconds of a step, and hours of an epoch."""
+    one = cost["fixed"] + cost["each"] * batch + cost["update"]
+    gradients = cost["fixed"] + cost["each"] * batch / machines
+    sent = [
+        exchange_seconds(size, machines, *link) for size in (cost["bytes"], cost["bytes"] / 2, cost["powersgd_bytes"])
+    ]
+    whole = gradients + cost["update"] + sent[0]
     return {
-        "recipe": name, "batch": batch, "machines": machines, "MB/s": link[0] / 1e6,
-        **{f"{part}, ms": 1000 * seconds for part, seconds in parts.items()}, "step, ms": 1000 * whole,
-        "times one": sum(alone.values()) / whole, "epoch, hours": images / batch * whole / 3600,
-        "reading, hours": images * _PIXELS / disk / 3600,
+        "recipe": name, "MB/s": link[0] / 1e6, "machines": machines, "batch": batch, "gradients, ms": 1000 * gradients,
+        "update": 1000 * cost["update"], "exchange": 1000 * sent[0], "in bf16": 1000 * sent[1],
+        "PowerSGD": 1000 * sent[2], "step": 1000 * whole, "times one": one / whole,
+        "epoch, hours": images / batch * whole / 3600,
     }  # fmt: skip
 
 
@@ -131,7 +137,6 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--widths", type=ae_cli.sizes, default=(250, 1000, 2500, 5000), help="of symmetric")
     parser.add_argument("--network", default="1.25e9,12.5e9", help="bytes a second, comma-separated")
     parser.add_argument("--latency", type=ae_cli.number(0), default=30e-6, help="of the network, seconds")
-    parser.add_argument("--disk", type=ae_cli.number(0, above=True), default=1e9, help="bytes a second")
     parser.add_argument("--images", type=ae_cli.number(0, above=True), default=1e9, help="of an epoch")
     parser.add_argument("--output", type=Path, default=HERE / "nodes.json")
     return parser
@@ -149,25 +154,24 @@ def main() -> None:
         )
     costs = {name: parts_of_a_step(recipe) for name, recipe in named.items()}
     here = exchange()
-    shown = ("fixed", "each", "update")
     print(table([
-        {"recipe": name, "gradients, MB": cost["bytes"] / 1e6, **{f"{part}, ms": 1000 * cost[part] for part in shown}}
+        {"recipe": name, "gradients, MB": cost["bytes"] / 1e6, "with weights and moments, MB": 4 * cost["bytes"] / 1e6,
+         **{f"{part}, ms": 1000 * cost[part] for part in ("fixed", "each", "update")}}
         for name, cost in costs.items()
     ]))  # fmt: skip
-    print(f"\nTwo processes of this machine: {here['bandwidth'] / 1e6:,.0f} MB/s, {1e6 * here['latency']:.0f} "
-          f"microseconds\n")  # fmt: skip
+    local = here["bandwidth"], here["latency"]
+    print(f"\nTwo processes of this machine: {local[0] / 1e6:,.0f} MB/s, {1e6 * local[1]:.0f} microseconds\n")
     rows = []
-    for name, recipe in named.items():
-        local = here["bandwidth"], here["latency"]
-        settings = [(1, local, recipe.batch_size), (2, local, recipe.batch_size)]
-        for speed in map(float, args.network.split(",")):
+    for name in args.only.split(","):
+        size = named[name].batch_size
+        rows += [row(name, costs[name], size, 2, local, args.images)]
+        for speed, n in itertools.product(map(float, args.network.split(",")), (8, 64)):
             link = speed, args.latency
-            settings += [(n, link, b) for n in (8, 64) for b in (recipe.batch_size, n * recipe.batch_size)]
-        rows += [row(name, costs[name], batch, n, link, args.images, args.disk) for n, link, batch in settings]
+            rows += [row(name, costs[name], batch, n, link, args.images) for batch in (size, n * size)]
     print(table(rows))
     write_json(args.output, {
-        "machine": machine_name(), "network": args.network, "latency": args.latency, "disk": args.disk,
-        "images": args.images, "costs": costs, "here": here, "model": rows,
+        "machine": machine_name(), "latency": args.latency, "images": args.images, "costs": costs, "here": here,
+        "model": rows,
     })  # fmt: skip
 
 
