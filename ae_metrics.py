@@ -65,13 +65,13 @@ def quality(model: Autoencoder, images: Images) -> Numbers:
     the share of features that no image makes fire, `mean_activity` the mean share of images that a feature fires for.
     Several processes share the work.
     """
-    correlations, fired = [], torch.zeros(())
+    total, undefined, fired = torch.zeros(()), torch.zeros((), dtype=torch.long), torch.zeros(())
     for x, counted in _in_shares(model, images):
         rebuilt, code = (part[..., :counted, :] for part in model(x))
-        correlations.append(pearson(to_range(rebuilt, model.output_range, "unit"), x[:counted]).cpu().double())
+        correlation = pearson(to_range(rebuilt, model.output_range, "unit"), x[:counted]).cpu().double()
+        total, undefined = total + correlation.nansum(dim=-1), undefined + correlation.isnan().sum(dim=-1)
         fired = fired + (code != 0).sum(dim=-2).cpu().double()
-    correlation = torch.cat(correlations, dim=-1)
-    total, undefined, fired = ae_parallel.summing(correlation.nansum(dim=-1), correlation.isnan().sum(dim=-1), fired)()
+    total, undefined, fired = ae_parallel.summing(total, undefined, fired)()
     rates = fired / len(images)
     return {
         "pearson": (total / (len(images) - undefined)).nan_to_num().tolist(),  # 0 where none is defined
@@ -93,8 +93,10 @@ def pearson(a: Tensor, b: Tensor) -> Tensor:
 @torch.no_grad()
 def firing_rates(model: Autoencoder, images: Images) -> Tensor:
     """The share of uint8 images (n, 784) that each feature fires for: (features,), of an ensemble (S, features)."""
-    fired = [(model.encode(x) != 0).sum(dim=-2) for x in _in_batches(model, images)]
-    return torch.stack(fired).sum(dim=0) / len(images)
+    fired = torch.zeros((), dtype=torch.long)
+    for x in _in_batches(model, images):
+        fired = fired.to(x.device) + (model.encode(x) != 0).sum(dim=-2)
+    return fired / len(images)
 
 
 @torch.no_grad()
@@ -106,10 +108,13 @@ def reconstruct(model: Autoencoder, images: Images) -> Tensor:
 
 def reconstruction_error(model: Autoencoder, images: Images) -> Numbers:
     """`test_mse` per pixel in the range of the model's output, and `test_mse_unit`, for uint8 images (n, 784)."""
-    # In parts: the answers of an ensemble to all images would be the largest array of its run.
-    squares = [(reconstruct(model, part) - to_pixels(part, "unit")).square().mean(dim=-1)
-               for part in images.split(_BATCH)]  # fmt: skip
-    unit = torch.cat(squares, dim=-1).cpu().double().mean(dim=-1).tolist()
+    # In parts: the answers of an ensemble to all images would be the largest array of its run. And none of the parts'
+    # errors is kept, for it would come to lie between the large blocks which the next part takes, and the heap grow.
+    total = torch.zeros((), dtype=torch.double)
+    for part in images.split(_BATCH):
+        squares = (reconstruct(model, part) - to_pixels(part, "unit")).square().mean(dim=-1)
+        total = total + squares.cpu().double().sum(dim=-1)
+    unit = (total / len(images)).tolist()
     signed = [4 * error for error in unit] if isinstance(unit, list) else 4 * unit
     return {"test_mse": signed if model.output_range == "signed" else unit, "test_mse_unit": unit}
 
@@ -161,12 +166,12 @@ def denoise(model: Autoencoder, images: Images, seed: int) -> tuple[Tensor, Tens
 
 def restoration_error(model: Autoencoder, images: Images, seed: int) -> Numbers:
     """Squared error per unit-range pixel to the clean images: of noisy images, and of what is restored from them."""
-    squares: dict[str, list[Tensor]] = {"noisy_mse": [], "restored_mse": []}
+    totals = {"noisy_mse": 0.0, "restored_mse": 0.0}
     for number, part in enumerate(images.split(_BATCH)):
         clean = to_pixels(part, "unit")
-        for errors, x in zip(squares.values(), denoise(model, part, seed_for(seed, number))):
-            errors.append((x - clean).square().mean(dim=-1))
-    return {name: torch.cat(errors).cpu().double().mean().item() for name, errors in squares.items()}
+        for name, x in zip(totals, denoise(model, part, seed_for(seed, number))):
+            totals[name] += (x - clean).square().mean(dim=-1).cpu().double().sum().item() / len(images)
+    return totals
 
 
 def mean_square(difference: Tensor) -> Any:

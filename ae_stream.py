@@ -1,8 +1,9 @@
 """Images in a file as batches on the device: shuffled block by block, and read ahead by a thread."""
 
+import itertools
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -15,8 +16,10 @@ from torch import Tensor
 from ae_runtime import seed_for
 from ae_stored import Stored
 
+S = TypeVar("S")
 T = TypeVar("T")
-_AHEAD = 16  # batches that are read ahead
+_TOGETHER = 4096  # images, of whole batches, that are read in one go: the thread is to take a core seldom
+_AHEAD = 2  # times so many are read ahead
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,10 @@ class Streamed:
 
     def batches(self, order: Iterable[Tensor]) -> Iterator[Tensor]:
         """The images of each tensor of numbers; quick where they keep to two pools of blocks for a while."""
-        for batch in ahead(gather(self.images, order)):
-            yield torch.from_numpy(batch).to(self.device)
+        bundles, wanted = itertools.tee(together(order))
+        made = ahead(gatherer(self.images), (torch.cat(bundle).numpy() for bundle in wanted))
+        for bundle, images in zip(bundles, made):
+            yield from torch.from_numpy(images).to(self.device).split([len(index) for index in bundle])
 
 
 Images = Tensor | Streamed
@@ -93,29 +98,50 @@ def to_device(images: np.ndarray | Stored, device: torch.device) -> Images:
         return torch.from_numpy(np.ascontiguousarray(images)).to(device)
 
 
-def gather(images: Stored, order: Iterable[Tensor]) -> Iterator[np.ndarray]:
-    """The images of each tensor of numbers; the blocks read last, two pools of them, are kept."""
+def together(order: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """The numbers of several batches at a time, of so many images at least."""
+    bundle: list[Tensor] = []
+    for index in order:
+        bundle.append(index)
+        if sum(map(len, bundle)) >= _TOGETHER:
+            yield bundle
+            bundle = []
+    if bundle:
+        yield bundle
+
+
+def gatherer(images: Stored) -> Callable[[np.ndarray], np.ndarray]:
+    """What gives the images of an array of numbers; the blocks read last, two pools of them, are kept."""
     slots = min(2 * images.pool, len(images.blocks))
     rows = np.empty((slots * images.block, images.pixels), np.uint8)
     slot_of = np.full(images.blocks.max() + 2, -1)  # the last is that of no block, number -1
-    kept, turn = np.full(slots, -1), 0
-    for index in order:
-        blocks, places = images.locate(index.numpy())
+    kept, turn = np.full(slots, -1), itertools.cycle(range(slots))
+
+    def gather(index: np.ndarray) -> np.ndarray:
+        blocks, places = images.locate(index)
         for block in np.unique(blocks[slot_of[blocks] < 0]):
-            slot_of[kept[turn]], slot_of[block], kept[turn] = -1, turn, block
-            images.read_block(block, rows[turn * images.block : (turn + 1) * images.block])
-            turn = (turn + 1) % slots
+            here = next(turn)
+            slot_of[kept[here]], slot_of[block], kept[here] = -1, here, block
+            images.read_block(block, rows[here * images.block : (here + 1) * images.block])
         slot = slot_of[blocks]
-        if slot.min() < 0:  # a batch from more than two pools
-            yield images[index.numpy()]
-        else:
-            yield rows.take(slot * images.block + places, axis=0)
+        if slot.min() < 0:  # from more than two pools
+            return images[index]
+        taken: np.ndarray = rows.take(slot * images.block + places, axis=0)
+        return taken
+
+    return gather
 
 
-def ahead(made: Iterator[T]) -> Iterator[T]:
-    """What `made` yields, made a few ahead by a thread; what goes wrong there is raised here."""
+def ahead(make: Callable[[S], T], wanted: Iterable[S]) -> Iterator[T]:
+    """What `make` makes of each thing wanted, a few ahead by a thread; what goes wrong there is raised here.
+
+    `make` is not to use torch: a second thread that does has OpenMP start a second team of threads, more than there
+    are cores, whose waiting for one another costs half of the speed. What is wanted is asked for here.
+    """
     with ThreadPoolExecutor(1) as thread:  # leaving waits for those begun
-        waiting = deque(thread.submit(next, made, None) for _ in range(_AHEAD))
-        while (item := waiting.popleft().result()) is not None:
-            waiting.append(thread.submit(next, made, None))
-            yield item
+        begun = (thread.submit(make, item) for item in wanted)
+        waiting = deque(islice(begun, _AHEAD))
+        while waiting:
+            made = waiting.popleft().result()
+            waiting.extend(islice(begun, 1))
+            yield made

@@ -220,16 +220,17 @@ def test_a_file_that_is_cut_short_while_it_is_read_is_a_fault(file):
 
 
 def test_what_the_thread_raises_reaches_the_run_and_leaving_ends_the_thread():
-    def numbers():
-        yield from range(20)
-        raise Fault("the disk")
+    def make(number):
+        if number == 20:
+            raise Fault("the disk")
+        return -number
 
     before = threading.active_count()
-    got = ahead(numbers())
-    assert list(islice(got, 20)) == list(range(20))
+    got = ahead(make, range(100))
+    assert list(islice(got, 20)) == [-number for number in range(20)]
     with pytest.raises(Fault, match="the disk"):
         next(got)
-    left = ahead(iter(range(10**9)))
+    left = ahead(make, iter(range(10**9)))
     assert next(left) == 0
     left.close()
     assert threading.active_count() == before
