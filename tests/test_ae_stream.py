@@ -3,10 +3,12 @@
 import threading
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import run_script
 from sklearn.decomposition import PCA
 
 import ae_stored
@@ -234,3 +236,25 @@ def test_what_the_thread_raises_reaches_the_run_and_leaving_ends_the_thread():
     assert next(left) == 0
     left.close()
     assert threading.active_count() == before
+
+
+THREADS = """
+import os, sys, torch
+from ae_stored import stored
+from ae_stream import Streamed
+torch.set_num_threads(2)
+torch.ones(10**6).add_(1)  # starts the team of this thread
+images = Streamed(stored(open(sys.argv[1], "rb", buffering=0), "x", 0, 200_000, 16), torch.device("cpu"))
+before = len(os.listdir("/proc/self/task"))
+batches = images.batches(images.order(128, 0, 0))
+next(batches)
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts the threads in /proc")
+def test_the_thread_that_reads_starts_no_second_team_of_computing_threads(tmp_path):
+    """More threads than cores, waiting for one another, would take half of the speed."""
+    (tmp_path / "images").write_bytes(bytes(200_000 * 16))
+    done = run_script("-c", THREADS, tmp_path / "images", OMP_NUM_THREADS="2")
+    assert done.stdout == "1\n", done.stderr
