@@ -138,6 +138,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=1, help="of every run, for the times")
     parser.add_argument("--dataset", default="mnist")
     parser.add_argument("--data-root", default="data")
+    parser.add_argument("--control", choices=("on", "off"), default="on", help="one process, a rounding away, too")
     parser.add_argument("--output", type=Path, default=HERE / "parallel.json")
     return parser
 
@@ -155,8 +156,9 @@ def main() -> None:
             runs: dict[int, list[dict[str, Any]]] = {size: [] for size in sizes}
             for _, size in itertools.product(range(args.rounds), sizes):
                 runs[size].append(train(recipe, size, folder / str(size), flags))
-            again = [rounded(folder / "1")]
-        results["recipes"][recipe] = rows = [compared(runs[1], each) for each in (again, *list(runs.values())[1:])]
+            control = [[rounded(folder / "1")]] if args.control == "on" else []
+        rows = [compared(runs[1], each) for each in (*control, *list(runs.values())[1:])]
+        results["recipes"][recipe] = rows
         print("\n".join(line(recipe, row) for row in rows), flush=True)
         write_json(args.output, results)
 
