@@ -216,7 +216,8 @@ def _ensure_downloaded(name: str, root: Path) -> Path:
     with ae_parallel.local_first():
         if not is_there(name, root):
             ae_cli.note(f"{name} is not in {folder}: downloading it")
-            reason = _download(name, root, folder)
+            tried = ae_parallel.launched("LOCAL_RANK")  # by the first process of this machine, in vain
+            reason = "the first process has tried" if tried else _download(name, root, folder)
             if not is_there(name, root):
                 raise Fault(
                     f"{name} is not in {folder} and could not be downloaded ({reason}); put its four files "

@@ -154,7 +154,7 @@ def main(arguments: list[str] | None = None) -> None:
     refuse_too_few(images, args)
     subject = Subject(model, recipe, device, images, ae_parallel.first(partial(pca_of, args.run, recipe, images)))
     if not ae_parallel.is_first():  # the likelihood is what takes long
-        if samples:
+        if samples and not args.dry_run:
             likelihood(subject, samples, args.binarize or "none", args.seed)
         return
     folder = args.output_dir or args.run

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from ae_errors import Fault
+
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
@@ -100,7 +102,11 @@ def join() -> None:
     store, _rank, _size = next(rendezvous("env://", timeout=_PATIENCE))
     _store = dist.PrefixStore(_password(store), store)  # type: ignore[attr-defined]
     backends = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backends, store=_store, rank=_rank, world_size=_size, timeout=_PATIENCE)
+    try:
+        dist.init_process_group(backends, store=_store, rank=_rank, world_size=_size, timeout=_PATIENCE)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise Fault(f"the processes cannot reach one another ({reason}); see GLOO_SOCKET_IFNAME, or NCCL's") from error
     for number, handler in handlers.items():  # the first one saves its place; the others end with it
         signal.signal(number, signal.SIG_IGN if _rank else handler)
 
@@ -159,6 +165,8 @@ def broken(error: BaseException) -> bool:
         return False
     import torch.distributed as dist
 
+    if isinstance(error, Fault):
+        return False
     return isinstance(error, dist.DistError) or "gloo" in str(error) or "by peer" in str(error)
 
 

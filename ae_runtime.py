@@ -40,6 +40,9 @@ def pick_device(name: str) -> torch.device:
             raise Mistake(f"--device {name}: each process of torchrun takes the device of its own number; use cuda")
         index = str(ae_parallel.launched("LOCAL_RANK"))
         name = f"cuda:{index}"
+    if kind == "cuda" and several and int(index or 0) >= cuda:
+        raise Mistake(f"torchrun has started more processes than this machine's {cuda} CUDA devices; start as many, or "
+                      f"use --device cpu")  # fmt: skip
     if kind == "cuda" and int(index or 0) >= cuda:
         raise Mistake(f"--device {name}: PyTorch sees {cuda} CUDA devices here; use --device auto or cpu")
     if kind == "mps" and not mps:

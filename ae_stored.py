@@ -101,10 +101,12 @@ class Stored:
         try:
             with self._lock:  # the place and the reading belong together
                 self.file.seek(self.start + int(row) * self.pixels)
-                whole = self.file.readinto(into.data) == into.nbytes
+                left = memoryview(into.data).cast("B")
+                while len(left) and (read := self.file.readinto(left)):  # at most two gigabytes come at a time
+                    left = left[read:]
         except OSError as error:
             raise Fault(f"{self.name}: cannot be read ({error.strerror}); check the disk") from error
-        if not whole:
+        if len(left):
             raise Fault(f"{self.name}: has become shorter while it was read; put the whole file there and start again")
 
     def part(self, first: int, count: int) -> "Stored":

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import ae_parallel
 from ae_runtime import seed_for
 from ae_stored import Stored
 
@@ -80,7 +81,9 @@ class Streamed:
 
     def batches(self, order: Iterable[Tensor]) -> Iterator[Tensor]:
         """The images of each tensor of numbers; quick where they keep to two pools of blocks for a while."""
-        bundles, wanted = itertools.tee(together(order))
+        # Of so many that the blocks of a bundle, which the shares of all processes are spread over, are still held.
+        most = min(_TOGETHER, self.images.pool * self.images.block) // ae_parallel.size()
+        bundles, wanted = itertools.tee(together(order, most))
         made = ahead(gatherer(self.images), (torch.cat(bundle).numpy() for bundle in wanted))
         for bundle, images in zip(bundles, made):
             yield from torch.from_numpy(images).to(self.device).split([len(index) for index in bundle])
@@ -98,12 +101,12 @@ def to_device(images: np.ndarray | Stored, device: torch.device) -> Images:
         return torch.from_numpy(np.ascontiguousarray(images)).to(device)
 
 
-def together(order: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+def together(order: Iterable[Tensor], images: int) -> Iterator[list[Tensor]]:
     """The numbers of several batches at a time, of so many images at least."""
     bundle: list[Tensor] = []
     for index in order:
         bundle.append(index)
-        if sum(map(len, bundle)) >= _TOGETHER:
+        if sum(map(len, bundle)) >= images:
             yield bundle
             bundle = []
     if bundle:

@@ -198,7 +198,9 @@ def run(args: argparse.Namespace) -> None:
         if kept.begin(args.resume):
             return
         if not ae_parallel.is_first():
-            with contextlib.suppress(Fault):  # the first says what has gone wrong, and what is kept
+            from ae_loop import Diverged
+
+            with contextlib.suppress(Diverged):  # every process finds that out, and the first says what is kept
                 for _ in trainer.epochs():
                     pass
             return
@@ -244,7 +246,7 @@ def check_parts(recipe: Recipe, graphs: bool) -> None:
     if parts > 1 and graphs:
         raise Mistake("--cuda-graphs on: captures whole batches; leave it off, or --micro-batches")
     if 1 < parts < processes:
-        raise Mistake(f"--micro-batches {parts}: is too few for {processes} processes; give {processes} or more")
+        raise Mistake(f"--micro-batches {parts}: is too few for {processes} processes; give as many, or leave it out")
 
 
 def train(kept: "Run", args: argparse.Namespace, pca: Pca) -> None:

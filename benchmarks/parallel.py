@@ -135,6 +135,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", default=",".join(RECIPES), help="comma-separated recipes")
     parser.add_argument("--ranks", default="2,4", help="comma-separated numbers of processes")
     parser.add_argument("--epochs", default="2")
+    parser.add_argument("--micro-batches", default="1", help="as of ae_train.py")
     parser.add_argument("--rounds", type=int, default=1, help="of every run, for the times")
     parser.add_argument("--dataset", default="mnist")
     parser.add_argument("--data-root", default="data")
@@ -145,11 +146,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args, more = parser().parse_known_args()  # the rest goes to ae_train.py
-    flags = ("--dataset", args.dataset, "--data-root", args.data_root, "--epochs", args.epochs, *more)
+    flags = ("--dataset", args.dataset, "--data-root", args.data_root, "--epochs", args.epochs,
+             "--micro-batches", args.micro_batches, *more)  # fmt: skip
     head = ("recipe", "processes", "losses of epochs", "of batches", "metrics", "ms a step", "times one", "bytes sent",
             "measured")  # fmt: skip
     print(f"| {' | '.join(head)} |\n|{' --- |' * len(head)}", flush=True)
-    results: dict[str, Any] = {"machine": machine_name(), "dataset": args.dataset, "flags": more, "recipes": {}}
+    results: dict[str, Any] = {"machine": machine_name(), "dataset": args.dataset, "flags": flags, "recipes": {}}
     for recipe in args.only.split(","):
         with tempfile.TemporaryDirectory() as name:
             sizes, folder = [1, *map(int, args.ranks.split(","))], Path(name)
