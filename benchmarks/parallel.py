@@ -151,7 +151,7 @@ def main() -> None:
     head = ("recipe", "processes", "losses of epochs", "of batches", "metrics", "ms a step", "times one", "bytes sent",
             "measured")  # fmt: skip
     print(f"| {' | '.join(head)} |\n|{' --- |' * len(head)}", flush=True)
-    results: dict[str, Any] = {"machine": machine_name(), "dataset": args.dataset, "flags": flags, "recipes": {}}
+    results: dict[str, Any] = {"machine": machine_name(), "dataset": args.dataset, "flags": more, "recipes": {}}
     for recipe in args.only.split(","):
         with tempfile.TemporaryDirectory() as name:
             sizes, folder = [1, *map(int, args.ranks.split(","))], Path(name)
