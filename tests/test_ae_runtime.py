@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+import ae_parallel
 from ae_errors import Mistake
 from ae_runtime import Precision, pick_device, seed_for
 
@@ -63,3 +64,13 @@ def test_seeds_of_different_places_differ_and_repeat():
     assert len(set(seeds)) == len(seeds)
     assert seed_for(3, 4) == seed_for(3, 4)
     torch.manual_seed(max(seeds))  # 64 bits are what torch takes
+
+
+def test_more_processes_than_gpus_are_told_so_whatever_device_was_asked_for(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(ae_parallel, "_size", 2)
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    for device in ("auto", "cuda"):
+        with pytest.raises(Mistake, match="more processes than this machine's 1 CUDA devices"):
+            pick_device(device)

@@ -1,5 +1,6 @@
 """Images that stay in their file are the same images, each once an epoch, in an order close to uniform."""
 
+import io
 import threading
 from dataclasses import replace
 from itertools import islice
@@ -258,3 +259,13 @@ def test_the_thread_that_reads_starts_no_second_team_of_computing_threads(tmp_pa
     (tmp_path / "images").write_bytes(bytes(200_000 * 16))
     done = run_script("-c", THREADS, tmp_path / "images", OMP_NUM_THREADS="2")
     assert done.stdout == "1\n", done.stderr
+
+
+def test_a_read_that_comes_in_pieces_is_put_together(tmp_path):
+    class Slow(io.FileIO):
+        def readinto(self, buffer):
+            return super().readinto(memoryview(buffer)[:7])
+
+    content = np.random.default_rng(0).integers(0, 256, (40, 25), dtype=np.uint8)
+    (tmp_path / "images").write_bytes(content.tobytes())
+    assert np.array_equal(stored(Slow(tmp_path / "images"), "x", 0, 40, 25)[:], content)
