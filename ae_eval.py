@@ -14,21 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import ae_cli
-import ae_parallel
-from ae_collection import load_whole
-from ae_data import DATASETS, ImageSet, Pixels, load_images
-from ae_errors import Fault, Mistake
-from ae_files import prepare_folder, write_atomic, write_json
-from ae_linear import Pca, fit_pca, read_pca
-from ae_recipes import Recipe
+from autoencoders.data.own import load_whole
+from autoencoders.data.sets import DATASETS, ImageSet, Pixels, load_images
+from autoencoders.evaluation.pca import Pca, fit_pca, read_pca
+from autoencoders.recipes import Recipe
+from autoencoders.runtime import cli, processes
+from autoencoders.runtime.errors import Fault, Mistake
+from autoencoders.runtime.files import prepare_folder, write_atomic, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ae_evaluation import Scores
     from ae_models import Autoencoder
-    from ae_stream import Images
+    from autoencoders.data.stream import Images
+    from autoencoders.evaluation.scores import Scores
 
 # As in ae_train.py, what imports torch is imported once the flags are found good.
 
@@ -47,19 +46,19 @@ _NATS = {"elbo": "ELBO", "nll": "negative log-likelihood", "kl_loss": "KL term",
 
 
 # fmt: off
-def parser() -> ae_cli.Parser:
-    parser = ae_cli.Parser(__doc__)
+def parser() -> cli.Parser:
+    parser = cli.Parser(__doc__)
     shown = "(default: %(default)s)"
     parser.add_argument("--run", type=Path, required=True, help="folder of the trained model, such as outputs")
     parser.add_argument("--output-dir", type=Path, help="where results go (default: the folder of the run)")
-    parser.add_argument("--dataset", type=ae_cli.dataset, help="the run's images (default: what the run names)")
+    parser.add_argument("--dataset", type=cli.dataset, help="the run's images (default: what the run names)")
     parser.add_argument("--data-root", type=Path, help="where the images are (default: where the run found them)")
     parser.add_argument("--device", default="auto", help=f"auto, cuda, cuda:N, mps or cpu {shown}")
-    parser.add_argument("--seed", type=ae_cli.integer(0), default=0, metavar="N",
+    parser.add_argument("--seed", type=cli.integer(0), default=0, metavar="N",
                         help=f"of everything drawn at random {shown}")
 
     nats = parser.add_argument_group("likelihood (variational autoencoders)")
-    nats.add_argument("--importance-samples", type=ae_cli.integer(0, 10**6), metavar="N",
+    nats.add_argument("--importance-samples", type=cli.integer(0, 10**6), metavar="N",
                       help="codes drawn for each image; 0 leaves the likelihood out (default: 1000)")
     nats.add_argument("--binarize", choices=("none", "static", "dynamic"),
                       help="grey levels as they are, one fixed draw of binary pixels, or one by --seed (default: none)")
@@ -70,9 +69,9 @@ def parser() -> ae_cli.Parser:
     codes.add_argument("--map", action="store_true", help="draw the test codes in the plane, by PCA and by t-SNE")
 
     errors = parser.add_argument_group("outliers, by reconstruction error").add_mutually_exclusive_group()
-    errors.add_argument("--outliers", type=ae_cli.dataset, metavar="NAME_OR_PATH",
+    errors.add_argument("--outliers", type=cli.dataset, metavar="NAME_OR_PATH",
                         help="the test images of this set, or all at this path, are the strange ones (default: none)")
-    errors.add_argument("--leave-out", type=ae_cli.integer(0, 9), metavar="DIGIT",
+    errors.add_argument("--leave-out", type=cli.integer(0, 9), metavar="DIGIT",
                         help="the test images of this label are (default: the one the run was trained without, if any)")
     return parser
 # fmt: on
@@ -102,7 +101,7 @@ class Subject:
         return min(self.recipe.code_size or 0, len(self.pca.components))
 
     def to_device(self, images: Pixels) -> "Images":
-        from ae_stream import to_device
+        from autoencoders.data.stream import to_device
 
         return to_device(images, self.device)
 
@@ -114,7 +113,7 @@ class Subject:
         """Reconstructions in unit range, (S, n, 784), of the model's S autoencoders, and PCA's, (n, 784)."""
         import torch
 
-        from ae_metrics import reconstruct
+        from autoencoders.evaluation.metrics import reconstruct
 
         ours = reconstruct(self.model, self.to_device(images)).cpu()
         pca = self.pca.decode(self.pca.encode(images, self.components))
@@ -124,8 +123,8 @@ class Subject:
         """The scores of each image (n, 784) uint8 through each of the model's autoencoders, and through PCA."""
         import torch
 
-        from ae_evaluation import scores
-        from ae_metrics import to_pixels
+        from autoencoders.evaluation.metrics import to_pixels
+        from autoencoders.evaluation.scores import scores
 
         found = []
         for start in range(0, len(images), _PART):
@@ -141,19 +140,19 @@ class Subject:
 def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
 
-    from ae_checkpoint import images_of, load_run, versions
-    from ae_runtime import keep_freed_memory, pick_device
+    from autoencoders.runtime.device import keep_freed_memory, pick_device
+    from autoencoders.training.checkpoint import images_of, load_run, versions
 
     keep_freed_memory()
-    ae_parallel.join()
+    processes.join()
     device = pick_device(args.device)
     model, recipe, record = load_run(args.run, device)
     samples = importance_samples(model, recipe, args)
     images = images_of(args.run, record["dataset"], args.dataset, args.data_root)
     strange = strange_images(images, args, Path(record["dataset"]["root"]))
     refuse_too_few(images, args)
-    subject = Subject(model, recipe, device, images, ae_parallel.first(partial(pca_of, args.run, recipe, images)))
-    if not ae_parallel.is_first():  # the likelihood is what takes long
+    subject = Subject(model, recipe, device, images, processes.first(partial(pca_of, args.run, recipe, images)))
+    if not processes.is_first():  # the likelihood is what takes long
         if samples and not args.dry_run:
             likelihood(subject, samples, args.binarize or "none", args.seed)
         return
@@ -170,7 +169,7 @@ def main(arguments: list[str] | None = None) -> None:
         "recipe": recipe.as_dict(), "weights_sha256": record["weights_sha256"], "dataset": record["dataset"],
         "test_images": len(images.test_images), "device": str(device), "versions": versions(),
     }  # fmt: skip
-    with ae_parallel.alone():
+    with processes.alone():
         results |= reconstruction(subject, folder)
     if samples:
         results["likelihood"] = likelihood(subject, samples, args.binarize or "none", args.seed)
@@ -241,9 +240,9 @@ def pca_of(folder: Path, recipe: Recipe, images: ImageSet) -> Pca:
 
 def reconstruction(subject: Subject, folder: Path) -> dict[str, Any]:
     """Errors of the model (an ensemble's in lists) and of PCA on the test images: measured, printed and drawn."""
-    from ae_evaluation import summary
-    from ae_metrics import quality, restoration_error
-    from ae_sparse import SparseEnsemble, mmcs
+    from autoencoders.evaluation.metrics import quality, restoration_error
+    from autoencoders.evaluation.scores import summary
+    from autoencoders.sparse import SparseEnsemble, mmcs
 
     model, images = subject.model, subject.images
     scored, of_pca = subject.scored(images.test_images)
@@ -268,7 +267,7 @@ def reconstruction(subject: Subject, folder: Path) -> dict[str, Any]:
     print(f"{subject.title}: {count:,} test images; a code keeps {subject.recipe.code_size} numbers of each")
     print(table(("", name, subject.pca_title), rows))
 
-    from ae_figures import evaluation
+    from autoencoders.figures import evaluation
 
     errors = scored[0]["mse"].numpy()
     order = errors.argsort(kind="stable")
@@ -296,8 +295,8 @@ def likelihood(subject: Subject, samples: int, binarize: str, seed: int) -> dict
     """ELBO and importance-weighted likelihood of the test images, printed with their protocol."""
     from tqdm import tqdm
 
-    from ae_likelihood import likelihood as measure
     from ae_models import VAE
+    from autoencoders.evaluation.likelihood import likelihood as measure
 
     assert isinstance(subject.model, VAE)
     with tqdm(total=len(subject.test_images), unit="image", leave=False, disable=None) as bar:
@@ -317,8 +316,8 @@ def likelihood(subject: Subject, samples: int, binarize: str, seed: int) -> dict
 
 def probe(subject: Subject, seed: int) -> dict[str, Any]:
     """How well labels are read off the codes, PCA's codes and the pixels; of the labels that were trained on."""
-    from ae_codes import NEIGHBOURS, linear_probe, nearest
-    from ae_metrics import single_codes
+    from autoencoders.evaluation.metrics import single_codes
+    from autoencoders.evaluation.probes import NEIGHBOURS, linear_probe, nearest
 
     images = subject.images
     known = np.isin(images.test_labels, images.train_labels)
@@ -354,9 +353,9 @@ def share(found: dict[str, Any]) -> str:
 
 def code_map(subject: Subject, folder: Path, seed: int) -> None:
     """Draw the test codes in the plane."""
-    from ae_codes import planes, spread_out
-    from ae_figures import code_map as draw
-    from ae_metrics import single_codes
+    from autoencoders.evaluation.metrics import single_codes
+    from autoencoders.evaluation.probes import planes, spread_out
+    from autoencoders.figures import code_map as draw
 
     images = subject.images
     places = planes(single_codes(subject.model, subject.test_images).numpy(), seed)
@@ -367,8 +366,8 @@ def code_map(subject: Subject, folder: Path, seed: int) -> None:
 
 def outliers(subject: Subject, folder: Path, what: str, usual: Pixels, strange: Pixels) -> dict[str, Any]:
     """How well the reconstruction error, and PCA's, tells the strange images (uint8) from the usual ones."""
-    from ae_evaluation import detection
-    from ae_figures import outliers as draw
+    from autoencoders.evaluation.scores import detection
+    from autoencoders.figures import outliers as draw
 
     scored = [(ours[0], pca) for ours, pca in map(subject.scored, (usual, strange))]
     errors = [[side["mse"].numpy() for side in sides] for sides in zip(*scored)]  # of the model and of PCA
@@ -395,4 +394,4 @@ def outliers(subject: Subject, folder: Path, what: str, usual: Pixels, strange: 
 
 
 if __name__ == "__main__":
-    ae_cli.run(main)
+    cli.run(main)

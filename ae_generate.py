@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-import ae_cli
-from ae_data import DATASETS, ImageSet, Pixels, resized
-from ae_errors import Mistake
-from ae_files import prepare_folder, write_atomic
-from ae_pictures import read_picture, to_digit
+from autoencoders.data.pictures import read_picture, to_digit
+from autoencoders.data.sets import DATASETS, ImageSet, Pixels, resized
+from autoencoders.runtime import cli
+from autoencoders.runtime.errors import Mistake
+from autoencoders.runtime.files import prepare_folder, write_atomic
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -58,32 +58,32 @@ Picture = tuple[str, bytes, str]  # the name of the file, the PNG, and a line ab
 
 
 # fmt: off
-def parser() -> ae_cli.Parser:
-    parser = ae_cli.Parser(__doc__)
+def parser() -> cli.Parser:
+    parser = cli.Parser(__doc__)
     shown = "(default: %(default)s)"
     parser.add_argument("--run", type=Path, required=True, help="folder of the trained model, such as outputs/vae")
     parser.add_argument("--output-dir", type=Path, help="where the picture goes (default: the folder of the run)")
     parser.add_argument("--device", default="auto", help=f"auto, cuda, cuda:N, mps or cpu {shown}")
-    parser.add_argument("--seed", type=ae_cli.integer(0), default=0, metavar="N",
+    parser.add_argument("--seed", type=cli.integer(0), default=0, metavar="N",
                         help=f"of the samples, or of which test images are taken {shown}")
 
     sample = parser.add_argument_group("new images (what is done when nothing else is asked for)")
-    sample.add_argument("--num", type=ae_cli.integer(1, 1000), default=64, metavar="N", help=f"how many {shown}")
-    sample.add_argument("--temperature", type=ae_cli.number(0, 100), default=1.0, metavar="X",
+    sample.add_argument("--num", type=cli.integer(1, 1000), default=64, metavar="N", help=f"how many {shown}")
+    sample.add_argument("--temperature", type=cli.number(0, 100), default=1.0, metavar="X",
                         help=f"standard deviation of the codes; below 1 is tamer, above 1 wilder {shown}")
 
     tests = parser.add_argument_group("from test images")
     kind = tests.add_mutually_exclusive_group()
-    kind.add_argument("--interpolate", type=ae_cli.integer(0, 9), nargs=2, metavar="LABEL",
+    kind.add_argument("--interpolate", type=cli.integer(0, 9), nargs=2, metavar="LABEL",
                       help="go from a test image of one label to one of another")
-    kind.add_argument("--walk", type=ae_cli.integer(0), metavar="DIM",
+    kind.add_argument("--walk", type=cli.integer(0), metavar="DIM",
                       help="vary one code dimension, counted from 0, of a few test images: 3 standard deviations of "
                            "the prior either way for a variational autoencoder, the range of the test codes for others")
     tests.add_argument("--method", choices=("spherical", "linear"), default="spherical",
                        help=f"the way from code to code {shown}")
-    tests.add_argument("--steps", type=ae_cli.integer(2, 40), default=9, metavar="N",
+    tests.add_argument("--steps", type=cli.integer(2, 40), default=9, metavar="N",
                        help=f"images from end to end {shown}")
-    tests.add_argument("--dataset", type=ae_cli.dataset, metavar="SET",
+    tests.add_argument("--dataset", type=cli.dataset, metavar="SET",
                        help="name or path of the images (default: what the run was trained on)")
     tests.add_argument("--data-root", type=Path, help="where the images are (default: where the run found them)")
 
@@ -114,8 +114,8 @@ def main(arguments: list[str] | None = None) -> None:
     if kind == "input":
         photo = read_picture(args.input)
 
-    from ae_checkpoint import load_run
-    from ae_runtime import pick_device
+    from autoencoders.runtime.device import pick_device
+    from autoencoders.training.checkpoint import load_run
 
     device = pick_device(args.device)
     model, recipe, record = load_run(args.run, device)
@@ -140,15 +140,15 @@ def main(arguments: list[str] | None = None) -> None:
 
 def test_set(run: Run, args: argparse.Namespace) -> ImageSet:
     """The image set that the run was trained on; its test images are what the pictures start from."""
-    from ae_checkpoint import images_of
+    from autoencoders.training.checkpoint import images_of
 
     return images_of(run.folder, run.dataset, args.dataset, args.data_root)
 
 
 def codes_of(run: Run, images: Pixels) -> np.ndarray:
     """Codes (n, code_size) of uint8 images (n, 784); a model that gives an image several codes is a Mistake."""
-    from ae_metrics import encode
-    from ae_stream import to_device
+    from autoencoders.data.stream import to_device
+    from autoencoders.evaluation.metrics import encode
 
     pixels = to_device(images, run.device)
     if encode(run.model, pixels[:1]).ndim != 2:
@@ -171,9 +171,9 @@ def samples(run: Run, count: int, temperature: float, seed: int) -> Picture:
     """`count` images decoded from codes drawn from N(0, temperature^2 I)."""
     import torch
 
-    from ae_figures import image_grid
     from ae_models import VAE
-    from ae_runtime import seed_for
+    from autoencoders.figures import image_grid
+    from autoencoders.runtime.device import seed_for
 
     if not isinstance(run.model, VAE):
         raise Mistake(
@@ -190,7 +190,7 @@ def samples(run: Run, count: int, temperature: float, seed: int) -> Picture:
 
 def interpolation(run: Run, images: ImageSet, labels: list[int], method: str, steps: int, seed: int) -> Picture:
     """From a test image of one label to one of another; the ends are the reconstructions of the two."""
-    from ae_figures import image_rows
+    from autoencoders.figures import image_rows
 
     ends = pick_pair(images.test_labels, labels, seed)
     start, end = codes_of(run, images.test_images[ends])
@@ -233,8 +233,8 @@ def path(start: np.ndarray, end: np.ndarray, steps: int, method: str) -> np.ndar
 
 def walk(run: Run, images: ImageSet, dimension: int, steps: int, seed: int) -> Picture:
     """A few test images, a row each, decoded with one dimension of the code moved through its range."""
-    from ae_figures import image_rows
     from ae_models import VAE
+    from autoencoders.figures import image_rows
 
     count = len(images.test_images)
     shown = np.random.default_rng(seed).choice(count, min(_ROWS, count), replace=False)
@@ -271,8 +271,8 @@ def own_picture(run: Run, photo: "Image.Image", image: np.ndarray) -> Picture:
     """The picture as given, the image (784,) uint8 made of it, and what the model, or each of an ensemble, answers."""
     import torch
 
-    from ae_figures import side_by_side
-    from ae_metrics import reconstruct
+    from autoencoders.evaluation.metrics import reconstruct
+    from autoencoders.figures import side_by_side
 
     answers = reconstruct(run.model, torch.tensor(image[None], device=run.device)).cpu().numpy()
     side = math.isqrt(len(image))
@@ -288,4 +288,4 @@ def own_picture(run: Run, photo: "Image.Image", image: np.ndarray) -> Picture:
 
 
 if __name__ == "__main__":
-    ae_cli.run(main)
+    cli.run(main)

@@ -32,7 +32,7 @@ def to_range(x: Tensor, source: str, target: str) -> Tensor:
 class Autoencoder(nn.Module):
     """What the training loop, the metrics and the figures may ask of a model.
 
-    `noise_factor` is the noise on the images it is trained on, `epoch_metrics` are the names of `ae_metrics.quality`
+    `noise_factor` is the noise on the images it is trained on, `epoch_metrics` are the names of `metrics.quality`
     that are measured after every epoch.
     """
 

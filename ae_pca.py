@@ -6,25 +6,24 @@ into the output folder.
 
 from pathlib import Path
 
-import ae_cli
-import ae_parallel
-from ae_data import load_images, would_download
-from ae_files import hold_folder
-from ae_linear import PCA_FILE, count_file, fit_pca, write_pca
+from autoencoders.data.sets import load_images, would_download
+from autoencoders.evaluation.pca import PCA_FILE, count_file, fit_pca, write_pca
+from autoencoders.runtime import cli, processes
+from autoencoders.runtime.files import hold_folder
 
 
 # fmt: off
-def parser() -> ae_cli.Parser:
-    parser = ae_cli.Parser(__doc__)
+def parser() -> cli.Parser:
+    parser = cli.Parser(__doc__)
     data, output = parser.add_argument_group("data"), parser.add_argument_group("output")
-    ae_cli.add_data_flags(data, stream=True)
-    data.add_argument("--max-samples", type=ae_cli.integer(2), default=60_000,
+    cli.add_data_flags(data, stream=True)
+    data.add_argument("--max-samples", type=cli.integer(2), default=60_000,
                       help="training images to fit on, a seeded random subset when fewer than all "
                       "(default: %(default)s)")
-    data.add_argument("--variance", type=ae_cli.number(0, 1, above=True), default=0.95,
+    data.add_argument("--variance", type=cli.number(0, 1, above=True), default=0.95,
                       help="share of the variance to explain, up to 1 (default: %(default)s)")
-    data.add_argument("--seed", type=ae_cli.integer(0), default=0, help="draws the subset (default: %(default)s)")
-    data.add_argument("--workers", type=ae_cli.integer(0), default=0,
+    data.add_argument("--seed", type=cli.integer(0), default=0, help="draws the subset (default: %(default)s)")
+    data.add_argument("--workers", type=cli.integer(0), default=0,
                       help="taken for the sake of old command lines: the images are read in one go "
                       "and need no worker (default: %(default)s)")
     output.add_argument("--output-dir", type=Path, default=Path("outputs"),
@@ -38,8 +37,8 @@ def main(arguments: list[str] | None = None) -> None:
     if args.dry_run and (first := would_download(args.dataset, args.data_root)):
         print(first)
         return
-    ae_parallel.join()
-    images, folder = load_images(**ae_cli.data_flags(args)), args.output_dir
+    processes.join()
+    images, folder = load_images(**cli.data_flags(args)), args.output_dir
     if args.dry_run:
         names = f"{count_file(folder, args.variance).name}, {PCA_FILE} and the curve"
         count = min(args.max_samples, len(images.train_images))
@@ -48,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     with hold_folder(folder):
         pca = fit_pca(images, args.max_samples, args.seed)
-        if not ae_parallel.is_first():
+        if not processes.is_first():
             return
         count = write_pca(folder, pca, args.variance, images.title)
     print(f"Number of components to explain {100 * args.variance:.10g}% variance: {count}")
@@ -56,4 +55,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    ae_cli.run(main)
+    cli.run(main)

@@ -19,26 +19,26 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import ae_cli
 import ae_train
-from ae_claims import Claim
-from ae_data import DATASETS, ImageSet, load_images, would_download
-from ae_errors import Fault, Mistake
-from ae_files import lock_folder, prepare_folder, write_atomic, write_json
-from ae_linear import fit_pca
-from ae_recipes import PUBLISHED, RECIPES, STUDIED, Recipe
+from autoencoders.data.sets import DATASETS, ImageSet, load_images, would_download
+from autoencoders.evaluation.pca import fit_pca
+from autoencoders.recipes import PUBLISHED, RECIPES, STUDIED, Recipe
+from autoencoders.reproduction.claims import Claim
+from autoencoders.runtime import cli
+from autoencoders.runtime.errors import Fault, Mistake
+from autoencoders.runtime.files import lock_folder, prepare_folder, write_atomic, write_json
 
 REPRODUCED, FAILED, KNOWN, ELSEWHERE = "reproduced", "not reproduced", "not reproduced (known)", "not applicable"
 _SMOKE = 10  # on a small image set, which nothing is claimed for, one epoch of this many is trained
 
 
 # fmt: off
-def parser() -> ae_cli.Parser:
-    parser = ae_cli.Parser(__doc__)
+def parser() -> cli.Parser:
+    parser = cli.Parser(__doc__)
     shown = "(default: %(default)s)"
     parser.add_argument("--only", type=names, default=PUBLISHED, metavar="RECIPE,..",
                         help=f"systems to run (default: {','.join(PUBLISHED)})")
-    parser.add_argument("--seeds", type=ae_cli.integer(1, 10), default=1, metavar="N",
+    parser.add_argument("--seeds", type=cli.integer(1, 10), default=1, metavar="N",
                         help=f"runs of each, with the recipe's seed and the next ones {shown}")
     parser.add_argument("--study", choices=("code-size",),
                         help=f"instead: test MSE of PCA, {' and '.join(STUDIED)} over --code-sizes (default: no study)")
@@ -59,7 +59,7 @@ def code_sizes(text: str) -> tuple[int, ...]:
     """An argparse type: at least one code size."""
     if not text.strip():
         raise argparse.ArgumentTypeError("expected numbers separated by commas")
-    return ae_cli.sizes(text)
+    return cli.sizes(text)
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -106,7 +106,7 @@ class Run:
 
     def record(self) -> dict[str, Any]:
         """What run.json says; Mistake or Fault when it is missing or damaged."""
-        from ae_checkpoint import read_record
+        from autoencoders.training.checkpoint import read_record
 
         return read_record(self.folder)
 
@@ -117,8 +117,8 @@ class Run:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
-    from ae_page import page, table
-    from ae_runtime import pick_device
+    from autoencoders.reproduction.page import page, table
+    from autoencoders.runtime.device import pick_device
 
     if args.study and (args.only != PUBLISHED or args.seeds != 1):
         raise Mistake("--study trains recipes of its own, one seed each; leave --only and --seeds out")
@@ -151,8 +151,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def reproduce(args: argparse.Namespace, images: ImageSet) -> dict[str, Any]:
     """Train what is missing, and hold every claim of the chosen recipes against it."""
-    from ae_figures import loss_panels
-    from ae_runtime import machine_name
+    from autoencoders.figures import loss_panels
+    from autoencoders.runtime.device import machine_name
 
     runs = plan(args, images)
     for run in itertools.chain.from_iterable(runs.values()):
@@ -197,7 +197,7 @@ def make_run(flags: tuple[str, ...], seed: int, args: argparse.Namespace, images
 def ensure(run: Run, images: ImageSet) -> None:
     """Train the run unless its results stand there; go on from where it was cut off."""
     if stands(run, images):
-        ae_cli.note(f"{run.name}, seed {run.seed}: stands already")
+        cli.note(f"{run.name}, seed {run.seed}: stands already")
         return
     status, said = train(run, ["--resume"])
     if status == 2 and re.search("other settings|other images", said):  # that checkpoint is kept under another name
@@ -208,8 +208,8 @@ def ensure(run: Run, images: ImageSet) -> None:
 
 def stands(run: Run, images: ImageSet) -> bool:
     """Whether the folder holds the results of this very run, whole and as they were written."""
-    from ae_run import RESULTS, flatten
-    from ae_runtime import Precision, pick_device
+    from autoencoders.runtime.device import Precision, pick_device
+    from autoencoders.training.run import RESULTS, flatten
 
     try:
         record = run.record()
@@ -262,7 +262,7 @@ def show(run: Run, line: str, end: str) -> None:
     watched = sys.stderr.isatty()
     warned = line.startswith("warning: ") and "\n"
     end = end or warned or ""
-    if not ae_cli.Parser.quiet and (end or (place and watched)):
+    if not cli.Parser.quiet and (end or (place and watched)):
         clear = "\r\033[K" if watched else ""
         print(f"{clear}{run.name}, seed {run.seed}: {line.strip()}", end=end, file=sys.stderr, flush=True)
 
@@ -295,8 +295,8 @@ def judge(
 
 def look_up(place: str, run: Run, images: ImageSet, args: argparse.Namespace) -> float:
     """The number in a place of a run, see `Claim`; of an ensemble the mean."""
-    from ae_report import analyse_untrained
-    from ae_runtime import pick_device
+    from autoencoders.runtime.device import pick_device
+    from autoencoders.training.report import analyse_untrained
 
     kind, _, name = place.partition(".")
     if kind == "pca":
@@ -324,8 +324,8 @@ def studied(args: argparse.Namespace, images: ImageSet) -> dict[tuple[str, ...],
 
 def study(args: argparse.Namespace, images: ImageSet) -> None:
     """Test MSE of PCA and of the studied recipes over code sizes: code_size.json, and the figure."""
-    from ae_figures import code_size_curves
-    from ae_runtime import machine_name
+    from autoencoders.figures import code_size_curves
+    from autoencoders.runtime.device import machine_name
 
     pca = fit_pca(images)
     count = pca.components_for(0.95)
@@ -352,4 +352,4 @@ def study(args: argparse.Namespace, images: ImageSet) -> None:
 
 
 if __name__ == "__main__":
-    ae_cli.run(main)
+    cli.run(main)

@@ -19,17 +19,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import ae_cli
-import ae_parallel
-from ae_data import ImageSet, load_images, would_download
-from ae_errors import Mistake
-from ae_files import hold_folder, prepare_folder, write_atomic
-from ae_linear import fit_pca
-from ae_recipes import DEFAULT, RECIPES, Recipe
 from ae_train import named
+from autoencoders.data.sets import ImageSet, load_images, would_download
+from autoencoders.evaluation.pca import fit_pca
+from autoencoders.recipes import DEFAULT, RECIPES, Recipe
+from autoencoders.runtime import cli, processes
+from autoencoders.runtime.errors import Mistake
+from autoencoders.runtime.files import hold_folder, prepare_folder, write_atomic
 
 if TYPE_CHECKING:
-    from ae_folds import Fold, Result
+    from autoencoders.training.folds import Fold, Result
 
 # As in ae_train.py, what imports torch is imported when the flags are found good.
 
@@ -69,35 +68,35 @@ class Candidate:
 
 
 # fmt: off
-def parser(recipe: Recipe = RECIPES[DEFAULT]) -> ae_cli.Parser:
+def parser(recipe: Recipe = RECIPES[DEFAULT]) -> cli.Parser:
     """The command line, with the defaults of `recipe`."""
-    parser = ae_cli.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     shown = "(default: %(default)s)"
     offered = parser.add_argument_group("candidates: every combination of these")
-    offered.add_argument("--hidden-sizes", type=ae_cli.sizes, nargs="+", default=[(500,), (1000,), (2500,)],
+    offered.add_argument("--hidden-sizes", type=cli.sizes, nargs="+", default=[(500,), (1000,), (2500,)],
                          metavar="N,N,..", help="comma-separated widths between pixels and code, '' for none "
                          "(default: 500 1000 2500)")
-    offered.add_argument("--code-sizes", type=ae_cli.code_size, nargs="+", default=["auto"], metavar="N",
+    offered.add_argument("--code-sizes", type=cli.code_size, nargs="+", default=["auto"], metavar="N",
                          help="numbers, or auto for what the PCA of all training images says (default: auto)")
-    offered.add_argument("--lr", type=ae_cli.number(0, above=True), nargs="+", metavar="X",
+    offered.add_argument("--lr", type=cli.number(0, above=True), nargs="+", metavar="X",
                          help=f"learning rates (default: {recipe.shown('lr')})")
     search = parser.add_argument_group("search")
     search.add_argument("--recipe", choices=[name for name, row in RECIPES.items() if "hidden_sizes" in row.model_args],
                         default=DEFAULT, help=f"what to train, with its settings but for those offered {shown}")
-    search.add_argument("--folds", type=ae_cli.integer(2, 100), default=5, metavar="N",
+    search.add_argument("--folds", type=cli.integer(2, 100), default=5, metavar="N",
                         help=f"parts that the training images are cut into {shown}")
-    search.add_argument("--epochs", type=ae_cli.integer(1), metavar="N",
+    search.add_argument("--epochs", type=cli.integer(1), metavar="N",
                         help=f"passes over the images (default: {_EPOCHS}; ten times that where there are fewer than "
                         "10,000)")
-    search.add_argument("--seed", type=ae_cli.integer(0, 2**32 - 1), default=0, metavar="N",
+    search.add_argument("--seed", type=cli.integer(0, 2**32 - 1), default=0, metavar="N",
                         help=f"of the folds, weights and order {shown}")
-    search.add_argument("--jobs", type=ae_cli.integer(1, 1000), default=1, metavar="N",
+    search.add_argument("--jobs", type=cli.integer(1, 1000), default=1, metavar="N",
                         help=f"folds trained at once, as far as cores and memory allow {shown}")
-    search.add_argument("--threads", type=ae_cli.integer(1, 1000), default=1, metavar="N",
+    search.add_argument("--threads", type=cli.integer(1, 1000), default=1, metavar="N",
                         help=f"of each fold; another number may change the last digits {shown}")
     search.add_argument("--device", default="auto", help=f"auto, cuda, cuda:N, mps or cpu {shown}")
     search.add_argument("--output-dir", type=Path, default=Path("outputs/search"), help=f"where results go {shown}")
-    ae_cli.add_data_flags(parser.add_argument_group("data"))
+    cli.add_data_flags(parser.add_argument_group("data"))
     return parser
 # fmt: on
 
@@ -108,12 +107,12 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{first}, and searched over")
         return
 
-    from ae_folds import Fold
-    from ae_runtime import pick_device
+    from autoencoders.runtime.device import pick_device
+    from autoencoders.training.folds import Fold
 
-    ae_parallel.join()
+    processes.join()
     device = pick_device(args.device)
-    images = load_images(**ae_cli.data_flags(args))
+    images = load_images(**cli.data_flags(args))
     if args.folds > len(images.train_images):
         raise Mistake(f"--folds {args.folds}: there are only {len(images.train_images)} training images")
     offered = candidates(args, images)
@@ -130,7 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     with hold_folder(folder):
         results = search(folds, images, prepare_folder(folder / "folds"), jobs)
-        if not ae_parallel.is_first():
+        if not processes.is_first():
             return
         for number, candidate in enumerate(offered):
             candidate.results = results[number :: len(offered)]
@@ -150,7 +149,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def candidates(args: argparse.Namespace, images: ImageSet) -> list[Candidate]:
     """Every combination of what was offered, once, with the parameters of its model."""
-    from ae_runtime import check_memory, parameters
+    from autoencoders.runtime.device import check_memory, parameters
 
     row = replace(RECIPES[args.recipe], image_size=images.side, seed=args.seed)
     epochs = args.epochs or images.epochs(_EPOCHS)
@@ -167,15 +166,15 @@ def candidates(args: argparse.Namespace, images: ImageSet) -> list[Candidate]:
 
 def allowed_jobs(wanted: int, threads: int, parameters: float, images: ImageSet) -> int:
     """As many of the wanted jobs as cores and memory have room for, and at least one; says so when they are fewer."""
-    from ae_stored import memory
+    from autoencoders.data.stored import memory
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # Weights, gradients and two moments, with a step's temporaries; images as they were, cut and copied.
     needed = _OF_A_PROCESS + 20 * parameters + 3 * images.train_images.nbytes
-    beside = ae_parallel.launched("LOCAL_WORLD_SIZE") or 1  # processes of torchrun on this machine
+    beside = processes.launched("LOCAL_WORLD_SIZE") or 1  # processes of torchrun on this machine
     jobs = max(1, int(min(wanted, cores // threads // beside, memory() // needed // beside)))
     if jobs < wanted:
-        ae_cli.warn(f"--jobs {wanted}: cores and memory allow {jobs} of {threads} threads")
+        cli.warn(f"--jobs {wanted}: cores and memory allow {jobs} of {threads} threads")
     return jobs
 
 
@@ -184,15 +183,15 @@ def search(folds: "list[Fold]", images: ImageSet, folder: Path, jobs: int) -> "l
 
     Each process of torchrun trains its share of them, and keeps these in its own `folder`, perhaps on another machine.
     """
-    from ae_folds import keep, kept, train_all
-    from ae_runtime import parameters
+    from autoencoders.runtime.device import parameters
+    from autoencoders.training.folds import keep, kept, train_all
 
     facts = [fold.facts(images) for fold in folds]
     results = shared([kept(fact, folder) for fact in facts])
     missing = {place: fold for place, fold in enumerate(folds) if results[place] is None}
     if len(missing) < len(folds):
-        ae_cli.note(f"{len(folds) - len(missing)} of {len(folds)} folds are kept in {folder}")
-    missing = dict(list(missing.items())[ae_parallel.rank() :: ae_parallel.size()])
+        cli.note(f"{len(folds) - len(missing)} of {len(folds)} folds are kept in {folder}")
+    missing = dict(list(missing.items())[processes.rank() :: processes.size()])
     work = {place: parameters(fold.recipe) for place, fold in missing.items()}  # what the seconds grow with
     done, start = 0.0, time.monotonic()
     try:
@@ -201,19 +200,19 @@ def search(folds: "list[Fold]", images: ImageSet, folder: Path, jobs: int) -> "l
             results[place] = result
             done += work[place]
             left = (time.monotonic() - start) * (sum(work.values()) / done - 1)
-            ae_cli.note(f"{len(folds) - results.count(None)}/{len(folds)} {describe(folds[place].recipe)}, fold "
+            cli.note(f"{len(folds) - results.count(None)}/{len(folds)} {describe(folds[place].recipe)}, fold "
                         f"{folds[place].number + 1}: {said(result)}, {result['seconds']:.1f} s; "
-                        f"about {ae_cli.duration(left)} left")  # fmt: skip
-    except (KeyboardInterrupt, ae_cli.Stopped) as stop:
+                        f"about {cli.duration(left)} left")  # fmt: skip
+    except (KeyboardInterrupt, cli.Stopped) as stop:
         there = sum(kept(fact, folder) is not None for fact in facts)  # one may have been kept and not yet counted
         kept_now = f"{there} of {len(folds)} folds are kept; the same command goes on"
-        raise ae_cli.Stopped(f"stopped; {kept_now}", getattr(stop, "status", 130)) from stop
+        raise cli.Stopped(f"stopped; {kept_now}", getattr(stop, "status", 130)) from stop
     return [result for result in shared(results) if result is not None]
 
 
 def shared(results: "list[Result | None]") -> "list[Result | None]":
     """Of every fold the result that any process has."""
-    return [next((r for r in found if r is not None), None) for found in zip(*ae_parallel.gathered(results))]
+    return [next((r for r in found if r is not None), None) for found in zip(*processes.gathered(results))]
 
 
 def describe(recipe: Recipe) -> str:
@@ -230,7 +229,7 @@ def error_label(recipe: Recipe) -> str:
     """What is ranked; its range is that of the recipe's output."""
     import torch
 
-    from ae_metrics import spoken_range
+    from autoencoders.evaluation.metrics import spoken_range
 
     with torch.device("meta"):
         return f"MSE on the folds held out, {spoken_range(recipe.build())}"
@@ -284,7 +283,7 @@ def verdict(whole: list[Candidate]) -> str:
 
 def picture(whole: list[Candidate], title: str, label: str) -> bytes:
     """Errors against parameters; a colour for each code size and learning rate."""
-    from ae_figures import search
+    from autoencoders.figures import search
 
     recipes = [candidate.recipe for candidate in whole]
     return search(
@@ -299,4 +298,4 @@ def picture(whole: list[Candidate], title: str, label: str) -> bytes:
 
 
 if __name__ == "__main__":
-    ae_cli.run(main)
+    cli.run(main)

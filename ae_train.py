@@ -13,33 +13,32 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-import ae_cli
-import ae_parallel
-from ae_data import ImageSet, load_images, would_download
-from ae_errors import Fault, Mistake
-from ae_files import hold_folder, read_count, write_atomic
-from ae_linear import Pca, count_file, fit_pca, read_pca, write_pca
-from ae_recipes import DEFAULT, RECIPES, SETTINGS, TRAINING, Recipe, listing, owners
-from ae_tracking import TRACKERS, Trackers, flat, require
+from autoencoders.data.sets import ImageSet, load_images, would_download
+from autoencoders.evaluation.pca import Pca, count_file, fit_pca, read_pca, write_pca
+from autoencoders.recipes import DEFAULT, RECIPES, SETTINGS, TRAINING, Recipe, listing, owners
+from autoencoders.runtime import cli, processes
+from autoencoders.runtime.errors import Fault, Mistake
+from autoencoders.runtime.files import hold_folder, read_count, write_atomic
+from autoencoders.training.trackers import TRACKERS, Trackers, flat, require
 
 if TYPE_CHECKING:
-    from ae_loop import Trainer
-    from ae_run import Run
+    from autoencoders.training.run import Run
+    from autoencoders.training.trainer import Trainer
 
 # The parser needs no torch, and neither does a refused flag: what imports it is imported when training is sure.
 
 
 # fmt: off
-def parser(recipe: Recipe = RECIPES[DEFAULT], alone: bool = False, least_epochs: int = 1) -> ae_cli.Parser:
+def parser(recipe: Recipe = RECIPES[DEFAULT], alone: bool = False, least_epochs: int = 1) -> cli.Parser:
     """The command line, with the defaults of `recipe`; where that is `alone`, a script's only one, with its flags."""
-    parser = ae_cli.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     shown = "(default: %(default)s)"
     data = parser.add_argument_group("data")
-    ae_cli.add_data_flags(data, stream=True)
-    data.add_argument("--leave-out", type=ae_cli.integer(0, 65535), metavar="LABEL",
+    cli.add_data_flags(data, stream=True)
+    data.add_argument("--leave-out", type=cli.integer(0, 65535), metavar="LABEL",
                       help="train without the images of this label; ae_eval.py then asks how strange they look "
                       "(default: none)")
-    data.add_argument("--workers", type=ae_cli.integer(0, 256), default=0,
+    data.add_argument("--workers", type=cli.integer(0, 256), default=0,
                       help=f"DataLoader processes that fetch the batches; 0 keeps the images on the device {shown}")
 
     # A setting of a recipe has no default here: a flag that is not given overrides nothing.
@@ -55,40 +54,40 @@ def parser(recipe: Recipe = RECIPES[DEFAULT], alone: bool = False, least_epochs:
     model.add_argument("--recipe", choices=one, default=one[0] if alone else DEFAULT, help=f"what to train {shown}")
     if not alone:
         model.add_argument("--list-recipes", action="store_true", help="print every recipe with its settings, and end")
-    setting(model, "--hidden-sizes", "widths between pixels and code, '' for none", type=ae_cli.sizes, metavar="N,N,..")
-    setting(model, "--code-size", "a number, or auto for what the PCA says", type=ae_cli.code_size, metavar="N")
+    setting(model, "--hidden-sizes", "widths between pixels and code, '' for none", type=cli.sizes, metavar="N,N,..")
+    setting(model, "--code-size", "a number, or auto for what the PCA says", type=cli.code_size, metavar="N")
     setting(model, "--activation", "between the layers of a fully connected model", choices=("relu", "gelu"))
     setting(model, "--code-activation", "after the last layer of the encoder", choices=("relu", "none"))
     setting(model, "--linear-path", "a linear map beside the layers of either half", action="store_true")
     setting(model, "--loss", "squared error, or cross-entropy", choices=("mse", "bce"))
     setting(model, "--noise-factor", "standard deviation of the noise added to training images",
-            type=ae_cli.number(0), metavar="X")
+            type=cli.number(0), metavar="X")
     setting(model, "--test-noise", "add the noise to the test images too", action="store_true")
-    setting(model, "--kl-weight", "beta, the weight of the KL term", type=ae_cli.number(0), metavar="X")
+    setting(model, "--kl-weight", "beta, the weight of the KL term", type=cli.number(0), metavar="X")
     setting(model, "--kl-anneal", "let beta grow with the epoch", choices=("linear", "none"))
 
-    setting(model, "--num-saes", "autoencoders trained side by side", type=ae_cli.integer(1, 1000), metavar="N")
-    setting(model, "--features", "of each sparse autoencoder", type=ae_cli.integer(1), metavar="N")
-    setting(model, "--k", "features of a code that are kept", type=ae_cli.integer(1), metavar="N")
+    setting(model, "--num-saes", "autoencoders trained side by side", type=cli.integer(1, 1000), metavar="N")
+    setting(model, "--features", "of each sparse autoencoder", type=cli.integer(1), metavar="N")
+    setting(model, "--k", "features of a code that are kept", type=cli.integer(1), metavar="N")
     setting(model, "--consistency-weight", "of the term that pulls the dictionaries together",
-            type=ae_cli.number(0), metavar="X")
-    setting(model, "--consistency-warmup", "steps until it has its full weight", type=ae_cli.integer(0), metavar="N")
+            type=cli.number(0), metavar="X")
+    setting(model, "--consistency-warmup", "steps until it has its full weight", type=cli.integer(0), metavar="N")
     setting(model, "--revive", "bring silent features back", choices=("lift", "off"))
     setting(model, "--reinit-threshold", "start an autoencoder afresh when mean(|rate - 0.0625| / 0.0625)^3 "
-            "passes this", type=ae_cli.number(0), metavar="X")
+            "passes this", type=cli.number(0), metavar="X")
 
     training = parser.add_argument_group("training")
-    setting(training, "--batch-size", "images a step", type=ae_cli.integer(1), metavar="N")
+    setting(training, "--batch-size", "images a step", type=cli.integer(1), metavar="N")
     setting(training, "--micro-batches", "parts that a batch is cut into and computed in: the same bits on any "
-            "number of processes up to so many", type=ae_cli.integer(1, 64), metavar="N")
+            "number of processes up to so many", type=cli.integer(1, 64), metavar="N")
     setting(training, "--epochs", "passes over the images; ten times the recipe's where there are fewer than 10,000",
-            type=ae_cli.integer(least_epochs), metavar="N")
-    setting(training, "--lr", "learning rate", type=ae_cli.number(0, above=True), metavar="X")
+            type=cli.integer(least_epochs), metavar="N")
+    setting(training, "--lr", "learning rate", type=cli.number(0, above=True), metavar="X")
     setting(training, "--lr-schedule", "of the learning rate", choices=("constant", "one-cycle", "cosine"))
     setting(training, "--optimizer", "what updates the weights", choices=("adam", "adamw"))
-    setting(training, "--weight-decay", "of the optimiser", type=ae_cli.number(0), metavar="X")
-    setting(training, "--grad-clip", "longest gradient let through, 0 for any", type=ae_cli.number(0), metavar="X")
-    setting(training, "--seed", "of weights, order and noise", type=ae_cli.integer(0), metavar="N")
+    setting(training, "--weight-decay", "of the optimiser", type=cli.number(0), metavar="X")
+    setting(training, "--grad-clip", "longest gradient let through, 0 for any", type=cli.number(0), metavar="X")
+    setting(training, "--seed", "of weights, order and noise", type=cli.integer(0), metavar="N")
     training.add_argument("--device", default="auto",
                           help=f"auto, cuda, cuda:N, mps or cpu; auto is the first there is {shown}")
     training.add_argument("--amp", choices=("auto", "on", "off"), default="auto",
@@ -100,19 +99,19 @@ def parser(recipe: Recipe = RECIPES[DEFAULT], alone: bool = False, least_epochs:
     output = parser.add_argument_group("output")
     output.add_argument("--output-dir", type=Path, help=f"where results go (default: {recipe.default_folder})")
     output.add_argument("--resume", action="store_true", help="go on from the output folder's checkpoint")
-    output.add_argument("--checkpoint-minutes", type=ae_cli.number(0), default=10.0, metavar="X",
+    output.add_argument("--checkpoint-minutes", type=cli.number(0), default=10.0, metavar="X",
                         help=f"save the place inside of long epochs too, this often {shown}")
-    output.add_argument("--log-interval", type=ae_cli.integer(1), metavar="N",
+    output.add_argument("--log-interval", type=cli.integer(1), metavar="N",
                         help="print the loss of every N-th batch (default: of none)")
-    output.add_argument("--pictures-every", type=ae_cli.integer(1), metavar="N",
+    output.add_argument("--pictures-every", type=cli.integer(1), metavar="N",
                         help="keep a picture of the reconstructions of every N-th epoch (default: of none)")
-    output.add_argument("--weights-every", type=ae_cli.integer(1), metavar="N",
+    output.add_argument("--weights-every", type=cli.integer(1), metavar="N",
                         help="keep the weights of every N-th epoch (default: of none)")
     output.add_argument("--tracker", choices=TRACKERS, action="append", default=[],
                         help="log to this experiment tracker too; may be given several times (default: none)")
     output.add_argument("--tracker-project", default="autoencoders", metavar="NAME",
                         help=f"the project that the tracker files the run under {shown}")
-    output.add_argument("--tracker-interval", type=ae_cli.integer(1), default=10, metavar="N",
+    output.add_argument("--tracker-interval", type=cli.integer(1), default=10, metavar="N",
                         help=f"log the loss of every N-th batch {shown}")
     return parser
 # fmt: on
@@ -184,9 +183,9 @@ def run(args: argparse.Namespace) -> None:
         print(f"{first}, and recipe {recipe.name} trained")
         return
 
-    from ae_run import Run
+    from autoencoders.training.run import Run
 
-    ae_parallel.join()
+    processes.join()
     trainer, images, pca, pca_missing = prepare(recipe, args, folder)
     if args.dry_run:
         if args.resume and Run(trainer, images, folder).resume():
@@ -197,8 +196,8 @@ def run(args: argparse.Namespace) -> None:
         kept = Run(trainer, images, folder)
         if kept.begin(args.resume):
             return
-        if not ae_parallel.is_first():
-            from ae_loop import Diverged
+        if not processes.is_first():
+            from autoencoders.training.trainer import Diverged
 
             with contextlib.suppress(Diverged):  # every process finds that out, and the first says what is kept
                 for _ in trainer.epochs():
@@ -214,24 +213,24 @@ def prepare(recipe: Recipe, args: argparse.Namespace, folder: Path) -> "tuple[Tr
     """All that training takes: the recipe's model where it starts, its images, the PCA, and whether that is new."""
     import torch
 
-    from ae_loop import Trainer
-    from ae_runtime import Precision, check_memory, keep_freed_memory, pick_device
+    from autoencoders.runtime.device import Precision, check_memory, keep_freed_memory, pick_device
+    from autoencoders.training.trainer import Trainer
 
     device = pick_device(args.device)
     precision, graphs = Precision(args.amp, device), args.cuda_graphs == "on"
     if graphs and device.type != "cuda":
         raise Mistake(f"--cuda-graphs on: needs a CUDA device, and this run is on {device}; leave it off")
-    if graphs and ae_parallel.size() > 1:
+    if graphs and processes.size() > 1:
         raise Mistake("--cuda-graphs on: is for one process, and torchrun has started more; leave it off")
     check_parts(recipe, graphs)
-    images = load_images(**ae_cli.data_flags(args))
+    images = load_images(**cli.data_flags(args))
     if args.leave_out is not None:
         images = images.without(args.leave_out)
     if args.workers and images.origin["stream"]:
         raise Mistake("--workers: images in a file are read ahead by a thread of the run itself; leave it out")
     fitting = replace(recipe, image_size=images.side)
     check_memory(fitting if fitting.code_size else fitting.override({"code_size": 1}))  # before a PCA that takes long
-    recipe, pca, pca_missing = ae_parallel.first(partial(settle, recipe, args, images, folder))
+    recipe, pca, pca_missing = processes.first(partial(settle, recipe, args, images, folder))
     check_memory(recipe)
     keep_freed_memory()
     torch.manual_seed(recipe.seed)
@@ -242,17 +241,17 @@ def prepare(recipe: Recipe, args: argparse.Namespace, folder: Path) -> "tuple[Tr
 
 def check_parts(recipe: Recipe, graphs: bool) -> None:
     """Raise Mistake when the recipe's batches cannot be cut into the parts that were asked for."""
-    parts, processes = recipe.micro_batches, ae_parallel.size()
+    parts, size = recipe.micro_batches, processes.size()
     if parts > 1 and graphs:
         raise Mistake("--cuda-graphs on: captures whole batches; leave it off, or --micro-batches")
-    if 1 < parts < processes:
-        raise Mistake(f"--micro-batches {parts}: is too few for {processes} processes; give as many, or leave it out")
+    if 1 < parts < size:
+        raise Mistake(f"--micro-batches {parts}: is too few for {size} processes; give as many, or leave it out")
 
 
 def train(kept: "Run", args: argparse.Namespace, pca: Pca) -> None:
     """Train to the end, saying and keeping what the flags ask for, and leave the results."""
-    from ae_health import Health
-    from ae_runtime import device_name
+    from autoencoders.runtime.device import device_name
+    from autoencoders.training.health import Health
 
     trainer, images, folder = kept.trainer, kept.images, kept.folder
     recipe, health = trainer.recipe, Health()
@@ -265,15 +264,15 @@ def train(kept: "Run", args: argparse.Namespace, pca: Pca) -> None:
         args.tracker, folder, args.tracker_project, args.tracker_interval, {**recipe.as_dict(), **where}, kept.kept
     ) as trackers:
         trackers.epochs(trainer)
-        with ae_cli.progress(len(images.train_images), recipe.epochs, args.log_interval) as show:
+        with cli.progress(len(images.train_images), recipe.epochs, args.log_interval) as show:
             keeping = partial(keep, trainer, images, folder, args, trackers)
             for row in kept.epochs(show, keeping, args.checkpoint_minutes):
                 if not args.quiet:
                     print(describe(row, recipe.epochs), flush=True)
                 for line in health.epoch(trainer):
-                    ae_cli.warn(line)
+                    cli.warn(line)
                 trackers.epochs(trainer)
-        with ae_parallel.alone():
+        with processes.alone():
             finish(trainer, images, pca, folder, trackers)
 
 
@@ -302,8 +301,8 @@ def describe(row: dict[str, Any], epochs: int) -> str:
 
 def keep(trainer: "Trainer", images: ImageSet, folder: Path, args: argparse.Namespace, trackers: Trackers) -> None:
     """Keep the pictures and the weights of this epoch where the flags ask for them."""
-    from ae_checkpoint import save_weights
-    from ae_report import reconstructions
+    from autoencoders.training.checkpoint import save_weights
+    from autoencoders.training.report import reconstructions
 
     epoch, recipe = len(trainer.history), trainer.recipe
     mark = f"epoch_{epoch:03d}"
@@ -317,9 +316,9 @@ def keep(trainer: "Trainer", images: ImageSet, folder: Path, args: argparse.Name
 
 def finish(trainer: "Trainer", images: ImageSet, pca: Pca, folder: Path, trackers: Trackers) -> None:
     """Measure the trained model beside PCA, then write weights, record, history and pictures."""
-    from ae_checkpoint import save_record, save_weights, versions
-    from ae_health import behind_pca
-    from ae_report import measure, pictures, verdict
+    from autoencoders.training.checkpoint import save_record, save_weights, versions
+    from autoencoders.training.health import behind_pca
+    from autoencoders.training.report import measure, pictures, verdict
 
     recipe = trainer.recipe
     metrics = measure(trainer, images, pca)
@@ -343,7 +342,7 @@ def finish(trainer: "Trainer", images: ImageSet, pca: Pca, folder: Path, tracker
     print(verdict(recipe, metrics))
     print(f"Wrote {recipe.weights_file}, run.json, history.csv and the pictures into {folder} ({images.title})")
     if behind := behind_pca(trainer, metrics):
-        ae_cli.warn(behind)
+        cli.warn(behind)
 
 
 def table(history: list[dict[str, Any]]) -> bytes:
@@ -354,4 +353,4 @@ def table(history: list[dict[str, Any]]) -> bytes:
 
 
 if __name__ == "__main__":
-    ae_cli.run(main)
+    cli.run(main)

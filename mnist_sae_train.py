@@ -10,17 +10,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import ae_cli
 import ae_train
-from ae_data import load_images
-from ae_errors import Mistake
-from ae_recipes import RECIPES, Recipe
+from autoencoders.data.sets import load_images
+from autoencoders.recipes import RECIPES, Recipe
+from autoencoders.runtime import cli
+from autoencoders.runtime.errors import Mistake
 
 RECIPE = "sparse"
 
 
 # fmt: off
-def parser() -> ae_cli.Parser:
+def parser() -> cli.Parser:
     parser = ae_train.parser(RECIPES[RECIPE], alone=True, least_epochs=0)
     parser.description = __doc__
     ours = parser.add_argument_group("as published; --device cuda falls back to the CPU where there is no CUDA")
@@ -58,11 +58,11 @@ def available(device: str) -> str:
 
 def analyze(recipe: Recipe, args: argparse.Namespace) -> None:
     """Print what the loss of the models that training would start from is worth, on its first batches."""
-    from ae_report import ANALYSED, analyse_untrained
-    from ae_runtime import check_memory, pick_device
+    from autoencoders.runtime.device import check_memory, pick_device
+    from autoencoders.training.report import ANALYSED, analyse_untrained
 
     device = pick_device(args.device)
-    images = load_images(**ae_cli.data_flags(args))
+    images = load_images(**cli.data_flags(args))
     recipe = replace(recipe, image_size=images.side)
     check_memory(recipe)
     numbers = analyse_untrained(recipe, images, device)
@@ -109,4 +109,4 @@ def span(values: Sequence[float], form: str) -> str:
 
 
 if __name__ == "__main__":
-    ae_cli.run(main)
+    cli.run(main)

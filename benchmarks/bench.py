@@ -30,13 +30,13 @@ sys.path.insert(0, str(HERE.parent))
 import scaling  # noqa: E402
 from plain import build, plain_epoch, plain_loader  # noqa: E402
 
-import ae_cli  # noqa: E402
-from ae_data import load_images  # noqa: E402
-from ae_files import write_atomic  # noqa: E402
-from ae_loop import Trainer  # noqa: E402
-from ae_recipes import RECIPES, Recipe  # noqa: E402
-from ae_runtime import Precision, keep_freed_memory, machine_name  # noqa: E402
-from ae_sparse import SparseEnsemble  # noqa: E402
+from autoencoders.data.sets import load_images  # noqa: E402
+from autoencoders.recipes import RECIPES, Recipe  # noqa: E402
+from autoencoders.runtime import cli  # noqa: E402
+from autoencoders.runtime.device import Precision, keep_freed_memory, machine_name  # noqa: E402
+from autoencoders.runtime.files import write_atomic  # noqa: E402
+from autoencoders.sparse import SparseEnsemble  # noqa: E402
+from autoencoders.training.trainer import Trainer  # noqa: E402
 
 CPU = torch.device("cpu")
 IMPORTS = "import torch, torchvision, matplotlib.figure, matplotlib.backends.backend_agg"
@@ -225,14 +225,14 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = ae_cli.Parser(__doc__, dry_run=False)
+    parser = cli.Parser(__doc__, dry_run=False)
     rows = (*PROCESSES, *(f"{name} epochs" for name in RECIPES), "scaling")
     parser.add_argument("--data-root", type=Path, default=Path("data"))
     parser.add_argument("--only", default=",".join(rows), help="comma-separated: %(default)s")
     parser.add_argument(
-        "--images", type=ae_cli.integer(1), default=12_800, help="images of an epoch (default: %(default)s)"
+        "--images", type=cli.integer(1), default=12_800, help="images of an epoch (default: %(default)s)"
     )
-    parser.add_argument("--rounds", type=ae_cli.integer(1), default=5, help="counted rounds (default: %(default)s)")
+    parser.add_argument("--rounds", type=cli.integer(1), default=5, help="counted rounds (default: %(default)s)")
     parser.add_argument("--amp", action="store_true", help="time mixed precision too (worth it with bf16 units)")
     args = parser.parse_args()
     keep_freed_memory()
@@ -264,4 +264,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    ae_cli.run(main)
+    cli.run(main)

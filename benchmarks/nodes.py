@@ -32,11 +32,11 @@ import torch.distributed as dist
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-import ae_cli  # noqa: E402
-from ae_files import write_json  # noqa: E402
-from ae_loop import Trainer  # noqa: E402
-from ae_recipes import RECIPES, Recipe  # noqa: E402
-from ae_runtime import Precision, keep_freed_memory, machine_name  # noqa: E402
+from autoencoders.recipes import RECIPES, Recipe  # noqa: E402
+from autoencoders.runtime import cli  # noqa: E402
+from autoencoders.runtime.device import Precision, keep_freed_memory, machine_name  # noqa: E402
+from autoencoders.runtime.files import write_json  # noqa: E402
+from autoencoders.training.trainer import Trainer  # noqa: E402
 
 CPU = torch.device("cpu")
 _ROUNDS = 9
@@ -132,12 +132,12 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = ae_cli.Parser(__doc__, dry_run=False)
+    parser = cli.Parser(__doc__, dry_run=False)
     parser.add_argument("--only", default="simple,conv,symmetric,tuned,sparse", help="comma-separated recipes")
-    parser.add_argument("--widths", type=ae_cli.sizes, default=(250, 1000, 2500, 5000), help="of symmetric")
+    parser.add_argument("--widths", type=cli.sizes, default=(250, 1000, 2500, 5000), help="of symmetric")
     parser.add_argument("--network", default="1.25e9,12.5e9", help="bytes a second, comma-separated")
-    parser.add_argument("--latency", type=ae_cli.number(0), default=30e-6, help="of the network, seconds")
-    parser.add_argument("--images", type=ae_cli.number(0, above=True), default=1e9, help="of an epoch")
+    parser.add_argument("--latency", type=cli.number(0), default=30e-6, help="of the network, seconds")
+    parser.add_argument("--images", type=cli.number(0, above=True), default=1e9, help="of an epoch")
     parser.add_argument("--output", type=Path, default=HERE / "nodes.json")
     return parser
 
@@ -176,4 +176,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    ae_cli.run(main)
+    cli.run(main)

@@ -26,14 +26,14 @@ import torch
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from ae_checkpoint import load_checkpoint, load_run, read_record  # noqa: E402
-from ae_data import load_again  # noqa: E402
-from ae_files import write_json  # noqa: E402
-from ae_loop import Trainer  # noqa: E402
-from ae_metrics import reconstruction_error  # noqa: E402
-from ae_recipes import RECIPES  # noqa: E402
-from ae_runtime import Precision, machine_name  # noqa: E402
-from ae_tracking import flat  # noqa: E402
+from autoencoders.data.sets import load_again  # noqa: E402
+from autoencoders.evaluation.metrics import reconstruction_error  # noqa: E402
+from autoencoders.recipes import RECIPES  # noqa: E402
+from autoencoders.runtime.device import Precision, machine_name  # noqa: E402
+from autoencoders.runtime.files import write_json  # noqa: E402
+from autoencoders.training.checkpoint import load_checkpoint, load_run, read_record  # noqa: E402
+from autoencoders.training.trackers import flat  # noqa: E402
+from autoencoders.training.trainer import Trainer  # noqa: E402
 
 _DEVICES = Path("/proc/net/dev")
 

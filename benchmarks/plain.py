@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from plain_sparse import PlainEnsemble
 
 from ae_models import VAE, Autoencoder
-from ae_recipes import RECIPES, Recipe
-from ae_sparse import SparseEnsemble
+from autoencoders.recipes import RECIPES, Recipe
+from autoencoders.sparse import SparseEnsemble
 
 Loader = torch.utils.data.DataLoader[tuple[Tensor, Tensor]]
 

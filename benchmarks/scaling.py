@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from plain import build
 
-from ae_data import load_images
-from ae_figures import scaling_panels
-from ae_files import write_atomic
-from ae_loop import Trainer
-from ae_recipes import RECIPES
-from ae_runtime import Precision
+from autoencoders.data.sets import load_images
+from autoencoders.figures import scaling_panels
+from autoencoders.recipes import RECIPES
+from autoencoders.runtime.device import Precision
+from autoencoders.runtime.files import write_atomic
+from autoencoders.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 _STEPS = 12  # a timed stretch

@@ -22,12 +22,12 @@ import torch
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-import ae_cli  # noqa: E402
-from ae_data import load_images  # noqa: E402
-from ae_errors import Fault  # noqa: E402
-from ae_files import read_json, write_json  # noqa: E402
-from ae_runtime import machine_name  # noqa: E402
-from ae_stream import BlockOrder  # noqa: E402
+from autoencoders.data.sets import load_images  # noqa: E402
+from autoencoders.data.stream import BlockOrder  # noqa: E402
+from autoencoders.runtime import cli  # noqa: E402
+from autoencoders.runtime.device import machine_name  # noqa: E402
+from autoencoders.runtime.errors import Fault  # noqa: E402
+from autoencoders.runtime.files import read_json, write_json  # noqa: E402
 
 _BLOCK = 10_000  # images made at a time
 _PIXELS = 784
@@ -142,12 +142,12 @@ def markdown(rows: list[dict[str, str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def parser() -> ae_cli.Parser:
-    parser = ae_cli.Parser(__doc__, dry_run=False)
+def parser() -> cli.Parser:
+    parser = cli.Parser(__doc__, dry_run=False)
     parser.add_argument("--data-root", type=Path, default=Path("data"))
-    parser.add_argument("--images", type=ae_cli.integer(2000), default=10_204_081, help="of the large file")
-    parser.add_argument("--held", type=ae_cli.integer(2000), default=300_000, help="compared with the same in memory")
-    parser.add_argument("--rounds", type=ae_cli.integer(1), default=3)
+    parser.add_argument("--images", type=cli.integer(2000), default=10_204_081, help="of the large file")
+    parser.add_argument("--held", type=cli.integer(2000), default=300_000, help="compared with the same in memory")
+    parser.add_argument("--rounds", type=cli.integer(1), default=3)
     parser.add_argument("--only", default="ae_pca.py,simple,symmetric", help="comma-separated")
     parser.add_argument("--folder", type=Path, help="where the files are made (default: the system's temporary folder)")
     parser.add_argument("--output", type=Path, default=HERE / "streaming.json")
@@ -176,4 +176,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    ae_cli.run(main)
+    cli.run(main)

@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-import ae_cli
-from ae_data import load_images
+from autoencoders.data.sets import load_images
+from autoencoders.runtime import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN = ("--dataset", "digits", "--epochs", 2, "--hidden-sizes", 64)  # seconds of training, every file written
@@ -39,7 +39,7 @@ def call_script(capsys, main, *arguments):
     """A script's `main` as its own process would run it, without paying for torch again: (status, stdout, stderr)."""
     capsys.readouterr()
     try:
-        ae_cli.run(lambda: main([str(a) for a in arguments]))
+        cli.run(lambda: main([str(a) for a in arguments]))
         status = 0
     except SystemExit as stop:
         status = stop.code

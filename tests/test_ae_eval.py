@@ -18,12 +18,12 @@ from sklearn.metrics import roc_auc_score
 
 import ae_eval
 import ae_train
-from ae_checkpoint import load_run, read_record, save_record
-from ae_cli import run
-from ae_errors import Mistake
-from ae_files import prepare_folder, write_npz
-from ae_linear import PCA_FILE, fit_pca
-from ae_metrics import reconstruct
+from autoencoders.evaluation.metrics import reconstruct
+from autoencoders.evaluation.pca import PCA_FILE, fit_pca
+from autoencoders.runtime.cli import run
+from autoencoders.runtime.errors import Mistake
+from autoencoders.runtime.files import prepare_folder, write_npz
+from autoencoders.training.checkpoint import load_run, read_record, save_record
 
 DIGITS = ("--dataset", "digits", "--epochs", 1, "--device", "cpu")
 RUNS = {
@@ -238,7 +238,7 @@ def test_codes_as_features_and_as_places(evaluate, digits):
 
 
 def test_a_probe_that_has_not_converged_says_so_in_the_table(evaluate, monkeypatch):
-    monkeypatch.setattr("ae_codes._STEPS", 1)
+    monkeypatch.setattr("autoencoders.evaluation.probes._STEPS", 1)
     status, out, _, found, _ = evaluate("vae", "--importance-samples", 0, "--probe")
     assert status == 0 and out.count(", not converged") == 3 and not found["probe"]["code"]["linear"]["converged"]
 
@@ -319,7 +319,10 @@ def test_the_code_size_that_a_pca_of_all_images_gave_is_not_taken_for_fewer(caps
 
 
 def test_a_refused_flag_does_not_wait_for_torch():
-    code = "import sys, ae_eval, ae_cli\ntry: ae_cli.run(ae_eval.main)\nfinally: print('torch' in sys.modules)"
+    code = (
+        "import sys, ae_eval; from autoencoders.runtime import cli\n"
+        "try: cli.run(ae_eval.main)\nfinally: print('torch' in sys.modules)"
+    )
     process = run_script("-c", code, "--run", "nowhere", "--leave-out", 12)
     assert process.returncode == 2 and process.stdout == "False\n" and is_one_error_line(process.stderr)
 

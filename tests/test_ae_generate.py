@@ -10,14 +10,14 @@ from conftest import call_script, is_one_error_line, run_script
 from PIL import Image
 
 import ae_generate
-from ae_checkpoint import load_run, save_record, save_weights
-from ae_figures import image_grid, image_rows
-from ae_files import prepare_folder
 from ae_generate import path, pick_pair
-from ae_loop import Trainer
-from ae_metrics import encode, reconstruct
-from ae_recipes import RECIPES
-from ae_runtime import Precision
+from autoencoders.evaluation.metrics import encode, reconstruct
+from autoencoders.figures import image_grid, image_rows
+from autoencoders.recipes import RECIPES
+from autoencoders.runtime.device import Precision
+from autoencoders.runtime.files import prepare_folder
+from autoencoders.training.checkpoint import load_run, save_record, save_weights
+from autoencoders.training.trainer import Trainer
 
 RUNS = {
     "vae": {"epochs": 20},
@@ -84,8 +84,8 @@ def drawn(monkeypatch):
         seen.append((images, title))
         return image_grid(images, title, columns)
 
-    monkeypatch.setattr("ae_figures.image_rows", rows)
-    monkeypatch.setattr("ae_figures.image_grid", grid)
+    monkeypatch.setattr("autoencoders.figures.image_rows", rows)
+    monkeypatch.setattr("autoencoders.figures.image_grid", grid)
     return seen
 
 
@@ -234,7 +234,10 @@ def test_other_images_than_the_runs_own_are_refused(generate, fake_mnist):
 
 
 def test_a_refused_flag_or_picture_does_not_wait_for_torch():
-    code = "import sys, ae_generate, ae_cli\ntry: ae_cli.run(ae_generate.main)\nfinally: print('torch' in sys.modules)"
+    code = (
+        "import sys, ae_generate; from autoencoders.runtime import cli\n"
+        "try: cli.run(ae_generate.main)\nfinally: print('torch' in sys.modules)"
+    )
     for flags in (("--interpolate", 3, 11), ("--input", "missing.png")):
         process = run_script("-c", code, "--run", "nowhere", *flags)
         assert process.returncode == 2 and process.stdout == "False\n" and is_one_error_line(process.stderr)

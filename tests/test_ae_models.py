@@ -4,10 +4,10 @@ import torch.nn.functional as F
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
-from ae_loop import Trainer
 from ae_models import VAE, ConvAutoencoder, SymmetricAutoencoder, kl_to_standard_normal, to_range
-from ae_recipes import RECIPES
-from ae_runtime import Precision
+from autoencoders.recipes import RECIPES
+from autoencoders.runtime.device import Precision
+from autoencoders.training.trainer import Trainer
 
 
 class Foreign(nn.Module):

@@ -4,7 +4,7 @@ from conftest import call_script, is_one_error_line, run_script
 from PIL import Image
 
 import ae_pca
-from ae_linear import fit_pca, read_pca
+from autoencoders.evaluation.pca import fit_pca, read_pca
 
 
 @pytest.fixture(scope="module")

@@ -104,7 +104,8 @@ def planted(folder, claim, model=""):
     folder.mkdir()
     for path in SUITE.glob("*.py"):
         shutil.copy(path, folder)
-    with open(folder / "ae_recipes.py", "a") as file:
+    shutil.copytree(SUITE / "autoencoders", folder / "autoencoders")
+    with open(folder / "autoencoders/recipes.py", "a") as file:
         file.write(f"\nRECIPES['bce'] = dataclasses.replace(RECIPES['bce'], claims=({claim},))\n")
     if model:
         good = "logits: Tensor = self.decoder[:-1](code)"

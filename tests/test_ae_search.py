@@ -19,12 +19,12 @@ import torch
 from conftest import ROOT, call_script, is_one_error_line
 from sklearn.model_selection import KFold
 
-import ae_cli
-import ae_folds
 import ae_search
-from ae_loop import Trainer
-from ae_recipes import RECIPES
-from ae_runtime import Precision
+from autoencoders.recipes import RECIPES
+from autoencoders.runtime import cli
+from autoencoders.runtime.device import Precision
+from autoencoders.training import folds
+from autoencoders.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 SEARCH = (
@@ -109,8 +109,8 @@ def test_a_kept_fold_is_read_and_one_that_is_missing_or_changed_is_trained_again
     changed.write_text(json.dumps(record))
     cut.write_text(cut.read_text()[:100])
     trained = []
-    train = ae_folds.Fold.train
-    monkeypatch.setattr(ae_folds.Fold, "train", lambda fold, images: trained.append(fold) or train(fold, images))
+    train = folds.Fold.train
+    monkeypatch.setattr(folds.Fold, "train", lambda fold, images: trained.append(fold) or train(fold, images))
     status, _, err = call_script(capsys, ae_search.main, *SEARCH, "--jobs", 1, "--output-dir", tmp_path)
     assert status == 0 and len(trained) == 3 and "9 of 12 folds are kept" in err
     assert err.count("damaged") == 2 and changed.name in err and cut.name in err
@@ -119,19 +119,19 @@ def test_a_kept_fold_is_read_and_one_that_is_missing_or_changed_is_trained_again
 
 def test_a_search_with_more_candidates_trains_only_those(searched, digits, monkeypatch):
     recipe = RECIPES["symmetric"].override({"hidden_sizes": (8,), "code_size": 3, "epochs": 6, "seed": 0})
-    fold = ae_folds.Fold(recipe, 0, 3, 0, CPU, 1)
+    fold = folds.Fold(recipe, 0, 3, 0, CPU, 1)
     folder = searched[2] / "folds"
-    assert ae_folds.kept(fold.facts(digits), folder)
+    assert folds.kept(fold.facts(digits), folder)
     others = [
         replace(fold, number=1, of=4), replace(fold, seed=1), replace(fold, threads=2),
         replace(fold, recipe=recipe.override({"lr": 0.1})), replace(fold, recipe=recipe.override({"epochs": 7})),
     ]  # fmt: skip
-    assert not any(ae_folds.kept(other.facts(digits), folder) for other in others)
+    assert not any(folds.kept(other.facts(digits), folder) for other in others)
     monkeypatch.setattr(torch, "__version__", "0.0")
-    assert not ae_folds.kept(fold.facts(digits), folder)
+    assert not folds.kept(fold.facts(digits), folder)
     monkeypatch.undo()
     swapped = replace(digits, train_images=digits.train_images[::-1].copy())
-    assert not ae_folds.kept(fold.facts(swapped), folder)
+    assert not folds.kept(fold.facts(swapped), folder)
 
 
 def test_a_candidate_that_diverges_comes_last_and_the_search_goes_on(tmp_path, capsys):
@@ -172,7 +172,7 @@ def test_a_search_stopped_and_taken_up_again_with_other_jobs_ends_in_the_same_bi
     assert errors(tmp_path) == errors(searched[2])
 
 
-@pytest.mark.parametrize(("stop", "status"), [(KeyboardInterrupt(), 130), (ae_cli.Stopped("", 143), 143)], ids=str)
+@pytest.mark.parametrize(("stop", "status"), [(KeyboardInterrupt(), 130), (cli.Stopped("", 143), 143)], ids=str)
 def test_one_at_a_time_too_a_signal_is_one_line(tmp_path, capsys, monkeypatch, stop, status):
     results = iter([{"val_mse": 0.1, "seconds": 1.0}])
 
@@ -181,7 +181,7 @@ def test_one_at_a_time_too_a_signal_is_one_line(tmp_path, capsys, monkeypatch, s
             return result
         raise stop
 
-    monkeypatch.setattr(ae_folds.Fold, "train", train)
+    monkeypatch.setattr(folds.Fold, "train", train)
     ended, _, err = call_script(capsys, ae_search.main, *SEARCH, "--output-dir", tmp_path)
     assert ended == status and "1 of 12 folds are kept" in err and is_one_error_line(err.splitlines(True)[-1])
 
@@ -206,12 +206,12 @@ def test_no_more_jobs_than_cores_and_memory_have_room_for(digits, monkeypatch, c
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
     assert ae_search.allowed_jobs(3, 2, 1e6, digits) == 3 and capsys.readouterr().err == ""
     assert ae_search.allowed_jobs(9, 2, 1e6, digits) == 4 and "allow 4" in capsys.readouterr().err
-    monkeypatch.setattr("ae_stored.memory", lambda: 5e9)
+    monkeypatch.setattr("autoencoders.data.stored.memory", lambda: 5e9)
     assert ae_search.allowed_jobs(9, 1, 1e8, digits) == 1 and ae_search.allowed_jobs(1, 99, 1e12, digits) == 1
 
 
 def test_the_front_holds_what_no_other_candidate_beats_in_both(figures):
-    from ae_figures import search
+    from autoencoders.figures import search
 
     size, error = np.array([5, 1, 3, 3, 9]), np.array([0.2, 0.9, 0.5, 0.4, 0.3])
     search(size, error, error / 10, list("abccd"), ["one", "two"] * 2 + ["one"], "title", "MSE")
@@ -239,7 +239,7 @@ def test_the_picture_says_the_range_that_errors_are_in(figures):
 
 
 def test_a_candidate_is_named_where_it_lies_and_those_that_lie_together_once(figures):
-    from ae_figures import search
+    from autoencoders.figures import search
 
     size, error = np.array([10, 10, 10, 20, 11]), np.array([0.1, 0.101, 0.5, 0.1, 0.1])
     search(size, error, error / 100, ["a", "a", "a", "a", "b"], ["one"] * 5, "title", "MSE")

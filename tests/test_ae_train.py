@@ -15,7 +15,7 @@ from PIL import Image
 from test_ae_models import Foreign
 
 import ae_train
-from ae_linear import fit_pca, write_pca
+from autoencoders.evaluation.pca import fit_pca, write_pca
 
 
 @pytest.fixture(scope="module")

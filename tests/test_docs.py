@@ -8,7 +8,7 @@ from itertools import chain
 import pytest
 from conftest import ROOT
 
-import ae_cli
+from autoencoders.runtime import cli
 
 ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
 PAGES = sorted([*ROOT.glob("README*.md"), *ROOT.glob("docs/*.md")])
@@ -70,7 +70,7 @@ def test_every_relative_link_and_picture_exists(page):
 
 @every_page
 def test_every_command_shown_is_one_that_its_script_takes(page, monkeypatch, capsys):
-    monkeypatch.setattr(ae_cli, "dataset", str)  # the reader's own folder of pictures is not here
+    monkeypatch.setattr(cli, "dataset", str)  # the reader's own folder of pictures is not here
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     refused = []
     for script, words in commands(page.read_text(encoding="utf-8")):
@@ -80,7 +80,7 @@ def test_every_command_shown_is_one_that_its_script_takes(page, monkeypatch, cap
             args = module.parser().parse_args(words)
             if script == "ae_train.py":
                 module.resolve(args)  # are they flags of that recipe?
-        except (SystemExit, ae_cli.Mistake) as stop:
+        except (SystemExit, cli.Mistake) as stop:
             if getattr(stop, "code", 2):  # --help ends well
                 refused.append(f"{script} {shlex.join(words)}: {capsys.readouterr().err or stop}")
     assert refused == []

@@ -8,9 +8,9 @@ from conftest import is_one_error_line
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import ae_cli
 import ae_pca
 import ae_train
+from autoencoders.runtime import cli
 
 NOT_A_NUMBER = st.sampled_from(
     ["", " ", "abc", "nan", "inf", "-inf", "1e999", "0x10", "--", "٣x", "1;ls", "$(ls)", "é"]
@@ -85,7 +85,7 @@ def refused(main, arguments, capsys):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "out"
         try:
-            ae_cli.run(lambda: main([*arguments, "--output-dir", str(folder)]))
+            cli.run(lambda: main([*arguments, "--output-dir", str(folder)]))
             status = 0
         except SystemExit as stop:
             status = stop.code

@@ -8,9 +8,9 @@ from PIL import Image
 
 import ae_train
 import mnist_sae_train
-from ae_checkpoint import load_run
-from ae_metrics import firing_rates, loss_analysis
-from ae_sparse import SparseEnsemble, mmcs
+from autoencoders.evaluation.metrics import firing_rates, loss_analysis
+from autoencoders.sparse import SparseEnsemble, mmcs
+from autoencoders.training.checkpoint import load_run
 from mnist_sae_train import compared, report
 
 SMALL = ("--dataset", "digits", "--num-saes", 2, "--features", 64, "--k", 8)

@@ -10,7 +10,7 @@ from conftest import call_script, is_one_error_line, only_warnings, run_script
 from PIL import Image
 
 import ae_train
-from ae_recipes import RECIPES
+from autoencoders.recipes import RECIPES
 
 QUICK = {"symmetric": ("--hidden-sizes", 32), "sparse": ("--features", 64, "--k", 8, "--num-saes", 2)}
 EXTRA = {"vae": {"samples.png"}, "sparse": {"training_metrics.png", "sae_features.png", "feature_activity.png"}}

@@ -35,14 +35,16 @@ import sklearn.decomposition  # noqa: F401
 import torch
 from PIL import Image
 
-import ae_checkpoint
-import ae_cli
-import ae_figures  # noqa: F401
 import ae_generate
-import ae_loop  # noqa: F401
-import ae_report  # noqa: F401
 import ae_train
-from ae_recipes import RECIPES
+from autoencoders import figures  # noqa: F401
+from autoencoders.recipes import RECIPES
+from autoencoders.runtime import cli
+from autoencoders.training import (
+    checkpoint,
+    report,  # noqa: F401
+    trainer,  # noqa: F401
+)
 
 SETTINGS = {
     "symmetric": ("--hidden-sizes", "64", "--epochs", "12"),
@@ -90,7 +92,7 @@ def _child(main: Main, arguments: list[str], prepare: Callable[[], object], outp
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
         signal.alarm(120)  # a run that hangs dies, and counts as a loss
         prepare()
-        ae_cli.run(lambda: main(arguments))
+        cli.run(lambda: main(arguments))
         return 0
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
@@ -129,9 +131,9 @@ def torn(folder: Path) -> list[str]:
     for path in sorted(folder.glob("[!.]*")):
         try:
             if path.name.startswith("checkpoint"):
-                ae_checkpoint.load_checkpoint(path)
+                checkpoint.load_checkpoint(path)
             elif path.suffix == ".pt":
-                ae_checkpoint.from_bytes(path.read_bytes(), path, "")
+                checkpoint.from_bytes(path.read_bytes(), path, "")
             elif path.suffix == ".png":
                 Image.open(path).load()
             elif path.suffix == ".json":

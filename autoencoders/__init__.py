@@ -1,0 +1,1 @@
+"""The autoencoder suite: what its scripts share."""

@@ -1,0 +1,1 @@
+"""Published numbers next to measured ones."""

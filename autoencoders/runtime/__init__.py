@@ -1,0 +1,1 @@
+"""Command line, files, processes and devices: nothing in here depends on autoencoders."""

@@ -1,0 +1,1 @@
+"""Training a model and writing its folder."""

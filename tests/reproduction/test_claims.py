@@ -1,0 +1,50 @@
+import numpy as np
+import pytest
+
+from autoencoders.recipes import PUBLISHED, RECIPES
+from autoencoders.reproduction.claims import Claim
+
+CLAIMS = [(name, claim) for name in PUBLISHED for claim in RECIPES[name].claims]
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_a_number_of_the_same_distribution_is_reproduced_in_95_of_100_cases(seeds):
+    draws = np.random.default_rng(0).normal(70, 0.2, (20_000, seeds + 1))
+    claim = Claim("loss", "metrics.test_loss", 0)
+    held = [
+        claim.holds(runs.mean(), published, claim.tolerance(runs.std(ddof=1), seeds))
+        for published, runs in zip(draws[:, 0], draws[:, 1:])
+    ]
+    assert np.mean(held) == pytest.approx(0.95, abs=0.005)
+
+
+def test_a_printed_number_agrees_with_every_one_that_rounds_to_it_and_no_other():
+    claim = Claim("correlation", "metrics.pearson", 0.97, rounding=0.005)
+    assert claim.holds(0.9749, 0.97, claim.tolerance(0.0, 3))
+    assert not claim.holds(0.9751, 0.97, claim.tolerance(0.0, 3))
+
+
+def test_of_fewer_than_three_runs_the_recorded_spread_counts():
+    claim = Claim("loss", "metrics.test_loss", 1.0, spread=0.1)
+    assert claim.tolerance(None, 1) == pytest.approx(4.303 * 0.1 * 2**0.5)
+    assert claim.tolerance(0.1, 3) < claim.tolerance(5.0, 2) < claim.tolerance(None, 1)
+
+
+def test_above_and_below_are_strict():
+    above, below = Claim("", "", 0.96, relation=">"), Claim("", "", 0.5, relation="<")
+    assert above.holds(0.961, 0.96, 0) and not above.holds(0.96, 0.96, 0)
+    assert below.holds(0.49, 0.5, 0) and not below.holds(0.5, 0.5, 0)
+
+
+@pytest.mark.parametrize(("name", "claim"), CLAIMS, ids=[f"{name}: {claim.what}" for name, claim in CLAIMS])
+def test_every_claim_can_be_looked_up_and_judged(name, claim):
+    kind, _, number = claim.place.partition(".")
+    assert kind in ("metrics", "analysis", "pca", "compression") or 1 <= int(kind) <= RECIPES[name].epochs
+    assert number and claim.relation in "=<>"
+    assert (claim.value is None) == bool(claim.against)
+
+
+def test_every_number_that_the_write_ups_print_is_claimed():
+    values = {claim.value for _, claim in CLAIMS}
+    assert values >= {154, 5.2, 68.6832, 68.4474, 69.1569, 69.0569, 103.5454, 77.1958, 26.8873, 0.067, 0.97, 0.96}
+    assert [claim.what for _, claim in CLAIMS if claim.why] == ["correlation after epoch 1"]

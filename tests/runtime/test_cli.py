@@ -1,0 +1,261 @@
+import argparse
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+
+import pytest
+from conftest import ROOT, TRAIN, call_script, is_one_error_line, only_warnings, run_script
+
+import ae_eval
+import ae_generate
+import ae_pca
+import ae_reproduce
+import ae_search
+import ae_train
+import mnist_sae_train
+from autoencoders.recipes import RECIPES
+from autoencoders.runtime import cli
+from autoencoders.runtime.errors import Fault, Mistake
+
+
+@pytest.mark.parametrize("script", ["ae_pca.py", "ae_train.py"])
+def test_help_shows_every_flag_and_needs_no_torch(script):
+    process = run_script("-X", "importtime", script, "--help")
+    assert process.returncode == 0
+    for flag in ("--output-dir", "--data-root", "--dataset", "--workers", "--seed"):
+        assert flag in process.stdout
+    imported = {line.split("|")[-1].strip() for line in process.stderr.splitlines()}
+    assert "argparse" in imported and not imported & {"torch", "torchvision", "matplotlib", "sklearn"}
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "says"),
+    [
+        (Mistake("wrong\n  flag"), 2, "wrong flag"),
+        (Fault("bad disk"), 1, "bad disk"),
+        (MemoryError(), 1, "memory"),
+        (OSError(28, "No space left on device", "x.png"), 1, "x.png: No space left on device"),
+        (KeyboardInterrupt(), 130, "Ctrl-C"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_what_goes_wrong_outside_our_code_is_one_line_and_a_status(capsys, error, status, says):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main)
+    err = capsys.readouterr().err
+    assert stop.value.code == status and is_one_error_line(err) and says in err
+
+
+def test_a_bug_of_ours_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        cli.run(lambda: 1 // 0)
+
+
+def test_a_reader_that_leaves_early_is_no_traceback():
+    read, write = os.pipe()
+    os.close(read)
+    code = "from autoencoders.runtime import cli; cli.run(lambda: print('x' * 100_000))"
+    with os.fdopen(write, "w") as pipe:
+        process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=pipe, stderr=subprocess.PIPE, text=True)
+    assert process.returncode == 1 and process.stderr == ""
+
+
+@pytest.mark.parametrize(("text", "value"), [("1", 1), (" 7 ", 7), ("2147483647", 2**31 - 1)])
+def test_whole_numbers_are_taken(text, value):
+    assert cli.integer(1)(text) == value
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "abc", "1e9", "1.0", "", "2147483648", "9" * 5000, "nan"])
+def test_other_numbers_are_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        cli.integer(1)(text)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "-inf", "1e999", "x", ""])
+def test_a_learning_rate_is_finite_and_above_zero(text):
+    assert cli.number(0, above=True)("1e-3") == 1e-3
+    with pytest.raises(argparse.ArgumentTypeError):
+        cli.number(0, above=True)(text)
+
+
+@pytest.mark.parametrize(("text", "value"), [("2500", (2500,)), ("128, 64", (128, 64)), ("", ()), ("  ", ())])
+def test_widths_are_separated_by_commas_and_may_be_none(text, value):
+    assert cli.sizes(text) == value
+
+
+@pytest.mark.parametrize("text", ["a,b", "0", "-5", "64,", ",", "64,,32", "64;32", "6.4"])
+def test_other_widths_are_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        cli.sizes(text)
+
+
+def test_a_code_size_is_a_number_or_auto():
+    assert cli.code_size("auto") == "auto" and cli.code_size("154") == 154
+    with pytest.raises(argparse.ArgumentTypeError):
+        cli.code_size("Auto")
+
+
+SCRIPTS = {
+    "ae_pca.py": ae_pca,
+    "ae_train.py": ae_train,
+    "mnist_sae_train.py": mnist_sae_train,
+    "ae_generate.py": ae_generate,
+    "ae_eval.py": ae_eval,
+    "ae_search.py": ae_search,
+    "ae_reproduce.py": ae_reproduce,
+}
+GIVEN = {"image_size": "28", "test_fraction": "0.5", "code_size": "7", "hidden_sizes": "5,6"}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_flag_of_every_script_may_be_spelt_with_underscores(script):
+    parser = SCRIPTS[script].parser()
+    needed = ["--run", "x"] if script in ("ae_generate.py", "ae_eval.py") else []
+    for action in parser._actions:
+        dashed = max(action.option_strings, key=len)
+        if "-" not in dashed.strip("-") or not action.option_strings:
+            continue
+        value = GIVEN.get(action.dest, str((*(action.choices or ()), 3)[0]))
+        spelt = "--" + dashed.strip("-").replace("-", "_")
+        one, other = ([flag, value] if action.nargs != 0 else [flag] for flag in (dashed, spelt))
+        assert parser.parse_args(needed + one) == parser.parse_args(needed + other), spelt
+        if action.nargs != 0:
+            assert parser.parse_args([*needed, f"{spelt}={value}"]) == parser.parse_args(needed + one)
+
+
+def test_a_value_keeps_its_underscores():
+    assert str(ae_pca.parser().parse_args(["--output_dir=a_b-c"]).output_dir) == "a_b-c"
+    assert str(ae_pca.parser().parse_args(["--output_dir", "a_b-c"]).output_dir) == "a_b-c"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_version_is_said_at_once_and_stands_in_one_place(script):
+    process = run_script("-X", "importtime", script, "--version")
+    assert process.returncode == 0 and " torch\n" not in process.stderr
+    assert re.fullmatch(rf"autoencoder suite {cli.VERSION} \(torch [^ ]+, Python [^ ]+\)\n", process.stdout)
+    files = [
+        path
+        for path in [*ROOT.glob("*"), *ROOT.glob("autoencoders/*/*.py")]
+        if path.suffix in (".py", ".toml", ".txt") and cli.VERSION in path.read_text()
+    ]
+    assert [path.name for path in files if f'"{cli.VERSION}"' in path.read_text()] == ["cli.py"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_help_shows_the_defaults_of_the_recipe_that_is_named(name, capsys):
+    recipe = RECIPES[name]
+    for order in (["--recipe", name, "--help"], ["--help", f"--recipe={name}"]):
+        status, out, _ = call_script(capsys, ae_train.main, *order)
+        text = " ".join(out.split())
+        assert status == 0 and f"--batch-size N images a step (default: {recipe.batch_size})" in text
+        assert f"(default: {recipe.default_folder})" in text and f"(default: {recipe.epochs})" in text
+        beta = f"(default: {recipe.model_args['kl_weight']})" if "kl_weight" in recipe.model_args else "(only of vae)"
+        assert f"--kl-weight X beta, the weight of the KL term {beta}" in text
+    for group in ("data:", "model:", "training:", "output:"):
+        assert f"\n{group}\n" in out
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_flag_that_takes_a_value_tells_its_default(script):
+    for action in SCRIPTS[script].parser()._actions:
+        if action.nargs != 0 and not action.required and action.dest not in ("interpolate", "walk", "input"):
+            assert "(default: " in action.help or "(only of " in action.help or "default: " in action.help, action.dest
+
+
+def test_quiet_leaves_results_and_warnings_alone_and_says_no_more(tmp_path, capsys):
+    flags = (*TRAIN, "--output-dir", tmp_path, "--quiet")
+    status, out, err = call_script(capsys, ae_train.main, *flags, "--log-interval", 1)
+    assert status == 0 and only_warnings(err) and "behind PCA" in err
+    assert [line.split()[0] for line in out.splitlines()] == ["Number", "Test", "Wrote"]
+    assert call_script(capsys, ae_train.main, *flags, "--resume") == (0, "", "")
+    status, _, err = call_script(capsys, ae_train.main, *flags, "--resume", "--lr", 1)
+    assert status == 2 and is_one_error_line(err)
+
+
+DRY = ("--dataset", "digits", "--dry-run", "--output-dir")
+
+
+@pytest.mark.parametrize("main", [ae_train.main, mnist_sae_train.main, ae_pca.main, ae_search.main, ae_reproduce.main])
+def test_a_dry_run_says_what_it_would_do_and_touches_nothing(main, tmp_path, capsys):
+    status, out, err = call_script(capsys, main, *DRY, tmp_path / "out")
+    assert status == 0 and err == "" and f"into {tmp_path / 'out'}" in out and "Would " in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_resolves_recipe_images_code_size_and_epochs(tmp_path, capsys):
+    out = call_script(capsys, ae_train.main, *DRY, tmp_path, "--lr", 0.5, "--tracker", "wandb")[1]
+    for text in ("code_size 25", "epochs 100", "lr 0.5", "1,500 to train on", "cpu", "trackers: wandb", "mnist_ae.pt"):
+        assert text in out
+    assert call_script(capsys, ae_train.main, *DRY, tmp_path, "--code-size", 0)[0] == 2
+    assert call_script(capsys, ae_train.main, *DRY, tmp_path, "--device", "tpu")[0] == 2
+    missing = ("--dry-run", "--data-root", tmp_path / "none", "--output-dir", tmp_path / "out")
+    for main in (ae_train.main, ae_pca.main, ae_search.main, ae_reproduce.main):
+        for dataset in ("mnist", "auto"):
+            status, out, _ = call_script(capsys, main, *missing, "--dataset", dataset)
+            assert status == 0 and "download" in out and not list(tmp_path.iterdir())
+            assert ("digits" in out) == (dataset == "auto")
+
+
+def test_a_dry_run_of_a_resume_says_where_it_goes_on_and_refuses_what_does_not_fit(trained, capsys):
+    before = {path.name: path.stat().st_mtime_ns for path in trained[1].iterdir()}
+    flags = ("--dataset", "digits", "--hidden-sizes", 64, "--output-dir", trained[1], "--dry-run", "--resume")
+    status, out, err = call_script(capsys, ae_train.main, *flags, "--epochs", 5)
+    assert status == 0 and "Would train epochs 3 to 5" in out and "epoch 3, step 1" in err
+    assert call_script(capsys, ae_train.main, *flags, "--epochs", 5, "--lr", 0.5)[0] == 2
+    assert {path.name: path.stat().st_mtime_ns for path in trained[1].iterdir()} == before
+
+
+def test_a_dry_run_of_an_evaluation_measures_nothing(trained, tmp_path, capsys):
+    flags = ("--run", trained[1], "--probe", "--output-dir", tmp_path / "out", "--dry-run")
+    status, out, _ = call_script(capsys, ae_eval.main, *flags)
+    assert status == 0 and "Would measure" in out and "probe" in out and not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_of_what_cannot_be_read_fails_as_the_run_would(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    for main in (ae_pca.main, ae_train.main, ae_search.main):
+        status, _, err = call_script(capsys, main, "--dataset", tmp_path / "empty", "--dry-run")
+        assert status == 2 and is_one_error_line(err)
+
+
+def test_a_dry_run_of_a_picture_writes_none(trained, capsys):
+    before = sorted(trained[1].iterdir())
+    status, out, _ = call_script(capsys, ae_generate.main, "--run", trained[1], "--walk", 0, "--dry-run")
+    assert status in (0, 2) and sorted(trained[1].iterdir()) == before
+    assert status or "Would write" in out
+
+
+def in_a_terminal(*arguments, **environment):
+    """What a script shows in a real terminal: (status, everything written to it)."""
+    pid, terminal = pty.fork()
+    if not pid:
+        os.chdir(ROOT)
+        os.execve(sys.executable, [sys.executable, *map(str, arguments)], {**os.environ, **environment})
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 40, 120, 0, 0))
+    shown = b""
+    try:
+        while data := os.read(terminal, 65536):
+            shown += data
+    except OSError:  # how Linux says that the other end is closed
+        pass
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), shown.decode()
+
+
+def test_in_a_terminal_the_bar_shows_epoch_loss_speed_and_time_left_and_no_colour(tmp_path):
+    # Image by image, an epoch is long enough for the bar, which is drawn ten times a second, on any machine.
+    long = ("--batch-size", 4)
+    status, shown = in_a_terminal("ae_train.py", *TRAIN, *long, "--output-dir", tmp_path, NO_COLOR="1")
+    assert status == 0 and "Wrote mnist_ae.pt" in shown
+    bar = re.compile(r"epoch [12]/2: +\d+%\|.*\| *[\d.?]+k? ?images/s, loss \d\.\d{4}, [\d:?]+ left")
+    assert bar.search(shown), shown
+    assert not re.search(r"\x1b\[[\d;]*m", shown)
+    status, shown = in_a_terminal("ae_train.py", *TRAIN, "--output-dir", tmp_path, "--quiet")
+    assert status == 0 and "images/s" not in shown
