@@ -19,7 +19,7 @@ from autoencoders.data.sets import DATASETS, ImageSet, Pixels, load_images
 from autoencoders.evaluation.pca import Pca, fit_pca, read_pca
 from autoencoders.recipes import Recipe
 from autoencoders.runtime import cli, processes
-from autoencoders.runtime.errors import Fault, Mistake
+from autoencoders.runtime.errors import RunError, UsageError
 from autoencoders.runtime.files import prepare_folder, write_atomic, write_json
 
 if TYPE_CHECKING:
@@ -184,27 +184,27 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def importance_samples(model: "Autoencoder", recipe: Recipe, args: argparse.Namespace) -> int:
-    """How many samples the likelihood takes, 0 for a model that has none; asking such a model for it is a Mistake."""
+    """How many samples the likelihood takes, 0 for a model that has none; asking such a model for it is a UsageError."""
     from ae_models import VAE
 
     if isinstance(model, VAE):
         if args.binarize and args.importance_samples == 0:
-            raise Mistake("--binarize: is of the likelihood, which --importance-samples 0 leaves out; drop one of them")
+            raise UsageError("--binarize: is of the likelihood, which --importance-samples 0 leaves out; drop one of them")
         return 1000 if args.importance_samples is None else int(args.importance_samples)
     if args.importance_samples is not None or args.binarize:
         flag = "binarize" if args.binarize else "importance-samples"
-        raise Mistake(f"--{flag} is for variational autoencoders: the recipe {recipe.name} has no likelihood")
+        raise UsageError(f"--{flag} is for variational autoencoders: the recipe {recipe.name} has no likelihood")
     return 0
 
 
 def refuse_too_few(images: ImageSet, args: argparse.Namespace) -> None:
-    """A Mistake where these are too few images, or too much alike, for what is asked for."""
+    """A UsageError where these are too few images, or too much alike, for what is asked for."""
     if args.probe and len(np.unique(images.train_labels)) < 2:
-        raise Mistake(f"--probe: the training images ({images.title}) have no two labels to tell apart")
+        raise UsageError(f"--probe: the training images ({images.title}) have no two labels to tell apart")
     if args.probe and not np.isin(images.test_labels, images.train_labels).any():
-        raise Mistake(f"--probe: no test image ({images.title}) has a label that was trained on; there is none to read")
+        raise UsageError(f"--probe: no test image ({images.title}) has a label that was trained on; there is none to read")
     if args.map and len(images.test_images) < _LEAST_MAPPED:
-        raise Mistake(f"--map: has no sense with {len(images.test_images)} test images; {_LEAST_MAPPED} are the least")
+        raise UsageError(f"--map: has no sense with {len(images.test_images)} test images; {_LEAST_MAPPED} are the least")
 
 
 def strange_images(images: ImageSet, args: argparse.Namespace, root: Path) -> tuple[str, Pixels, Pixels] | None:
@@ -225,7 +225,7 @@ def strange_images(images: ImageSet, args: argparse.Namespace, root: Path) -> tu
         what = f"label {label}, {'never' if label == images.left_out else 'also'} trained on"
         strange, usual = images.test_images[images.test_labels == label], usual & (images.test_labels != label)
     if not (usual.any() and len(strange)):
-        raise Mistake(f"{what}: there are {len(strange)} strange and {usual.sum()} usual test images; look for another")
+        raise UsageError(f"{what}: there are {len(strange)} strange and {usual.sum()} usual test images; look for another")
     return what, images.test_images if usual.all() else images.test_images[usual], strange
 
 
@@ -233,14 +233,14 @@ def pca_of(folder: Path, recipe: Recipe, images: ImageSet) -> Pca:
     """The run's own PCA, or a new one where that is missing, of other images, damaged, or too small."""
     try:
         pca = read_pca(folder, images)
-    except (Mistake, Fault):
+    except (UsageError, RunError):
         pca = None
     return pca if pca and len(pca.components) >= min(recipe.code_size or 0, recipe.pixels) else fit_pca(images)
 
 
 def reconstruction(subject: Subject, folder: Path) -> dict[str, Any]:
     """Errors of the model (an ensemble's in lists) and of PCA on the test images: measured, printed and drawn."""
-    from autoencoders.evaluation.metrics import quality, restoration_error
+    from autoencoders.evaluation.metrics import code_statistics, restoration_error
     from autoencoders.evaluation.scores import summary
     from autoencoders.sparse import SparseEnsemble, mmcs
 
@@ -249,7 +249,7 @@ def reconstruction(subject: Subject, folder: Path) -> dict[str, Any]:
     each = [summary(one, images.test_labels) for one in scored]
     ours = {name: [one[name] for one in each] if len(each) > 1 else each[0][name] for name in each[0]}
     if isinstance(model, SparseEnsemble):
-        counted = quality(model, subject.test_images)
+        counted = code_statistics(model, subject.test_images)
         ours |= {name: counted[name] for name in ("l0", "dead_features")}
         if len(each) > 1:
             ours["mmcs"] = mmcs(model.weight.detach()).item()
@@ -316,7 +316,7 @@ def likelihood(subject: Subject, samples: int, binarize: str, seed: int) -> dict
 
 def probe(subject: Subject, seed: int) -> dict[str, Any]:
     """How well labels are read off the codes, PCA's codes and the pixels; of the labels that were trained on."""
-    from autoencoders.evaluation.metrics import single_codes
+    from autoencoders.evaluation.metrics import first_member_codes
     from autoencoders.evaluation.probes import NEIGHBOURS, linear_probe, nearest
 
     images = subject.images
@@ -324,7 +324,7 @@ def probe(subject: Subject, seed: int) -> dict[str, Any]:
     labels = images.train_labels, images.test_labels[known]
     sides = images.train_images[:], images.test_images[known]
     features = {
-        "code": [single_codes(subject.model, subject.to_device(side)).numpy() for side in sides],
+        "code": [first_member_codes(subject.model, subject.to_device(side)).numpy() for side in sides],
         "pca": [subject.pca.encode(side, subject.components) for side in sides],
         "pixels": [side / np.float32(255) for side in sides],
     }
@@ -353,12 +353,12 @@ def share(found: dict[str, Any]) -> str:
 
 def code_map(subject: Subject, folder: Path, seed: int) -> None:
     """Draw the test codes in the plane."""
-    from autoencoders.evaluation.metrics import single_codes
+    from autoencoders.evaluation.metrics import first_member_codes
     from autoencoders.evaluation.probes import planes, spread_out
     from autoencoders.figures import code_map as draw
 
     images = subject.images
-    places = planes(single_codes(subject.model, subject.test_images).numpy(), seed)
+    places = planes(first_member_codes(subject.model, subject.test_images).numpy(), seed)
     chosen = {method: spread_out(at) for method, at in places.items()}
     title = f"{subject.title}: the codes of {len(images.test_images):,} test images"
     write_atomic(folder / "code_map.png", draw(places, images.test_labels, images.test_images, chosen, title))

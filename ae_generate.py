@@ -14,7 +14,7 @@ import numpy as np
 from autoencoders.data.pictures import read_picture, to_digit
 from autoencoders.data.sets import DATASETS, ImageSet, Pixels, resized
 from autoencoders.runtime import cli
-from autoencoders.runtime.errors import Mistake
+from autoencoders.runtime.errors import UsageError
 from autoencoders.runtime.files import prepare_folder, write_atomic
 
 if TYPE_CHECKING:
@@ -98,13 +98,13 @@ def parser() -> cli.Parser:
 
 
 def chosen(args: argparse.Namespace) -> str:
-    """Which kind of picture the flags ask for; a flag that belongs to another kind is a Mistake."""
+    """Which kind of picture the flags ask for; a flag that belongs to another kind is a UsageError."""
     kind = next((name for name in ("interpolate", "walk", "input") if getattr(args, name) is not None), "sample")
     for flag, owners in _OWNERS.items():
         if kind not in owners and getattr(args, flag) != parser().get_default(flag):
             wanted = " or ".join("new images" if owner == "sample" else f"--{owner}" for owner in owners)
             here = "new images" if kind == "sample" else f"--{kind}"
-            raise Mistake(f"--{flag.replace('_', '-')} is for {wanted}, not for {here}")
+            raise UsageError(f"--{flag.replace('_', '-')} is for {wanted}, not for {here}")
     return kind
 
 
@@ -146,13 +146,13 @@ def test_set(run: Run, args: argparse.Namespace) -> ImageSet:
 
 
 def codes_of(run: Run, images: Pixels) -> np.ndarray:
-    """Codes (n, code_size) of uint8 images (n, 784); a model that gives an image several codes is a Mistake."""
+    """Codes (n, code_size) of uint8 images (n, 784); a model that gives an image several codes is a UsageError."""
     from autoencoders.data.stream import to_device
     from autoencoders.evaluation.metrics import encode
 
     pixels = to_device(images, run.device)
     if encode(run.model, pixels[:1]).ndim != 2:
-        raise Mistake(f"{run.folder}: recipe {run.recipe} gives an image several codes; this needs a model with one")
+        raise UsageError(f"{run.folder}: recipe {run.recipe} gives an image several codes; this needs a model with one")
     return encode(run.model, pixels).cpu().numpy()
 
 
@@ -176,7 +176,7 @@ def samples(run: Run, count: int, temperature: float, seed: int) -> Picture:
     from autoencoders.runtime.device import seed_for
 
     if not isinstance(run.model, VAE):
-        raise Mistake(
+        raise UsageError(
             f"{run.folder}: recipe {run.recipe} has no distribution to draw codes from; new images need a variational "
             f"autoencoder, such as --recipe vae; --interpolate, --walk and --input work here"
         )
@@ -209,7 +209,7 @@ def pick_pair(labels: np.ndarray, wanted: list[int], seed: int) -> list[int]:
     for label in wanted:
         candidates = np.setdiff1d(np.flatnonzero(labels == label), pair)
         if not len(candidates):
-            raise Mistake(f"--interpolate: the test images have too few of label {label}")
+            raise UsageError(f"--interpolate: the test images have too few of label {label}")
         pair.append(int(random.choice(candidates)))
     return pair
 
@@ -240,11 +240,11 @@ def walk(run: Run, images: ImageSet, dimension: int, steps: int, seed: int) -> P
     shown = np.random.default_rng(seed).choice(count, min(_ROWS, count), replace=False)
     codes = codes_of(run, images.test_images)
     if dimension >= codes.shape[1]:
-        raise Mistake(f"--walk {dimension}: the code of {run.folder} has the dimensions 0 to {codes.shape[1] - 1}")
+        raise UsageError(f"--walk {dimension}: the code of {run.folder} has the dimensions 0 to {codes.shape[1] - 1}")
     along = codes[:, dimension]
     low, high = (-_PRIOR, _PRIOR) if isinstance(run.model, VAE) else (float(along.min()), float(along.max()))
     if low == high:
-        raise Mistake(f"--walk {dimension}: this dimension is {low:g} for every test image; take another")
+        raise UsageError(f"--walk {dimension}: this dimension is {low:g} for every test image; take another")
     places = np.linspace(low, high, steps)
     rows = {}
     for number in shown:
@@ -263,7 +263,7 @@ def prepared(run: Run, photo: "Image.Image", invert: str) -> np.ndarray:
     if run.of_digits:
         return resized(to_digit(photo, invert).reshape(1, 28, 28), size).ravel()
     if invert != "auto":
-        raise Mistake("--invert is for digits; a picture for a model of your own images is only resized")
+        raise UsageError("--invert is for digits; a picture for a model of your own images is only resized")
     return resized(np.asarray(photo.convert("L"))[None], size).ravel()
 
 

@@ -30,19 +30,22 @@ def to_range(x: Tensor, source: str, target: str) -> Tensor:
 
 
 class Autoencoder(nn.Module):
-    """What the training loop, the metrics and the figures may ask of a model.
+    """What the trainer, the metrics and the figures may ask of a model.
 
-    `noise_factor` is the noise on the images it is trained on, `epoch_metrics` are the names of `metrics.quality`
+    `members` is the number of autoencoders it holds: with more than one, codes and reconstructions get a leading
+    dimension. A `generative` model also has `posterior(x)`, `sample(count)` and Bernoulli pixels. `noise_factor` is the
+    standard deviation of the noise on training images. `epoch_metrics` names the values of `metrics.code_statistics`
     that are measured after every epoch.
     """
 
+    members = 1
+    generative = False
     input_range = "unit"
     output_range = "unit"
     noise_factor = 0.0
     epoch_metrics: tuple[str, ...] = ()
     loss_unit = "mean squared error"
-    batch_counts: tuple[str, ...] = ()  # buffers that count over the batch: to be added up where it is shared
-    share: tuple[int, int, int, int] | None = None  # first and last image and size of a batch that is shared
+    randn_like = staticmethod(torch.randn_like)  # the source of noise; replaced where processes share a batch
 
     def encode(self, x: Tensor) -> Tensor:
         """Codes (batch, code_size) of images (batch, 784)."""
@@ -58,26 +61,22 @@ class Autoencoder(nn.Module):
         return self.decode(code), code
 
     def loss(self, x: Tensor) -> tuple[Tensor, Parts]:
-        """The scalar to minimise over the images x, and its parts, detached, by the name they are logged under."""
+        """The scalar to minimise over the images x, and its detached parts by name, each a mean over the images.
+
+        Parts of at most one dimension are logged; all of them reach `after_step`.
+        """
         raise NotImplementedError
 
     def corrupt(self, x: Tensor) -> Tensor:
         """Noisy copies of the images x, within the input range."""
-        noisy = x + self.noise_factor * self.noise_like(x)
+        noisy = x + self.noise_factor * self.randn_like(x)
         return noisy.clamp_(-1 if self.input_range == "signed" else 0, 1)
-
-    def noise_like(self, x: Tensor) -> Tensor:
-        """N(0, I) for x (images, n); of a shared batch this share of what the whole batch would get."""
-        if self.share is None:
-            return torch.randn_like(x)
-        first, last, batch, _ = self.share
-        return torch.randn(batch, *x.shape[1:], dtype=x.dtype, device=x.device)[first:last]
 
     def on_epoch(self, epoch: int, epochs: int) -> None:
         """Called before epoch `epoch` (from 0) of `epochs`."""
 
-    def after_step(self) -> None:
-        """Called after every update of the weights."""
+    def after_step(self, parts: Parts) -> None:
+        """Called after every update of the weights, with the parts of the whole batch's loss."""
 
 
 class LayeredAutoencoder(Autoencoder):
@@ -105,7 +104,7 @@ class LayeredAutoencoder(Autoencoder):
         if loss == "bce" and output != "sigmoid":
             raise ValueError(f"the loss bce needs pixels in [0, 1], from an output layer sigmoid, not {output}")
         if test_noise and not noise_factor:
-            raise ValueError("there is no noise to test with; give a --noise-factor with --test-noise")
+            raise ValueError("test_noise needs a noise_factor above 0")
         last_layer, self.output_range = _OUTPUTS[output]
         if loss == "bce":
             self.loss_unit = "nats per image"
@@ -115,24 +114,22 @@ class LayeredAutoencoder(Autoencoder):
         self.decoder = nn.Sequential(*decoder, last_layer())
 
     def encode(self, x: Tensor) -> Tensor:
-        code: Tensor = self.encoder(x)
-        return code
+        return self.encoder(x)
 
     def decode(self, code: Tensor) -> Tensor:
-        images: Tensor = self.decoder(code)
-        return images
+        return self.decoder(code)
 
     def loss(self, x: Tensor) -> tuple[Tensor, Parts]:
         noisy = self.corrupt(x) if self.noise_factor and (self.training or self.test_noise) else x
         return self.reconstruction_loss(self.encode(noisy), x), {}
 
     def reconstruction_loss(self, code: Tensor, x: Tensor) -> Tensor:
-        """How far the images decoded from `code` are from the images x, by the model's own measure."""
+        """The loss, `mse` or `bce`, between the images decoded from `code` and the images x."""
         target = to_range(x, self.input_range, self.output_range)
         if self.loss_name == "mse":
             return F.mse_loss(self.decode(code).to(target.dtype), target)
-        # From the logits: log(sigmoid(z)) of a z far from 0 would lose all its digits.
-        logits: Tensor = self.decoder[:-1](code)
+        # From the logits: log(sigmoid(z)) loses all its digits for a z far from 0.
+        logits = self.decoder[:-1](code)
         return F.binary_cross_entropy_with_logits(logits.to(target.dtype), target, reduction="sum") / len(x)
 
 
@@ -141,8 +138,8 @@ class SymmetricAutoencoder(LayeredAutoencoder):
 
     `layer_sizes` runs from the pixels to the code, such as [784, 2500, 154]; fewer than two entries, or one
     below 1, is a ValueError. `activation` (`relu`; `gelu`: Hendrycks & Gimpel 2016) follows every layer but the
-    last of either half, `code_activation` (`relu` or `none`) the code. With `linear_path` either half is the sum of
-    its layers and of one linear map, so that the layers learn only what is not linear (He et al. 2016).
+    last of encoder and decoder, `code_activation` (`relu` or `none`) the code. With `linear_path` encoder and decoder each
+    add one linear map to their layers, which then learn only what is not linear (He et al. 2016).
     Further arguments: `LayeredAutoencoder`.
     """
 
@@ -172,12 +169,11 @@ class _WithLinearPath(nn.Module):
         self.layers, self.linear = nn.Sequential(*layers), nn.Linear(inputs, outputs, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.layers(x) + self.linear(x)
-        return result
+        return self.layers(x) + self.linear(x)
 
 
 class ConvAutoencoder(LayeredAutoencoder):
-    """Convolutional autoencoder with a code of `code_size` channels at a single place (Masci et al. 2011).
+    """Convolutional autoencoder whose code is `code_size` channels at a single position (Masci et al. 2011).
 
     28 x 28 -> 14 x 14 -> 7 x 7 -> 1 x 1 by strided convolutions, back by transposed ones; no activation on the
     code. Further arguments: `LayeredAutoencoder`.
@@ -185,7 +181,7 @@ class ConvAutoencoder(LayeredAutoencoder):
 
     def __init__(self, code_size: int = 64, image_size: int = 28, **objective: Any) -> None:
         if image_size != 28:
-            raise ValueError(f"its convolutions are built for 28 x 28 images, not for {image_size} x {image_size}")
+            raise ValueError(f"the convolutions take 28 x 28 images, not {image_size} x {image_size}")
         halve: dict[str, Any] = {"kernel_size": 3, "stride": 2, "padding": 1}
         encoder = [
             nn.Unflatten(1, (1, 28, 28)),
@@ -205,11 +201,12 @@ class ConvAutoencoder(LayeredAutoencoder):
 class VAE(LayeredAutoencoder):
     """Variational autoencoder with a Gaussian code and Bernoulli pixels (Kingma & Welling 2014).
 
-    `layer_sizes` as in `SymmetricAutoencoder`; the last step of the encoder is two heads, the code's mean and
-    log-variance. The loss is the cross-entropy summed over pixels plus beta times KL(N(mean, var) || N(0, I)), in
+    `layer_sizes` as in `SymmetricAutoencoder`; the encoder ends in two heads, the code's mean and log-variance. The loss is the cross-entropy summed over pixels plus beta times KL(N(mean, var) || N(0, I)), in
     nats per image; beta is `kl_weight` (Higgins et al. 2017), with `kl_anneal="linear"` times epoch / epochs.
     `encode` gives the mean; unit pixels.
     """
+
+    generative = True
 
     def __init__(self, layer_sizes: Sequence[int], kl_weight: float = 1.0, kl_anneal: str = "linear") -> None:
         *hidden, code_size = layer_sizes
@@ -232,7 +229,7 @@ class VAE(LayeredAutoencoder):
 
     def loss(self, x: Tensor) -> tuple[Tensor, Parts]:
         mean, logvar = self.posterior(x)
-        code = mean + self.noise_like(mean) * torch.exp(0.5 * logvar)  # reparameterised: gradients pass through
+        code = mean + self.randn_like(mean) * torch.exp(0.5 * logvar)  # reparameterised: gradients pass through
         recon_loss = self.reconstruction_loss(code, x)
         kl_loss = kl_to_standard_normal(mean.to(x.dtype), logvar.to(x.dtype)).mean()
         parts = {"recon_loss": recon_loss.detach(), "kl_loss": kl_loss.detach()}
@@ -250,7 +247,7 @@ def kl_to_standard_normal(mean: Tensor, logvar: Tensor) -> Tensor:
 
 
 def _layers(sizes: Sequence[int], activation: str = "relu") -> list[nn.Module]:
-    """Linear layers through `sizes` with an activation between each two."""
+    """Linear layers through `sizes` with an activation between any two."""
     if len(sizes) < 2 or min(sizes) < 1:
         raise ValueError(f"layer sizes: expected at least two of at least 1, got {list(sizes)}")
     layers: list[nn.Module] = []

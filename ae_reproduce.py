@@ -25,7 +25,7 @@ from autoencoders.evaluation.pca import fit_pca
 from autoencoders.recipes import PUBLISHED, RECIPES, STUDIED, Recipe
 from autoencoders.reproduction.claims import Claim
 from autoencoders.runtime import cli
-from autoencoders.runtime.errors import Fault, Mistake
+from autoencoders.runtime.errors import RunError, UsageError
 from autoencoders.runtime.files import lock_folder, prepare_folder, write_atomic, write_json
 
 REPRODUCED, FAILED, KNOWN, ELSEWHERE = "reproduced", "not reproduced", "not reproduced (known)", "not applicable"
@@ -105,7 +105,7 @@ class Run:
         return ae_train.resolve(self.args)
 
     def record(self) -> dict[str, Any]:
-        """What run.json says; Mistake or Fault when it is missing or damaged."""
+        """What run.json says; UsageError or RunError when it is missing or damaged."""
         from autoencoders.training.checkpoint import read_record
 
         return read_record(self.folder)
@@ -121,7 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
     from autoencoders.runtime.device import pick_device
 
     if args.study and (args.only != PUBLISHED or args.seeds != 1):
-        raise Mistake("--study trains recipes of its own, one seed each; leave --only and --seeds out")
+        raise UsageError("--study trains recipes of its own, one seed each; leave --only and --seeds out")
     pick_device(args.device)  # a mistake there is said before anything is written
     if args.dry_run and (first := would_download(args.dataset, args.data_root)):
         print(f"{first}, and the systems trained")
@@ -146,7 +146,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"\nWrote reproduction.html, .md and .json into {folder} ({images.title}, {report['seconds']:.0f} s)")
     failed = [row["claim"] for row in report["rows"] if row["verdict"] == FAILED]
     if failed:
-        raise Fault(f"{len(failed)} of {len(report['rows'])} claims not reproduced, see {folder}: {'; '.join(failed)}")
+        raise RunError(f"{len(failed)} of {len(report['rows'])} claims not reproduced, see {folder}: {'; '.join(failed)}")
 
 
 def reproduce(args: argparse.Namespace, images: ImageSet) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def ensure(run: Run, images: ImageSet) -> None:
     if status == 2 and re.search("other settings|other images", said):  # that checkpoint is kept under another name
         status, said = train(run, [])
     if status or not stands(run, images):
-        raise Fault(f"{run.folder}: training ended with status {status} and no whole results: {said}")
+        raise RunError(f"{run.folder}: training ended with status {status} and no whole results: {said}")
 
 
 def stands(run: Run, images: ImageSet) -> bool:
@@ -214,7 +214,7 @@ def stands(run: Run, images: ImageSet) -> bool:
     try:
         record = run.record()
         history = hashlib.sha256((run.folder / RESULTS[0]).read_bytes()).hexdigest()
-    except (Fault, Mistake, OSError):
+    except (RunError, UsageError, OSError):
         return False
     recipe, there = run.recipe, flatten(record["recipe"])
     if recipe.code_size is None:

@@ -24,7 +24,7 @@ from autoencoders.data.sets import ImageSet, load_images, would_download
 from autoencoders.evaluation.pca import fit_pca
 from autoencoders.recipes import DEFAULT, RECIPES, Recipe
 from autoencoders.runtime import cli, processes
-from autoencoders.runtime.errors import Mistake
+from autoencoders.runtime.errors import UsageError
 from autoencoders.runtime.files import hold_folder, prepare_folder, write_atomic
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
     device = pick_device(args.device)
     images = load_images(**cli.data_flags(args))
     if args.folds > len(images.train_images):
-        raise Mistake(f"--folds {args.folds}: there are only {len(images.train_images)} training images")
+        raise UsageError(f"--folds {args.folds}: there are only {len(images.train_images)} training images")
     offered = candidates(args, images)
     jobs = allowed_jobs(args.jobs, args.threads, max(c.parameters for c in offered), images)
     # Fold by fold, so that a search cut short has looked at every candidate.
@@ -229,10 +229,10 @@ def error_label(recipe: Recipe) -> str:
     """What is ranked; its range is that of the recipe's output."""
     import torch
 
-    from autoencoders.evaluation.metrics import spoken_range
+    from autoencoders.evaluation.metrics import range_label
 
     with torch.device("meta"):
-        return f"MSE on the folds held out, {spoken_range(recipe.build())}"
+        return f"MSE on the folds held out, {range_label(recipe.build())}"
 
 
 def said(result: "Result") -> str:

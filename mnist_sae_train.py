@@ -14,7 +14,7 @@ import ae_train
 from autoencoders.data.sets import load_images
 from autoencoders.recipes import RECIPES, Recipe
 from autoencoders.runtime import cli
-from autoencoders.runtime.errors import Mistake
+from autoencoders.runtime.errors import UsageError
 
 RECIPE = "sparse"
 
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
     training = vars(args).get("epochs") != 0
     if not training and not args.analyze_loss:
-        raise Mistake("--epochs 0: there is nothing to do; give --analyze-loss too, or at least 1")
+        raise UsageError("--epochs 0: there is nothing to do; give --analyze-loss too, or at least 1")
     recipe = ae_train.resolve(args)
     args.device = available(args.device)
     if args.analyze_loss and not args.dry_run:

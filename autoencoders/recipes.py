@@ -1,18 +1,20 @@
-"""The recipe table: every system of the suite as one row; the loop, the models and the metrics know none by name.
+"""The recipe table: every system of the suite is one row, every setting is defined once.
 
-A row names a model, as module.class, with its arguments, and says how to train it. What a row leaves out keeps
-the default of `Recipe`. A flag of `ae_train.py` overrides the field, or the model argument, of the same name;
-one that the row's model does not have is refused. Nothing here imports torch: the table feeds `--help`.
+A row names a model, as module.class, with its arguments, and says how to train it; what it leaves out keeps the default
+of `Recipe`. `SETTINGS` lists what a flag of `ae_train.py` may override: a field of `Recipe` or an argument of the model.
+Flags, `--list-recipes` and `--help` are generated from the two tables. Nothing here imports torch.
 """
 
+import argparse
 import dataclasses
 import importlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from autoencoders.reproduction.claims import Claim
-from autoencoders.runtime.errors import Mistake
+from autoencoders.runtime import cli
+from autoencoders.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from ae_models import Autoencoder
@@ -22,9 +24,9 @@ if TYPE_CHECKING:
 class Recipe:
     """One way to train one model.
 
-    `model_args` are the keyword arguments of the model, with one convenience: `hidden_sizes` and `code_size`
-    become `layer_sizes = (784, *hidden_sizes, code_size)`; a model without them is told the `image_size`, the pixels
-    along a side. A code size of None is what the PCA says.
+    `model_args` are the model's keyword arguments, with one convenience: `hidden_sizes` and `code_size` become
+    `layer_sizes = (pixels, *hidden_sizes, code_size)`; any other model gets `image_size`, the pixels along a side. A
+    code size of None means the number of components that PCA needs for 95 % of the variance.
     """
 
     name: str
@@ -32,8 +34,9 @@ class Recipe:
     source: str
     model: str
     model_args: Mapping[str, Any] = field(default_factory=dict)
-    shape: str = ""  # the architecture in words where it is not 784-hidden-code and back
-    objective: str = ""  # the loss in words where it is more than `loss`
+    shape: str = ""  # the architecture in words, unless it is pixels-hidden-code and back
+    objective: str = ""  # the loss in words, unless `loss` names it
+    pictures: tuple[str, ...] = ()  # beyond the two of every run: names in training/report.py
     epochs: int = 10
     batch_size: int = 128
     optimizer: str = "adam"
@@ -41,13 +44,11 @@ class Recipe:
     lr_schedule: str = "constant"
     weight_decay: float = 0.0
     grad_clip: float = 0.0
-    micro_batches: int = 1
     seed: int = 42
     image_size: int = 28
-    claims: tuple[Claim, ...] = ()
 
     def build(self) -> "Autoencoder":
-        """The untrained model, its weights drawn from torch's global random generator."""
+        """The untrained model; its weights are drawn from torch's global random generator."""
         module, name = self.model.rsplit(".", 1)
         arguments = dict(self.model_args)
         if "hidden_sizes" in arguments:
@@ -57,58 +58,81 @@ class Recipe:
         try:
             model: Autoencoder = getattr(importlib.import_module(module), name)(**arguments)
         except ValueError as error:
-            raise Mistake(f"recipe {self.name}: {error}") from error
+            raise UsageError(f"recipe {self.name}: {error}") from error
         return model
 
+    def count_parameters(self) -> float:
+        """Number of weights of the model, counted without allocating them; infinite beyond what torch can count.
+
+        An unknown code size counts as 1.
+        """
+        import torch
+
+        recipe = self.override({"code_size": 1}) if self.code_size is None else self
+        try:
+            with torch.device("meta"):
+                return sum(weight.numel() for weight in recipe.build().parameters())
+        except RuntimeError:
+            return math.inf
+
     def has(self, name: str) -> bool:
-        """Whether `name` is a setting of this recipe."""
+        """Whether this recipe has the setting `name`."""
         return name in TRAINING or name in self.model_args
 
-    def shown(self, name: str) -> str:
-        """The value of a setting as its flag would be given."""
+    def format_value(self, name: str) -> str:
+        """The value of a setting, written as its flag takes it."""
         value = getattr(self, name) if name in TRAINING else self.model_args[name]
         if value is None or value is False:
             return "auto" if name == "code_size" else "off"
         return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
     def override(self, flags: Mapping[str, Any]) -> "Recipe":
-        """This recipe with the settings the user gave; a setting that it does not have is a Mistake."""
+        """This recipe with the given settings; UsageError for a setting that it does not have."""
         for name in sorted(flags.keys() - self.model_args.keys() - set(TRAINING)):
             flag = f"--{name.replace('_', '-')}"
-            raise Mistake(f"{flag} does not apply to the recipe {self.name}, only to {owners(name)}")
+            raise UsageError(f"{flag} does not apply to the recipe {self.name}, only to {owners(name)}")
         training = {name: value for name, value in flags.items() if name in TRAINING}
         arguments = {name: flags.get(name, value) for name, value in self.model_args.items()}
         return dataclasses.replace(self, model_args=arguments, **training)
 
+    def settings(self) -> dict[str, Any]:
+        """What a result depends on, by name and in JSON types: how the model is trained, and its arguments."""
+        arguments = {name: list(v) if isinstance(v, tuple) else v for name, v in self.model_args.items()}
+        return {name: getattr(self, name) for name in ("name", *TRAINING)} | arguments
+
     def as_dict(self) -> dict[str, Any]:
-        """The settings as JSON types, for `run.json` and for comparing two runs."""
-        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "claims"}
+        """The recipe in JSON types, for `run.json`."""
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "pictures"}
         plain["model_args"] = {k: list(v) if isinstance(v, tuple) else v for k, v in self.model_args.items()}
         return plain
 
     @staticmethod
     def from_dict(plain: Mapping[str, Any]) -> "Recipe":
-        """The recipe that `as_dict` gave; ValueError, TypeError or KeyError for anything else."""
-        row = RECIPES[plain["name"]]
-        arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in plain["model_args"].items()}
-        recipe = Recipe(**{**plain, "model_args": arguments, "claims": row.claims})
-        kinds = [(getattr(row, f.name), getattr(recipe, f.name)) for f in dataclasses.fields(row)]
-        kinds += [(value, arguments[name]) for name, value in row.model_args.items() if value is not None]
-        numbers = [n for value in arguments.values() for n in (value if isinstance(value, tuple) else (value,))]
-        if len(numbers) > 100 or any(isinstance(n, int) and n > 10**7 for n in numbers) or recipe.image_size < 1:
-            raise ValueError("its sizes are none that a run can have")
-        if recipe.model != row.model or any(type(ours) is not type(theirs) for ours, theirs in kinds):
-            raise ValueError(f"not a recipe for {row.model}")
+        """The recipe that `as_dict` wrote, in this version or an earlier one; KeyError, TypeError or ValueError else.
+
+        A setting that is missing has the row's value; one that the row does not have is ignored.
+        """
+        row, stored = RECIPES[plain["name"]], dict(plain["model_args"])
+        arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items() if k in row.model_args}
+        training = {name: plain[name] for name in (*TRAINING, "image_size") if name in plain}
+        recipe = dataclasses.replace(row, model_args={**row.model_args, **arguments}, **training)
+        pairs = [(getattr(row, name), value) for name, value in training.items()]
+        pairs += [(row.model_args[name], value) for name, value in arguments.items()]
+        if any(ours is not None and type(ours) is not type(value) for ours, value in pairs):
+            raise ValueError("its settings are not of the recipe's types")
+        sizes = [n for value in arguments.values() for n in (value if isinstance(value, tuple) else (value,))]
+        if len(sizes) > 100 or any(isinstance(n, int) and n > 10**7 for n in sizes) or recipe.image_size < 1:
+            raise ValueError("its sizes are not those of a trained model")
         return recipe
 
     @property
     def pixels(self) -> int:
-        """Of an image."""
+        """Number of pixels of an image."""
         return self.image_size**2
 
     @property
     def code_size(self) -> int | None:
-        """Numbers kept of an image: the code's size, or how many of a sparse code are not zero; None until known."""
+        """Numbers kept of an image: the code's size, or the k of a sparse code; None until PCA has decided."""
         size: int | None = self.model_args.get("code_size", self.model_args.get("k"))
         return size
 
@@ -121,19 +145,73 @@ class Recipe:
 
     @property
     def weights_file(self) -> str:
-        """The name of the weights' file in the output folder."""
+        """File name of the weights in the output folder."""
         return "mnist_ae.pt" if self.name == DEFAULT else f"mnist_{self.name}.pt"
 
     @property
     def default_folder(self) -> str:
-        """The output folder where the flags name none."""
+        """The output folder where no flag names one."""
         return "outputs" if self.name == DEFAULT else f"outputs/{self.name}"
 
 
-DEFAULT = "symmetric"
+@dataclass(frozen=True)
+class Setting:
+    """A setting that a flag may override: a field of `Recipe` (group `training`) or an argument of a model (`model`)."""
 
-_SETTINGS = "what its settings gave before"
-_PUBLISHED_SPARSE = ("--revive", "off", "--consistency-weight", "0")  # silent features were not revived, nor pulled
+    name: str
+    group: str
+    help: str
+    options: Mapping[str, Any]  # for argparse
+
+    @property
+    def flag(self) -> str:
+        return f"--{self.name.replace('_', '-')}"
+
+
+def _setting(group: str, name: str, help: str, **options: Any) -> Setting:
+    return Setting(name, group, help, options)
+
+
+# fmt: off
+SETTINGS: dict[str, Setting] = {setting.name: setting for setting in (
+    _setting("model", "hidden_sizes", "layer widths between pixels and code, '' for none",
+             type=cli.sizes, metavar="N,N,.."),
+    _setting("model", "code_size", "a number, or auto for the number of components that PCA needs",
+             type=cli.code_size, metavar="N"),
+    _setting("model", "activation", "between the layers of a fully connected model", choices=("relu", "gelu")),
+    _setting("model", "code_activation", "after the last layer of the encoder", choices=("relu", "none")),
+    _setting("model", "linear_path", "add a linear map in parallel to the layers of encoder and decoder",
+             action="store_true"),
+    _setting("model", "loss", "mse: squared error; bce: cross-entropy", choices=("mse", "bce")),
+    _setting("model", "noise_factor", "standard deviation of the noise added to training images",
+             type=cli.number(0), metavar="X"),
+    _setting("model", "test_noise", "add the noise to the test images too", action="store_true"),
+    _setting("model", "kl_weight", "beta, the weight of the KL term", type=cli.number(0), metavar="X"),
+    _setting("model", "kl_anneal", "how beta grows over the epochs", choices=("linear", "none")),
+    _setting("model", "num_saes", "number of autoencoders trained together", type=cli.integer(1, 1000), metavar="N"),
+    _setting("model", "features", "number of features of each sparse autoencoder", type=cli.integer(1), metavar="N"),
+    _setting("model", "k", "number of active features of a code", type=cli.integer(1), metavar="N"),
+    _setting("model", "consistency_weight", "weight of the term that makes the dictionaries similar",
+             type=cli.number(0), metavar="X"),
+    _setting("model", "consistency_warmup", "steps until that weight is reached", type=cli.integer(0), metavar="N"),
+    _setting("model", "revive", "how silent features are revived", choices=("lift", "off")),
+    _setting("model", "reinit_threshold", "re-initialise an autoencoder when mean(|firing rate - 0.0625| / 0.0625)^3 "
+             "exceeds this", type=cli.number(0), metavar="X"),
+    _setting("training", "batch_size", "images per step", type=cli.integer(1), metavar="N"),
+    _setting("training", "epochs", "passes over the images; ten times the recipe's for fewer than 10,000 images",
+             type=cli.integer(0), metavar="N"),
+    _setting("training", "lr", "learning rate", type=cli.number(0, exclusive=True), metavar="X"),
+    _setting("training", "lr_schedule", "how the learning rate changes", choices=("constant", "one-cycle", "cosine")),
+    _setting("training", "optimizer", "Adam, or Adam with decoupled weight decay", choices=("adam", "adamw")),
+    _setting("training", "weight_decay", "of the optimizer", type=cli.number(0), metavar="X"),
+    _setting("training", "grad_clip", "maximum gradient norm, 0 for no clipping", type=cli.number(0), metavar="X"),
+    _setting("training", "seed", "of weights, order and noise", type=cli.integer(0), metavar="N"),
+)}
+# fmt: on
+
+TRAINING = tuple(setting.name for setting in SETTINGS.values() if setting.group == "training")
+
+DEFAULT = "symmetric"
 
 # Arguments that every fully connected row shares; a row says what differs.
 _DENSE = {
@@ -152,14 +230,6 @@ _ROWS = (
         model_args={**_DENSE, "hidden_sizes": (2500,), "code_size": None, "output": "tanh"},
         batch_size=256,
         seed=0,
-        claims=(
-            Claim("components for 95 % of the variance", "pca.components", 154),
-            Claim("code of 150: compression", "compression.150", 5.2, 0.05, unit=": 1"),
-            Claim("test MSE", "metrics.test_mse", 0.0142, 0.00005, spread=0.000246, source=_SETTINGS),
-            Claim("average batch loss, epoch 1", "1.train_loss", 0.0989, 0.00005, spread=0.00201, source=_SETTINGS),
-            Claim("average batch loss, epoch 10", "10.train_loss", 0.0129, 0.00005, spread=0.000347, source=_SETTINGS),
-            Claim("test MSE of PCA, 154 components", "metrics.pca_test_mse", 0.01321, 0.000005, source=_SETTINGS),
-        ),
     ),
     Recipe(
         name="simple",
@@ -175,16 +245,6 @@ _ROWS = (
         model="ae_models.ConvAutoencoder",
         shape="convolutions 1-16-32 to a code of 64 x 1 x 1, and back",
         model_args={"code_size": 64, "loss": "mse", "noise_factor": 0.0, "test_noise": False},
-        claims=(
-            Claim("test MSE, below that of simple", "metrics.test_mse", relation="<", against=("simple",)),
-            Claim(
-                "test MSE, below that of simple with a code of 64",
-                "metrics.test_mse",
-                relation="<",
-                against=("simple", "--code-size", "64"),
-                source="its fair comparison",
-            ),
-        ),
     ),
     Recipe(
         name="denoising",
@@ -198,20 +258,8 @@ _ROWS = (
         summary="cross-entropy autoencoder",
         source="a published write-up with its losses of every epoch",
         model="ae_models.SymmetricAutoencoder",
-        model_args={
-            **_DENSE,
-            "hidden_sizes": (400,),
-            "code_size": 20,
-            "code_activation": "none",
-            "loss": "bce",
-            "pixels": "signed",
-        },
-        claims=(
-            Claim("train loss, epoch 9", "9.train_loss", 69.1569, 0.00005, spread=0.0815, unit="nats"),
-            Claim("test loss, epoch 9", "9.test_loss", 69.0569, 0.00005, spread=0.154, unit="nats"),
-            Claim("train loss, epoch 10", "10.train_loss", 68.6832, 0.00005, spread=0.0706, unit="nats"),
-            Claim("test loss, epoch 10", "10.test_loss", 68.4474, 0.00005, spread=0.0326, unit="nats"),
-        ),
+        model_args={**_DENSE, "hidden_sizes": (400,), "code_size": 20, "code_activation": "none", "loss": "bce",
+                    "pixels": "signed"},
     ),
     Recipe(
         name="vae",
@@ -220,14 +268,10 @@ _ROWS = (
         model="ae_models.VAE",
         objective="bce + beta KL(q(code | x) || N(0, I))",
         model_args={"hidden_sizes": (256,), "code_size": 20, "kl_weight": 1.0, "kl_anneal": "linear"},
+        pictures=("samples",),
         epochs=50,
         optimizer="adamw",
         weight_decay=0.01,
-        claims=(
-            Claim("loss, epoch 50", "50.train_loss", 103.5454, 0.00005, spread=0.195, unit="nats"),
-            Claim("BCE, epoch 50", "50.recon_loss", 77.1958, 0.00005, spread=0.123, unit="nats"),
-            Claim("KL, epoch 50", "50.kl_loss", 26.8873, 0.00005, spread=0.113, unit="nats"),
-        ),
     ),
     Recipe(
         name="sparse",
@@ -236,45 +280,17 @@ _ROWS = (
         model="autoencoders.sparse.SparseEnsemble",
         shape="5 times 784-1024, 50 features kept, tied decoder",
         objective="mse + consistency + revival",
-        model_args={
-            "num_saes": 5,
-            "features": 1024,
-            "k": 50,
-            "consistency_weight": 0.01,
-            "consistency_warmup": 100,
-            "revive": "lift",
-            "reinit_threshold": None,
-        },
+        model_args={"num_saes": 5, "features": 1024, "k": 50, "consistency_weight": 0.01, "consistency_warmup": 100,
+                    "revive": "lift", "reinit_threshold": None},
+        pictures=("training_metrics", "sae_features", "feature_activity"),
         epochs=5,
-        claims=(
-            Claim(
-                "MSE of the mean image", "analysis.mean_image", 0.067, 0.0005, spread=0.000499, flags=_PUBLISHED_SPARSE
-            ),
-            Claim(
-                "MSE untrained, 0.081 to 0.083", "analysis.mse", 0.082, 0.0015, spread=0.00168, flags=_PUBLISHED_SPARSE
-            ),
-            Claim(
-                "correlation after 5 epochs", "metrics.pearson", 0.97, 0.005, spread=0.000189, flags=_PUBLISHED_SPARSE
-            ),
-            Claim(
-                "correlation after epoch 1",
-                "1.pearson",
-                0.96,
-                flags=_PUBLISHED_SPARSE,
-                spread=0.000299,
-                known=0.9497,
-                relation=">",
-                why="under the published settings the correlation passes 0.96 in the second epoch; the write-up does "
-                "not say over which images it was taken",
-            ),
-        ),
     ),
     Recipe(
         name="tuned",
         summary="the budget of symmetric, the best quality",
         source="ours",
         model="ae_models.SymmetricAutoencoder",
-        shape="784-1024-PCA-1024-784, and a linear map beside either half",
+        shape="784-1024-PCA-1024-784, with a linear map in parallel to encoder and decoder",
         model_args={**_OURS, "hidden_sizes": (1024,), "code_size": None},
         batch_size=64,
         lr=2e-3,
@@ -286,7 +302,7 @@ _ROWS = (
         summary="the quality of symmetric, the least time",
         source="ours",
         model="ae_models.SymmetricAutoencoder",
-        shape="784-128-154-128-784, and a linear map beside either half",
+        shape="784-128-154-128-784, with a linear map in parallel to encoder and decoder",
         model_args={**_OURS, "hidden_sizes": (128,), "code_size": 154},
         epochs=1,
         batch_size=64,
@@ -294,25 +310,49 @@ _ROWS = (
         lr_schedule="one-cycle",
         seed=0,
     ),
-)
+)  # fmt: skip
 
 RECIPES: dict[str, Recipe] = {row.name: row for row in _ROWS}
 
-PUBLISHED = tuple(row.name for row in _ROWS if row.source != "ours")
-STUDIED = (DEFAULT, "tuned")  # over code sizes, beside PCA
-
-# What a flag may override: how to train, and every argument that some row's model has.
-TRAINING = ("epochs", "batch_size", "micro_batches", "optimizer", "lr", "lr_schedule", "weight_decay", "grad_clip",
-            "seed")  # fmt: skip
-SETTINGS = {*TRAINING, *(name for row in _ROWS for name in row.model_args)}
-
 
 def owners(name: str) -> str:
-    """The recipes whose models have the setting called `name`."""
+    """The recipes whose models have the setting `name`."""
     return ", ".join(row.name for row in RECIPES.values() if name in row.model_args)
 
 
-def listing() -> str:
+def add_setting_flags(group: argparse._ArgumentGroup, kind: str, recipe: Recipe, only_own: bool = False) -> None:
+    """Add a flag for every setting of one kind (`model` or `training`); its help shows the default of `recipe`.
+
+    `only_own` leaves out the settings that `recipe` does not have. A flag that is not given is absent from the parsed
+    arguments, so that it overrides nothing.
+    """
+    for setting in SETTINGS.values():
+        if setting.group == kind and (recipe.has(setting.name) or not only_own):
+            default = f"default: {recipe.format_value(setting.name)}" if recipe.has(setting.name) else (
+                f"only for {owners(setting.name)}")  # fmt: skip
+            group.add_argument(setting.flag, default=argparse.SUPPRESS, help=f"{setting.help} ({default})",
+                               **setting.options)  # fmt: skip
+
+
+def recipe_of(args: argparse.Namespace) -> Recipe:
+    """The recipe that parsed flags name, with the settings they give; `--code-size auto` becomes None."""
+    flags = {name: value for name, value in vars(args).items() if name in SETTINGS}
+    if flags.get("code_size") == "auto":
+        flags["code_size"] = None
+    return RECIPES[args.recipe].override(flags)
+
+
+def recipe_named_in(arguments: list[str] | None) -> Recipe:
+    """The recipe that a command line names, before it is parsed: --help shows that recipe's defaults."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--recipe", default=DEFAULT)
+    try:
+        return RECIPES.get(parser.parse_known_args(arguments)[0].recipe, RECIPES[DEFAULT])
+    except argparse.ArgumentError:
+        return RECIPES[DEFAULT]
+
+
+def format_recipes() -> str:
     """The table as text: name, architecture, loss, settings, source."""
     blocks = []
     for row in RECIPES.values():

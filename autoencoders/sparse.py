@@ -164,7 +164,6 @@ class SparseEnsemble(Autoencoder):
     """
 
     epoch_metrics = ("pearson", "dead_features", "mean_activity")
-    batch_counts = ("batch_images", "batch_fires")
     loss_unit = "squared error, summed over the autoencoders"
     target_rate = 0.0625
 
@@ -189,7 +188,7 @@ class SparseEnsemble(Autoencoder):
                 f"expected num_saes, features >= 1 and 1 <= k <= features, got "
                 f"num_saes {num_saes}, features {features}, k {k}"
             )
-        self.num_saes, self.features, self.k = num_saes, features, k
+        self.members, self.num_saes, self.features, self.k = num_saes, num_saes, features, k
         self.consistency_weight = consistency_weight
         self.consistency_warmup = consistency_warmup
         self.matches_per_step = matches_per_step
@@ -210,16 +209,13 @@ class SparseEnsemble(Autoencoder):
         """step; images seen; per feature: steps silent, firings (ever, last batch), matches."""
         self.step: Tensor
         self.images: Tensor
-        self.batch_images: Tensor
         self.silent: Tensor
         self.fires: Tensor
-        self.batch_fires: Tensor
         self.matches: Tensor
         shape = (self.num_saes, self.features)
         self.register_buffer("step", torch.zeros((), dtype=torch.long), persistent=False)
-        for name in ("images", "batch_images"):
-            self.register_buffer(name, torch.zeros(()), persistent=False)
-        for name in ("silent", "fires", "batch_fires"):
+        self.register_buffer("images", torch.zeros(()), persistent=False)
+        for name in ("silent", "fires"):
             self.register_buffer(name, torch.zeros(shape), persistent=False)
         matches = torch.zeros(self.num_saes - 1, *shape, dtype=torch.long)
         self.register_buffer("matches", matches, persistent=False)
@@ -246,9 +242,8 @@ class SparseEnsemble(Autoencoder):
         consistent = self.num_saes > 1 and self.consistency_weight > 0
         partner = self._partner() if consistent else None
         output, index, mean_pre, cosine = _SparsePass.apply(x, self.weight, self.bias, partner, self.k)
-        self._count(index, len(x))
         recon_loss = (output - x).square().mean((1, 2))
-        total, parts = recon_loss.sum(), {"recon_loss": recon_loss.detach()}
+        total, parts = recon_loss.sum(), {"recon_loss": recon_loss.detach(), "firing_rate": self._firing_rate(index)}
         if consistent:
             consistency = 1 - cosine.mean()
             total = total + self.consistency_weight * self._warmup() * consistency
@@ -275,12 +270,10 @@ class SparseEnsemble(Autoencoder):
         progress = (self.step / self.consistency_warmup).clamp(max=1)
         return (1 - torch.cos(math.pi * progress)) / 2
 
-    @torch.no_grad()
-    def _count(self, index: Tensor, images: int) -> None:
-        """Count how often each feature fired in this batch; `after_step` books it."""
-        ones = torch.ones((), device=index.device).expand(index.numel())
-        self.batch_fires.zero_().view(-1).index_add_(0, index.flatten(), ones)
-        self.batch_images.fill_(images)
+    def _firing_rate(self, index: Tensor) -> Tensor:
+        """The share of a batch's images that each feature fires for, (S, features); index (S * batch, k) active rows."""
+        share = torch.full((), self.num_saes / len(index), device=index.device).expand(index.numel())
+        return torch.zeros_like(self.fires).view(-1).index_add_(0, index.flatten(), share).view_as(self.fires)
 
     @torch.no_grad()
     def _match(self, pair: Tensor, rows: Tensor) -> None:
@@ -307,11 +300,11 @@ class SparseEnsemble(Autoencoder):
                 self._match(pair, part)
 
     @torch.no_grad()
-    def after_step(self) -> None:
-        """Book the batch's activity and move the match search on; call it after the optimiser."""
-        self.silent.add_(1).masked_fill_(self.batch_fires > 0, 0)
-        self.fires.add_(self.batch_fires)
-        self.images.add_(self.batch_images)
+    def after_step(self, parts: Parts) -> None:
+        """Add the batch's firing rates to the totals and search the next matches; call it after the optimizer."""
+        self.silent.add_(1).masked_fill_(parts["firing_rate"] > 0, 0)
+        self.fires.add_(parts["firing_rate"])
+        self.images.add_(1)
         if self.num_saes > 1 and self.consistency_weight:
             pairs = self.num_saes * (self.num_saes - 1)
             rows = torch.arange(self.matches_per_step, device=self.step.device)

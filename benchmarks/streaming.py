@@ -26,7 +26,7 @@ from autoencoders.data.sets import load_images  # noqa: E402
 from autoencoders.data.stream import BlockOrder  # noqa: E402
 from autoencoders.runtime import cli  # noqa: E402
 from autoencoders.runtime.device import machine_name  # noqa: E402
-from autoencoders.runtime.errors import Fault  # noqa: E402
+from autoencoders.runtime.errors import RunError  # noqa: E402
 from autoencoders.runtime.files import read_json, write_json  # noqa: E402
 
 _BLOCK = 10_000  # images made at a time
@@ -62,7 +62,7 @@ def watched(*command: object) -> tuple[float, float]:
             time.sleep(0.05)
         said.seek(0)
         if process.returncode:
-            raise Fault(f"{command[0]}: ended with status {process.returncode}: {said.read()[-500:]}")
+            raise RunError(f"{command[0]}: ended with status {process.returncode}: {said.read()[-500:]}")
     return time.perf_counter() - start, peak / 1024
 
 

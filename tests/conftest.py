@@ -9,6 +9,7 @@ import os
 # depend on the number of threads. It is read when torch is imported, by us and by the scripts we start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import csv
 import socket
 import subprocess
 import sys
@@ -18,10 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 
 from autoencoders.data.sets import load_images
+from autoencoders.recipes import RECIPES
 from autoencoders.runtime import cli
+from autoencoders.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN = ("--dataset", "digits", "--epochs", 2, "--hidden-sizes", 64)  # seconds of training, every file written
@@ -39,12 +43,30 @@ def call_script(capsys, main, *arguments):
     """A script's `main` as its own process would run it, without paying for torch again: (status, stdout, stderr)."""
     capsys.readouterr()
     try:
-        cli.run(lambda: main([str(a) for a in arguments]))
+        cli.run(lambda: main([str(a) for a in arguments]), distributed=True)
         status = 0
     except SystemExit as stop:
         status = stop.code
     out, err = capsys.readouterr()
     return status, out, err
+
+
+def make_trainer(name, images, **settings):
+    """A trainer of the recipe called `name` with some settings changed, on the CPU in fp32."""
+    return Trainer(replace(RECIPES[name].override(settings), image_size=images.side), images)
+
+
+def same_bits(a, b):
+    """Whether two state dicts, or two lists of tensors, hold the same names and the same bits."""
+    a, b = (dict(enumerate(x)) if isinstance(x, list | tuple) else x for x in (a, b))
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def history(folder):
+    """The rows of history.csv as numbers, without the times, which differ from run to run."""
+    with (folder / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return [{k: float(v) for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows]
 
 
 def is_one_error_line(text):

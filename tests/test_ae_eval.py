@@ -21,7 +21,7 @@ import ae_train
 from autoencoders.evaluation.metrics import reconstruct
 from autoencoders.evaluation.pca import PCA_FILE, fit_pca
 from autoencoders.runtime.cli import run
-from autoencoders.runtime.errors import Mistake
+from autoencoders.runtime.errors import UsageError
 from autoencoders.runtime.files import prepare_folder, write_npz
 from autoencoders.training.checkpoint import load_run, read_record, save_record
 
@@ -187,7 +187,7 @@ def test_labels_that_were_never_trained_on_cannot_be_read(digits):
     unknown = replace(digits, test_labels=np.full(len(digits.test_labels), 10))
     alike = replace(digits, train_labels=np.zeros(len(digits.train_labels)))
     for images, said in ((unknown, "no test image"), (alike, "no two labels")):
-        with pytest.raises(Mistake, match=said):
+        with pytest.raises(UsageError, match=said):
             ae_eval.refuse_too_few(images, args)
     ae_eval.refuse_too_few(digits, args)
 
@@ -221,7 +221,7 @@ def test_a_label_that_no_test_image_has_cannot_be_looked_for(digits):
     images = replace(digits, test_labels=np.zeros(len(digits.test_labels), np.uint8))
     for label in (0, 1):
         args = ae_eval.parser().parse_args(["--run", "x", "--leave-out", str(label)])
-        with pytest.raises(Mistake, match="look for another"):
+        with pytest.raises(UsageError, match="look for another"):
             ae_eval.strange_images(images, args, Path("unused"))
 
 

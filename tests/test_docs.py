@@ -80,7 +80,7 @@ def test_every_command_shown_is_one_that_its_script_takes(page, monkeypatch, cap
             args = module.parser().parse_args(words)
             if script == "ae_train.py":
                 module.resolve(args)  # are they flags of that recipe?
-        except (SystemExit, cli.Mistake) as stop:
+        except (SystemExit, cli.UsageError) as stop:
             if getattr(stop, "code", 2):  # --help ends well
                 refused.append(f"{script} {shlex.join(words)}: {capsys.readouterr().err or stop}")
     assert refused == []

@@ -7,7 +7,7 @@ import torch
 from ae_models import LayeredAutoencoder
 from autoencoders.recipes import DEFAULT, RECIPES, Recipe
 from autoencoders.runtime.device import Precision
-from autoencoders.runtime.errors import Mistake
+from autoencoders.runtime.errors import UsageError
 from autoencoders.training.trainer import Trainer
 
 every_recipe = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())
@@ -70,10 +70,10 @@ def test_an_override_changes_that_setting_and_leaves_the_table_alone(recipe):
 @every_recipe
 def test_a_setting_that_the_model_does_not_have_is_refused_by_name(recipe):
     for name in {name for row in RECIPES.values() for name in row.model_args} - recipe.model_args.keys():
-        with pytest.raises(Mistake, match=f"--{name.replace('_', '-')} .*{recipe.name}"):
+        with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} .*{recipe.name}"):
             recipe.override({name: 1})
     for name in ("unheard_of", "name", "model", "source"):
-        with pytest.raises(Mistake):
+        with pytest.raises(UsageError):
             recipe.override({name: "x"})
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from autoencoders.data.sets import ImageSet, resized
 from autoencoders.data.stored import Stored, store, stored, too_large
-from autoencoders.runtime.errors import Fault, Mistake
+from autoencoders.runtime.errors import RunError, UsageError
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 _MOST_NAMED = 20  # damaged pictures that get a line each
@@ -34,20 +34,20 @@ def load_collection(path: Path, side: int, test_fraction: float | None, seed: in
 
     `stream` is `auto`, `on` or `off`, as `too_large` takes it.
 
-    Raises Mistake where there are no images, too few, or of another kind, and where a folder with a test part of its
+    Raises UsageError where there are no images, too few, or of another kind, and where a folder with a test part of its
     own is given a `test_fraction`.
     """
     own_parts = all((path / part).is_dir() for part in ("train", "test"))
     if own_parts and test_fraction is not None:
-        raise Mistake(f"{path}: has a test part of its own; leave out --test-fraction")
+        raise UsageError(f"{path}: has a test part of its own; leave out --test-fraction")
     images, labels, for_test = _read(path, side, own_parts, stream, root)
     divide = _divide_stored if isinstance(images, Stored) else _divide
     parts = divide(images, labels, for_test, own_parts, test_fraction or 0.1, seed)
     train, test = parts[0], parts[2]
     if len(train) < 2 or len(test) < 1:
-        raise Mistake(f"{path}: gives {len(train)} images to train and {len(test)} to test on; 2 and 1 are the least")
+        raise UsageError(f"{path}: gives {len(train)} images to train and {len(test)} to test on; 2 and 1 are the least")
     if all((train[start : start + _COMPARED] == train[:1]).all() for start in range(0, len(train), _COMPARED)):
-        raise Mistake(f"{path}: all images to train on are the same one; there is nothing to learn")
+        raise UsageError(f"{path}: all images to train on are the same one; there is nothing to learn")
     name = spoken(path.resolve().name)
     return ImageSet(name, name, *parts)
 
@@ -100,21 +100,21 @@ def spoken(name: str) -> str:
 def _read_array(path: Path, side: int, stream: str, root: Path) -> np.ndarray | Stored:
     """The images (N, side * side) of a .npy file; not read yet where they are of that size already."""
     if path.suffix != ".npy" or not path.is_file():
-        raise Mistake(f"{path}: is neither a folder of pictures nor a .npy file")
+        raise UsageError(f"{path}: is neither a folder of pictures nor a .npy file")
     try:
         array = np.lib.format.open_memmap(path, mode="r")  # loads no pickle
     except OSError as error:
-        raise Fault(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+        raise RunError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     except Exception as error:  # a damaged header fails in more ways than can be listed
-        raise Mistake(f"{path}: is not a whole .npy file of numbers ({error}); save one with numpy.save") from error
+        raise UsageError(f"{path}: is not a whole .npy file of numbers ({error}); save one with numpy.save") from error
     if array.dtype != np.uint8 or array.ndim != 3 or 0 in array.shape:
-        raise Mistake(f"{path}: holds {array.dtype} of shape {array.shape}; expected uint8 of (N, H, W), none 0")
+        raise UsageError(f"{path}: holds {array.dtype} of shape {array.shape}; expected uint8 of (N, H, W), none 0")
     if not too_large(len(array) * side**2, stream):
         return resized(array, side)
     if array.shape[1:] != (side, side):
         return store((resized(image[None], side)[0] for image in array), side**2, root)
     if not array.flags.c_contiguous:
-        raise Mistake(f"{path}: its images lie across one another; save numpy.ascontiguousarray of them")
+        raise UsageError(f"{path}: its images lie across one another; save numpy.ascontiguousarray of them")
     return stored(open(path, "rb", buffering=0), str(path), array.offset, len(array), side**2)
 
 
@@ -138,7 +138,7 @@ def _read_folder(
         for path in tqdm(found, unit="picture", leave=False, disable=None):
             try:
                 picture = read_picture(path, alone=False).convert("L")
-            except (Mistake, Fault) as error:
+            except (UsageError, RunError) as error:
                 damaged += 1
                 if damaged <= _MOST_NAMED:
                     print(f"warning: left out: {' '.join(str(error).split())}", file=sys.stderr)
@@ -155,7 +155,7 @@ def _read_folder(
             images[place] = picture
         images = images[: len(kept)]
     if not kept:
-        raise Mistake(f"{folder}: holds no picture that can be read; {', '.join(FORMATS)} can")
+        raise UsageError(f"{folder}: holds no picture that can be read; {', '.join(FORMATS)} can")
     below = [(*parts[own_parts:-1], "")[0] for parts in kept]  # "" where a picture lies in no folder
     names = {name: number for number, name in enumerate(sorted(set(below)))}
     numbered = ", ".join(f"{number} {spoken(name) or '(none)'}" for name, number in names.items())

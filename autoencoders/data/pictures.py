@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from autoencoders.runtime.errors import Mistake
+from autoencoders.runtime.errors import UsageError
 from autoencoders.runtime.files import read_bytes
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
@@ -26,15 +26,15 @@ _LEAST_CONTRAST = 0.06  # of black to white, below which there is no ink, only n
 
 
 def read_picture(path: Path, alone: bool = True) -> Image.Image:
-    """The picture in a file: upright, RGB, its longer side at most 1024 pixels. Anything else there is a Mistake.
+    """The picture in a file: upright, RGB, its longer side at most 1024 pixels. Anything else there is a UsageError.
 
     Where the file has more than 8 bits, or shows what is behind it, one that stands `alone` is made as bright, and
     laid on black or white, as shows its ink best. One of a collection is not: alike files give alike pictures.
     """
     if not path.is_file():
-        raise Mistake(f"{path}: {'is not a file' if path.exists() else 'is not there'}; name a picture")
+        raise UsageError(f"{path}: {'is not a file' if path.exists() else 'is not there'}; name a picture")
     if not 0 < path.stat().st_size <= _MOST_BYTES:
-        raise Mistake(f"{path}: has {path.stat().st_size:,} bytes; give a picture of 1 to {_MOST_BYTES:,}")
+        raise UsageError(f"{path}: has {path.stat().st_size:,} bytes; give a picture of 1 to {_MOST_BYTES:,}")
     file = io.BytesIO(read_bytes(path, "check its permissions"))
     try:
         with _silent_libraries(), warnings.catch_warnings():
@@ -42,14 +42,14 @@ def read_picture(path: Path, alone: bool = True) -> Image.Image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=FORMATS) as image:
                 if not 0 < image.width * image.height <= _MOST_PIXELS:
-                    raise Mistake(_unfit(path, f"has {image.width} x {image.height} pixels"))
+                    raise UsageError(_unfit(path, f"has {image.width} x {image.height} pixels"))
                 return _upright_rgb(image, alone)
-    except (Mistake, MemoryError):
+    except (UsageError, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise Mistake(_unfit(path, "is far too large")) from error
+        raise UsageError(_unfit(path, "is far too large")) from error
     except Exception as error:  # a decoder may raise anything over a broken file, and the file is to blame
-        raise Mistake(f"{path}: is not a whole picture of a kind read here ({', '.join(FORMATS)})") from error
+        raise UsageError(f"{path}: is not a whole picture of a kind read here ({', '.join(FORMATS)})") from error
 
 
 @contextlib.contextmanager
@@ -88,7 +88,7 @@ def _upright_rgb(image: Image.Image, alone: bool) -> Image.Image:
 
 
 def to_digit(picture: Image.Image, invert: str = "auto") -> np.ndarray:
-    """The picture as a digit (784,) uint8, white on black; one without ink is a Mistake.
+    """The picture as a digit (784,) uint8, white on black; one without ink is a UsageError.
 
     `invert` says whether the ink is darker than its background: `on`, `off`, or `auto`, what the border says.
     """
@@ -110,7 +110,7 @@ def _ink(grey: np.ndarray, invert: str) -> np.ndarray:
     dark = invert == "on" or (invert == "auto" and -departure.min() > departure.max())
     depth = -departure if dark else departure
     if depth.max() < _LEAST_CONTRAST:
-        raise Mistake("the picture is blank: nothing in it stands out from its border as ink would")
+        raise UsageError("the picture is blank: nothing in it stands out from its border as ink would")
     # The weakest tenth is paper and its noise, which would widen the crop and pull the centre of mass.
     ink: np.ndarray = np.clip((depth / depth.max() - 0.1) / 0.9, 0, 1)
     return ink.astype(np.float32)

@@ -1,6 +1,6 @@
 """Images that do not fit into memory: they stay in their file and are read from it block by block, as they are needed.
 
-They are read, not mapped: of a file that is cut short meanwhile a mapping makes a bus error, a read makes a Fault.
+They are read, not mapped: of a file that is cut short meanwhile a mapping makes a bus error, a read makes a RunError.
 """
 
 import io
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from autoencoders.runtime.errors import Fault
+from autoencoders.runtime.errors import RunError
 
 # Measured on a cold virtual disk: blocks of 16 KB give 0.5, of 64 KB 0.8 of the speed of long reads. The smaller the
 # block and the larger the pool, the closer the order of a sorted file comes to a uniform one (docs/streaming.md).
@@ -105,9 +105,9 @@ class Stored:
                 while len(left) and (read := self.file.readinto(left)):  # at most two gigabytes come at a time
                     left = left[read:]
         except OSError as error:
-            raise Fault(f"{self.name}: cannot be read ({error.strerror}); check the disk") from error
+            raise RunError(f"{self.name}: cannot be read ({error.strerror}); check the disk") from error
         if len(left):
-            raise Fault(f"{self.name}: has become shorter while it was read; put the whole file there and start again")
+            raise RunError(f"{self.name}: has become shorter while it was read; put the whole file there and start again")
 
     def part(self, first: int, count: int) -> "Stored":
         """So many images from the `first` of the file on."""
@@ -143,6 +143,6 @@ def store(images: Iterable[np.ndarray], pixels: int, folder: Path) -> Stored:
                 writer.write(image.data)
             count = writer.tell() // pixels
     except OSError as error:
-        raise Fault(f"{folder}: cannot hold the images of another size ({error.strerror}); make room there, or name "
+        raise RunError(f"{folder}: cannot hold the images of another size ({error.strerror}); make room there, or name "
                     f"another --data-root") from error  # fmt: skip
     return stored(file, str(folder), 0, count, pixels)

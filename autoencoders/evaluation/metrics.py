@@ -7,8 +7,6 @@ import torch
 from torch import Tensor
 
 from ae_models import Autoencoder, to_range
-from autoencoders.data.stream import Images
-from autoencoders.runtime import processes
 from autoencoders.runtime.device import seed_for
 
 Numbers = dict[str, Any]
@@ -22,64 +20,78 @@ def to_pixels(images: Tensor, pixel_range: str) -> Tensor:
     return images.to(torch.float32).mul_(1 / 255)
 
 
-def _in_batches(model: Autoencoder, images: Images) -> Iterator[Tensor]:
+def _in_batches(model: Autoencoder, images: Tensor) -> Iterator[Tensor]:
     model.eval()
     for part in images.split(_BATCH):
         yield to_pixels(part, model.input_range)
 
 
-def _in_shares(model: Autoencoder, images: Images) -> Iterator[tuple[Tensor, int]]:
-    """Of every batch what this process takes, and how many of these images count."""
-    model.eval()
-    for part in images.split(_BATCH):
-        share = processes.share(len(part))
-        model.share = share if processes.size() > 1 else None
-        yield to_pixels(part[share.first : share.last], model.input_range), share.images
-    model.share = None
-
-
 @torch.no_grad()
-def evaluate(model: Autoencoder, images: Images, seed: int) -> Numbers:
-    """The model's own loss and its parts on images (n, 784) uint8, prefixed `test_`, in fp32.
+def evaluation_sums(model: Autoencoder, images: Tensor, seed: int, part: int = 0, parts: int = 1) -> dict[str, Tensor]:
+    """Sums over batch `part`, `part + parts`, ... of images (n, 784) uint8, in doubles: the model's loss, its parts and
+    the counts behind `epoch_metrics`; the sums of all parts give `evaluation_means`.
 
-    Models that draw random numbers in their loss draw the same ones every time. Several processes share the work.
+    The noise of a batch depends on the seed and its number alone, so the sums do not depend on `parts`.
     """
-    torch.manual_seed(seed_for(seed, len(images)))
     totals: dict[str, Tensor] = {}
-    for x, counted in _in_shares(model, images):
-        loss, parts = model.loss(x)
-        for name, value in {"loss": loss, **parts}.items():
-            totals[name] = totals.get(name, 0) + value.cpu().double() * (counted / len(images))  # MPS has no float64
-    totals = dict(zip(totals, processes.summing(*totals.values())()))
-    measured = quality(model, images) if model.epoch_metrics else {}
-    return {f"test_{name}": value.tolist() for name, value in totals.items()} | {
-        name: measured[name] for name in model.epoch_metrics
-    }
+    for number, x in enumerate(_in_batches(model, images)):
+        mine = number % parts == part
+        if not mine and number:  # the first batch is computed everywhere: it names the sums
+            continue
+        torch.manual_seed(seed_for(seed, len(images), number))
+        loss, values = model.loss(x)
+        sums = {f"test_{name}": value * len(x) for name, value in {"loss": loss, **values}.items()}
+        if model.epoch_metrics:
+            sums |= _code_sums(model, x)
+        for name, value in sums.items():
+            totals[name] = totals.get(name, 0) + value.cpu().double() * mine  # MPS has no float64
+    return totals
 
 
-@torch.no_grad()
-def quality(model: Autoencoder, images: Images) -> Numbers:
-    """`pearson`, `undefined_pearson`, `l0`, `dead_features` and `mean_activity` on uint8 images (n, 784).
+def evaluation_means(sums: dict[str, Tensor], images: int, names: tuple[str, ...] = ()) -> Numbers:
+    """The means over the test images, as a row of history, of the sums of all parts; `names` are `epoch_metrics`."""
+    means = {name: (total / images).tolist() for name, total in sums.items() if name.startswith("test_")}
+    measured = _code_means(sums, images) if names else {}
+    return means | {name: measured[name] for name in names}
 
-    Of an ensemble each is a list. `l0` is the mean number of features of a code that are not zero, `dead_features`
-    the share of features that no image makes fire, `mean_activity` the mean share of images that a feature fires for.
-    Several processes share the work.
-    """
-    total, undefined, fired = torch.zeros(()), torch.zeros((), dtype=torch.long), torch.zeros(())
-    for x, counted in _in_shares(model, images):
-        rebuilt, code = (part[..., :counted, :] for part in model(x))
-        correlation = pearson(to_range(rebuilt, model.output_range, "unit"), x[:counted]).cpu().double()
-        total, undefined = total + correlation.nansum(dim=-1), undefined + correlation.isnan().sum(dim=-1)
-        fired = fired + (code != 0).sum(dim=-2).cpu().double()
-    total, undefined, fired = processes.summing(total, undefined, fired)()
-    rates = fired / len(images)
+
+def evaluate(model: Autoencoder, images: Tensor, seed: int) -> Numbers:
+    """The model's own loss and its parts on images (n, 784) uint8, prefixed `test_`, and its `epoch_metrics`."""
+    return evaluation_means(evaluation_sums(model, images, seed), len(images), model.epoch_metrics)
+
+
+def _code_sums(model: Autoencoder, x: Tensor) -> dict[str, Tensor]:
+    """Sums over the images x: correlation, images where it is undefined, and how often each feature fires."""
+    rebuilt, code = model(x)
+    unit = to_range(x, model.input_range, "unit")
+    correlation = pearson(to_range(rebuilt, model.output_range, "unit"), unit)
+    return {"pearson": correlation.nansum(dim=-1), "undefined": correlation.isnan().sum(dim=-1),
+            "fired": (code != 0).sum(dim=-2)}  # fmt: skip
+
+
+def _code_means(sums: dict[str, Tensor], images: int) -> Numbers:
+    rates = sums["fired"] / images
     return {
-        "pearson": (total / (len(images) - undefined)).nan_to_num().tolist(),  # 0 where none is defined
-        "undefined_pearson": undefined.tolist(),
+        "pearson": (sums["pearson"] / (images - sums["undefined"])).nan_to_num().tolist(),  # 0 where none is defined
+        "undefined_pearson": sums["undefined"].long().tolist(),
         "l0": rates.sum(dim=-1).tolist(),
         "dead_features": (rates == 0).double().mean(dim=-1).tolist(),
         "mean_activity": rates.mean(dim=-1).tolist(),
     }
+
+
+@torch.no_grad()
+def code_statistics(model: Autoencoder, images: Tensor) -> Numbers:
+    """`pearson`, `undefined_pearson`, `l0`, `dead_features` and `mean_activity` on uint8 images (n, 784).
+
+    For an ensemble each is a list. `l0` is the mean number of non-zero features of a code, `dead_features` the share of
+    features that fire for no image, `mean_activity` the mean firing rate.
+    """
+    totals: dict[str, Tensor] = {}
+    for x in _in_batches(model, images):
+        for name, value in _code_sums(model, x).items():
+            totals[name] = totals.get(name, 0) + value.cpu().double()
+    return _code_means(totals, len(images))
 
 
 def pearson(a: Tensor, b: Tensor) -> Tensor:
@@ -91,7 +103,7 @@ def pearson(a: Tensor, b: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def firing_rates(model: Autoencoder, images: Images) -> Tensor:
+def firing_rates(model: Autoencoder, images: Tensor) -> Tensor:
     """The share of uint8 images (n, 784) that each feature fires for: (features,), of an ensemble (S, features)."""
     fired = torch.zeros((), dtype=torch.long)
     for x in _in_batches(model, images):
@@ -100,13 +112,13 @@ def firing_rates(model: Autoencoder, images: Images) -> Tensor:
 
 
 @torch.no_grad()
-def reconstruct(model: Autoencoder, images: Images) -> Tensor:
+def reconstruct(model: Autoencoder, images: Tensor) -> Tensor:
     """Reconstructions (n, 784), of an ensemble (S, n, 784), of uint8 images (n, 784), in unit range."""
     parts = [to_range(model(x)[0], model.output_range, "unit") for x in _in_batches(model, images)]
     return torch.cat(parts, dim=-2)
 
 
-def reconstruction_error(model: Autoencoder, images: Images) -> Numbers:
+def reconstruction_error(model: Autoencoder, images: Tensor) -> Numbers:
     """`test_mse` per pixel in the range of the model's output, and `test_mse_unit`, for uint8 images (n, 784)."""
     # In parts: the answers of an ensemble to all images would be the largest array of its run. And none of the parts'
     # errors is kept, for it would come to lie between the large blocks which the next part takes, and the heap grow.
@@ -120,7 +132,7 @@ def reconstruction_error(model: Autoencoder, images: Images) -> Numbers:
 
 
 @torch.no_grad()
-def loss_analysis(model: Autoencoder, images: Images, chosen: Tensor) -> Numbers:
+def loss_analysis(model: Autoencoder, images: Tensor, chosen: Tensor) -> Numbers:
     """What an ensemble's loss is worth: its squared error on the chosen images beside that of the mean image.
 
     The mean image is that of all images (n, 784) uint8; `mean_image` is its error on the chosen ones, which is their
@@ -143,20 +155,20 @@ def loss_analysis(model: Autoencoder, images: Images, chosen: Tensor) -> Numbers
 
 
 @torch.no_grad()
-def encode(model: Autoencoder, images: Images) -> Tensor:
+def encode(model: Autoencoder, images: Tensor) -> Tensor:
     """Codes (n, code_size), of an ensemble (S, n, features), of uint8 images (n, 784)."""
     return torch.cat([model.encode(x) for x in _in_batches(model, images)], dim=-2)
 
 
 @torch.no_grad()
-def single_codes(model: Autoencoder, images: Images) -> Tensor:
+def first_member_codes(model: Autoencoder, images: Tensor) -> Tensor:
     """Codes (n, code_size), on the CPU, of uint8 images (n, 784); of an ensemble those of its first autoencoder."""
     return torch.cat([codes[0] if (codes := model.encode(x)).ndim == 3 else codes
                       for x in _in_batches(model, images)]).cpu()  # fmt: skip
 
 
 @torch.no_grad()
-def denoise(model: Autoencoder, images: Images, seed: int) -> tuple[Tensor, Tensor]:
+def denoise(model: Autoencoder, images: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Noisy copies of uint8 images (n, 784), and what the model restores from them, both in unit range."""
     torch.manual_seed(seed_for(seed, len(images), 1))
     noisy = [model.corrupt(x) for x in _in_batches(model, images)]
@@ -164,7 +176,7 @@ def denoise(model: Autoencoder, images: Images, seed: int) -> tuple[Tensor, Tens
     return to_range(torch.cat(noisy), model.input_range, "unit"), torch.cat(restored)
 
 
-def restoration_error(model: Autoencoder, images: Images, seed: int) -> Numbers:
+def restoration_error(model: Autoencoder, images: Tensor, seed: int) -> Numbers:
     """Squared error per unit-range pixel to the clean images: of noisy images, and of what is restored from them."""
     totals = {"noisy_mse": 0.0, "restored_mse": 0.0}
     for number, part in enumerate(images.split(_BATCH)):
@@ -174,16 +186,11 @@ def restoration_error(model: Autoencoder, images: Images, seed: int) -> Numbers:
     return totals
 
 
-def mean_square(difference: Tensor) -> Any:
-    """The mean of the squares of a (n, 784) difference in double precision; of a (S, n, 784) one a list."""
-    return difference.square().mean(dim=-1).cpu().double().mean(dim=-1).tolist()
-
-
-def range_factor(model: Autoencoder) -> float:
+def mse_scale(model: Autoencoder) -> float:
     """What a squared error in unit range is multiplied by to be one in the model's output range."""
     return 4.0 if model.output_range == "signed" else 1.0
 
 
-def spoken_range(model: Autoencoder) -> str:
+def range_label(model: Autoencoder) -> str:
     """The range of the model's output, for people."""
     return "pixels in [-1, 1]" if model.output_range == "signed" else "pixels in [0, 1]"

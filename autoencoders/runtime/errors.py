@@ -1,9 +1,9 @@
-"""The two ways a run can fail that are not our fault; each ends as one line on stderr."""
+"""The two errors that end a script with one line on stderr; any other exception is a bug and keeps its traceback."""
 
 
-class Mistake(Exception):
-    """What was asked for cannot be done; the message says what to change. Exit status 2."""
+class UsageError(Exception):
+    """The request cannot be carried out as given; the message says what to change. Exit status 2."""
 
 
-class Fault(Exception):
-    """The world failed: a missing, damaged or unwritable file. Exit status 1."""
+class RunError(Exception):
+    """The environment failed: a missing, damaged or unwritable file, or diverged training. Exit status 1."""

@@ -1,72 +1,54 @@
-"""Files: written whole or not at all, and checked where they enter.
+"""Files: atomic writes, checked reads, and the lock of an output folder.
 
-Everything the suite writes goes through `write_atomic`. Nothing here needs torch, so that the light commands start
-fast.
+Nothing here imports torch, so that `--help` and `ae_pca.py` start quickly.
 """
 
 import contextlib
 import io
 import json
+import math
 import os
 import platform
-import tempfile
-import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any, TextIO
+from typing import Any
 
+import filelock
 import numpy as np
 
-from autoencoders.runtime import processes
-from autoencoders.runtime.errors import Fault, Mistake
+from autoencoders.runtime.errors import RunError, UsageError
 
-fcntl: ModuleType | None
-try:
-    import fcntl
-except ImportError:  # Windows has no such lock: two runs in one folder are not noticed there
-    fcntl = None
-
-
-_LARGEST_FILE = 8_000_000_000  # bytes
-_LEFT_BEHIND = 60.0  # seconds after which a temporary file is nobody's
-_TEMPORARY = ".ae-unfinished-"
+_MAX_BYTES = 8_000_000_000  # of a file that a run wrote
 
 
 def write_atomic(path: Path, *parts: bytes | memoryview) -> None:
-    """Replace `path` by `parts`, one after the other, so that a reader sees the old file or the new one, never a part.
+    """Replace the file `path` by the concatenated `parts`; a reader sees the old file or the new one.
 
-    The bytes go to a temporary file in the same folder, are flushed to the disk, and are renamed over
-    the old file; the folder is flushed too, so that the rename outlives a power cut.
+    The bytes go to a temporary file in the same folder, are flushed to the disk, and are renamed over the old file;
+    the folder is flushed too, so that the rename survives a power cut. The temporary name is fixed: the caller holds
+    the folder's lock, and a leftover of a killed process is overwritten.
     """
-    temporary: Path | None = None
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=_TEMPORARY, suffix=".tmp")
-        temporary = Path(name)
-        with os.fdopen(descriptor, "wb") as file:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner may read
-        temporary.replace(path)
-        _flush_folder(path.parent)
-    except OSError as error:
-        raise Fault(f"{path}: cannot be written ({error.strerror}); make room or pick another --output-dir") from error
-    finally:
-        if temporary:
+        try:
+            with temporary.open("wb") as file:
+                file.writelines(parts)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
             temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+            raise
+        if os.name != "nt":  # Windows cannot open a folder, and its rename is already durable
+            _flush_folder(path.parent)
+    except OSError as error:
+        raise RunError(
+            f"{path}: cannot be written ({error.strerror}); free some space or choose another --output-dir"
+        ) from error
 
 
 def _flush_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows cannot open a folder, and its rename is already durable
-        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -75,138 +57,111 @@ def _flush_folder(folder: Path) -> None:
 
 
 def prepare_folder(folder: Path) -> Path:
-    """Make `folder` and prove that it can be written, before an hour of work depends on it."""
+    """Create `folder` and check that it is writable, before an hour of work depends on it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(b"probe")
+        probe = folder / ".probe.tmp"
+        probe.write_bytes(b"probe")
+        probe.unlink()
     except OSError as error:
-        raise Fault(f"{folder}: cannot be written ({error.strerror}); pick another --output-dir") from error
+        raise RunError(f"{folder}: cannot be written ({error.strerror}); choose another --output-dir") from error
     return folder
 
 
-def hold_folder(folder: Path) -> contextlib.AbstractContextManager[None]:
-    """Hold `folder`, made if need be, for this run: of several processes the first does so for all."""
-    return lock_folder(prepare_folder(folder)) if processes.is_first() else contextlib.nullcontext()
-
-
 @contextlib.contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process; a Mistake names the process that holds it already.
-
-    The lock is the kernel's, on the file `.lock`: it ends with the process that holds it, however that dies.
-    """
-    path = folder / ".lock"
-    while True:
-        file = _open_lock(path)
-        _take(file, folder)
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            break
-        file.close()  # its last holder has removed the file between our opening and our locking it
-    with file:
-        file.seek(0)
-        file.truncate()
-        file.write(f"process {os.getpid()} on {platform.node()}\n")
-        file.flush()
-        try:
-            for leftover in folder.glob(f"{_TEMPORARY}*.tmp"):  # of a write that was killed half-way
-                with contextlib.suppress(FileNotFoundError):
-                    if time.time() - leftover.stat().st_mtime > _LEFT_BEHIND:
-                        leftover.unlink()
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def _open_lock(path: Path) -> TextIO:
-    """The lock file, made if need be; never the target of a link that somebody put in its place."""
+def locked(folder: Path) -> Iterator[Path]:
+    """Create `folder` and lock it for this process; UsageError naming the process that holds the lock already."""
+    path = prepare_folder(folder) / ".lock"  # stays there: deleting a lock file is a race
+    lock = filelock.FileLock(path, timeout=0)
     try:
-        return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644), "r+")
+        lock.acquire()
+        path.write_text(f"process {os.getpid()} on {platform.node()}\n")
+    except filelock.Timeout:
+        holder = path.read_text(errors="replace")[:200].strip() or "another process"
+        raise UsageError(f"{folder}: is in use by {holder}; wait for it to end, or use another --output-dir") from None
     except OSError as error:
-        raise Fault(f"{path}: cannot be locked ({error.strerror}); remove it, or use another --output-dir") from error
-
-
-def _take(file: TextIO, folder: Path) -> None:
+        raise RunError(f"{path}: cannot be locked ({error.strerror}); delete it, or use another --output-dir") from error
     try:
-        if fcntl:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read(200).strip() or "another process"
-        file.close()
-        raise Mistake(f"{folder}: is in use by {holder}; wait for it to end, or use another --output-dir") from None
+        yield folder
+    finally:
+        lock.release()
 
 
-def read_bytes(path: Path, remedy: str) -> bytes:
-    """The bytes of a file that must be there; `remedy` ends the error when they cannot be read.
+def read_bytes(path: Path, hint: str) -> bytes:
+    """The bytes of an existing file; `hint` ends the error message when they cannot be read.
 
-    Only an ordinary file of a size that a run can have is read: not a pipe that never ends, nor a hole of a terabyte.
+    Only a regular file of a plausible size is read, never a pipe that does not end or a sparse file of a terabyte.
     """
     try:
-        if path.exists() and (not path.is_file() or path.stat().st_size > _LARGEST_FILE):
-            raise Fault(f"{path}: is not a file that a run wrote; {remedy}")
+        if path.exists() and (not path.is_file() or path.stat().st_size > _MAX_BYTES):
+            raise RunError(f"{path}: is not a file that a run wrote; {hint}")
         return path.read_bytes()
     except OSError as error:
-        raise Fault(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
+        raise RunError(f"{path}: cannot be read ({error.strerror}); {hint}") from error
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a value of JSON types, in one piece or not at all; ValueError over a number that is not finite."""
+    """Write a value of JSON types atomically; ValueError for a number that is not finite."""
     write_atomic(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: Path, remedy: str) -> dict[str, Any]:
-    """The JSON object in `path`; anything else is a Fault that names the file."""
+def read_json(path: Path, hint: str) -> dict[str, Any]:
+    """The JSON object in `path`; RunError naming the file for anything else."""
     try:
-        value = json.loads(read_bytes(path, remedy))
+        value = json.loads(read_bytes(path, hint))
     except (ValueError, RecursionError) as error:
-        raise Fault(f"{path}: is not valid JSON; {remedy}") from error
+        raise RunError(f"{path}: is not valid JSON; {hint}") from error
     if not isinstance(value, dict):
-        raise Fault(f"{path}: does not hold a JSON object; {remedy}")
+        raise RunError(f"{path}: does not hold a JSON object; {hint}")
     return value
 
 
 def write_npz(path: Path, **arrays: Any) -> None:
-    """Write arrays by name, in one piece or not at all."""
+    """Write arrays by name, atomically."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     write_atomic(path, buffer.getvalue())
 
 
-def read_npz(path: Path, shapes: dict[str, tuple[int, ...]], remedy: str) -> dict[str, np.ndarray]:
-    """The arrays of a .npz written by `write_npz`, each of the shape stated (-1: any); no pickle is ever loaded."""
+def read_npz(path: Path, shapes: dict[str, tuple[int, ...]], hint: str) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file, each of the shape given (-1 matches any length); never loads a pickle."""
     try:
-        file = io.BytesIO(read_bytes(path, remedy))
+        file = io.BytesIO(read_bytes(path, hint))
         check_archive(file)
         with np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except Fault:
+    except RunError:
         raise
-    except Exception as error:  # a damaged archive or header fails in more ways than NumPy's authors can list
-        raise Fault(f"{path}: is damaged ({type(error).__name__}); {remedy}") from error
+    except Exception as error:  # a damaged archive or header fails in more ways than can be listed
+        raise RunError(f"{path}: is damaged ({type(error).__name__}); {hint}") from error
     for name, shape in shapes.items():
         found = arrays[name].shape if name in arrays else None
         if found is None or len(found) != len(shape) or any(s not in (-1, f) for s, f in zip(shape, found)):
-            raise Fault(f"{path}: has no array {name!r} of shape {shape}; {remedy}")
+            raise RunError(f"{path}: has no array {name!r} of shape {shape}; {hint}")
     return arrays
 
 
 def check_archive(file: io.BytesIO) -> None:
-    """ValueError or BadZipFile unless every member of a zip archive is stored plain and passes its own CRC-32.
+    """ValueError or BadZipFile unless every member of a zip archive is uncompressed and passes its CRC-32.
 
-    Plain members cannot unpack to more than the file; and who reads a member may stop before its checksum.
+    An uncompressed member cannot expand beyond the file; and a reader may stop before a member's checksum.
     """
     with zipfile.ZipFile(file) as archive:
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-            raise ValueError("it is compressed, which no file of ours is")
-        if (broken := archive.testzip()) is not None:
-            raise ValueError(f"its part {broken} fails its checksum")
+            raise ValueError("it is compressed, and the suite writes no compressed files")
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"its member {damaged} fails its checksum")
     file.seek(0)
 
 
-def read_count(path: Path, largest: int, remedy: str) -> int:
-    """The bare integer in `path`, between 1 and `largest`; anything else is the user's to mend."""
-    text = read_bytes(path, remedy)[:64].decode("ascii", errors="replace").strip()
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= largest):
-        raise Mistake(f"{path}: expected one integer between 1 and {largest}, found {text[:20]!r}; {remedy}")
+def read_n_components(path: Path, maximum: int, hint: str) -> int:
+    """The integer in `path`, between 1 and `maximum`; UsageError for anything else."""
+    text = read_bytes(path, hint)[:64].decode("ascii", errors="replace").strip()
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= maximum):
+        raise UsageError(f"{path}: expected one integer between 1 and {maximum}, found {text[:20]!r}; {hint}")
     return int(text)
+
+
+def total_memory() -> float:
+    """Bytes of this machine's memory; infinite where the system does not say."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf

@@ -1,203 +1,119 @@
-"""One run on several processes: torchrun starts them, each takes its share of every batch, and the sums are one run's.
+"""Several processes, started by torchrun: each one computes a slice of every batch.
 
-The first process alone speaks and writes; the others only compute. A script calls `join` once; without torchrun there
-is one process, its share is everything, and nothing here does anything. Torch is imported when there are several.
+Without torchrun there is one process and everything here is the identity. `data_parallel` is the one place where
+training meets several processes; only the main process (rank 0) prints and writes.
 """
 
 import contextlib
-import json
 import os
-import platform
 import signal
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from autoencoders.runtime.errors import Fault
+from autoencoders.runtime.errors import RunError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor, nn
+    from torch import Tensor
 
 T = TypeVar("T")
-_PATIENCE = timedelta(days=7)  # one that has died is noticed at once, and one that is slow is waited for
-_SPEECH = 30.0  # seconds that the first process of a machine gets to say what is wrong with the command line
+Loss = Callable[["Tensor"], "tuple[Tensor, dict[str, Tensor]]"]  # batch -> (scalar to minimise, values to log)
+
+_TIMEOUT = timedelta(days=7)  # a dead process raises at once; a slow one is waited for
 _rank, _size = 0, 1
-_store: Any = None  # a few words that all processes can read, also when one of them has gone
 
 
-class Share(NamedTuple):
-    """Which images of a batch of so many are this process's, and how many of them count.
-
-    Where there is no image left for a process it takes the first, which counts for nothing.
-    """
-
-    first: int
-    last: int
-    batch: int
-    images: int
-
-    @property
-    def weight(self) -> float:
-        """What a mean over this share counts in the mean over the batch."""
-        return self.images / self.batch
-
-
-def launched(name: str) -> int:
-    """What torchrun says of this process, such as RANK or LOCAL_RANK; without torchrun 0."""
+def torchrun_env(name: str) -> int:
+    """The integer that torchrun set for this process, such as RANK or LOCAL_RANK; 0 without torchrun."""
     by_torchrun = {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys()
     return int(os.environ.get(name, 0)) if by_torchrun else 0
 
 
-def launch() -> str:
-    """The name of this launch of torchrun, by which processes that it starts anew know their run; empty without one."""
+def launch_id() -> str:
+    """The id of this torchrun launch, the same after a restart of its processes; empty without one."""
     name = os.environ.get("TORCHELASTIC_RUN_ID", "")
-    return name if name != "none" else ""  # what torchrun calls those that it was given no --rdzv-id for
-
-
-def size() -> int:
-    return _size
+    return name if name != "none" else ""  # torchrun's value where no --rdzv-id was given
 
 
 def rank() -> int:
     return _rank
 
 
-def is_first() -> bool:
+def size() -> int:
+    return _size
+
+
+def is_main() -> bool:
     return _rank == 0
 
 
-def share(batch: int, parts: int = 1) -> Share:
-    """This process's share of a batch: one after the other, as equal as can be; of one in parts, whole parts."""
-    mine = parts_here(parts) if parts > 1 else range(_rank, _rank + 1)
-    return part(batch, mine, parts if parts > 1 else _size)
-
-
-def parts_here(parts: int) -> range:
-    """The numbers of the parts of a batch that this process computes."""
-    return range(parts * _rank // _size, parts * (_rank + 1) // _size)
-
-
-def part(batch: int, numbers: range, parts: int) -> Share:
-    """These parts, one after the other, of a batch that is cut into so many."""
-    first, last = (batch * number // parts for number in (numbers.start, numbers.stop))
-    return Share(first, last, batch, last - first) if first < last else Share(0, 1, batch, 0)
-
-
-def join() -> None:
-    """Wait for the other processes that torchrun has started, and be one of them; without torchrun do nothing."""
-    global _rank, _size, _store
-    if launched("WORLD_SIZE") < 2 or _size > 1:
+def setup() -> None:
+    """Join the other processes that torchrun started; without torchrun do nothing."""
+    global _rank, _size
+    if torchrun_env("WORLD_SIZE") < 2 or _size > 1:
         return
     import torch
     import torch.distributed as dist
-    from torch.distributed.rendezvous import rendezvous
 
-    hush("RANK")
-    # Who waits for others in C++ hears no signal in Python, and there is nothing yet to save.
+    if torchrun_env("RANK"):
+        silence_output()
+    # Waiting in C++ does not run Python's signal handlers, and there is nothing to save yet.
     handlers = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGINT)}
-    store, _rank, _size = next(rendezvous("env://", timeout=_PATIENCE))
-    _store = dist.PrefixStore(_password(store), store)  # type: ignore[attr-defined]
-    backends = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
-        dist.init_process_group(backends, store=_store, rank=_rank, world_size=_size, timeout=_PATIENCE)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_TIMEOUT)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise Fault(f"the processes cannot reach one another ({reason}); see GLOO_SOCKET_IFNAME, or NCCL's") from error
-    for number, handler in handlers.items():  # the first one saves its place; the others end with it
+        raise RunError(f"the processes cannot reach each other ({reason}); set GLOO_SOCKET_IFNAME") from error
+    _rank, _size = dist.get_rank(), dist.get_world_size()
+    for number, handler in handlers.items():  # the main process saves a checkpoint; the others end with it
         signal.signal(number, signal.SIG_IGN if _rank else handler)
 
 
-def _password(store: Any) -> str:
-    """A word that these processes share, and those before them did not.
-
-    Processes that torchrun starts anew find the store as the dead have left it, their addresses included. So each other
-    process shows the first one a word of its own until it is answered with the first one's.
-    """
-    mine = uuid.uuid4().hex
-    if _rank:
-        store.set(f"ask/{_rank}", mine)
-        word: str = store.get(f"answer/{mine}").decode()
-        store.set(f"thanks/{word}/{_rank}", "")
-        return word
-    waiting = list(range(1, _size))
-    while waiting:
-        for other in waiting:
-            if store.check([f"ask/{other}"]):
-                store.set(f"answer/{store.get(f'ask/{other}').decode()}", mine)
-        time.sleep(0.02)
-        waiting = [other for other in waiting if not store.check([f"thanks/{mine}/{other}"])]
-    return mine
-
-
-def hush(name: str) -> None:
-    """Let nothing be heard of a process that is not the first by the number called `name`."""
-    if launched(name):
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (it lives as long as the process)
-
-
-def leave() -> None:
-    """Part from the others when all is done."""
+def shutdown() -> None:
+    """Leave the process group."""
     if _size > 1:
         import torch.distributed as dist
 
         dist.destroy_process_group()
 
 
-def last_words(message: str, status: int) -> tuple[str, int]:
-    """The error that the run ends with: that of the process which failed first, for the others fail because of it."""
-    if launched("LOCAL_RANK") and _size == 1:  # not joined yet: let the first one say it before torchrun ends us all
+def silence_output() -> None:
+    """Discard what this process prints; errors still reach the real stderr."""
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (open as long as the process)
+
+
+def wait_for_main_error() -> None:
+    """Before `setup`, all processes meet the same usage error: let the main one print it and end the others."""
+    if torchrun_env("RANK") and _size == 1:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(_SPEECH)
-    if launched("LOCAL_RANK") != _rank:
-        message += f" (on {platform.node()})"
-    with contextlib.suppress(Exception):  # without a store, or when that has gone too, they are our own
-        message, status = json.loads(_store.compare_set("last words", "", json.dumps([message, status])))
-    return message, status
+        time.sleep(30)
 
 
-def broken(error: BaseException) -> bool:
-    """Whether an error says that another process has gone."""
-    if _size == 1:
+def peer_is_gone(error: BaseException) -> bool:
+    """Whether an error of torch says that another process has died."""
+    if _size == 1 or not isinstance(error, RuntimeError):
         return False
     import torch.distributed as dist
 
-    if isinstance(error, Fault):
-        return False
     return isinstance(error, dist.DistError) or "gloo" in str(error) or "by peer" in str(error)
 
 
-@contextlib.contextmanager
-def alone() -> Iterator[None]:
-    """Inside of it this process works by itself, as if there were no others."""
-    global _rank, _size
-    before, (_rank, _size) = (_rank, _size), (0, 1)
-    try:
-        yield
-    finally:
-        _rank, _size = before
-
-
-def first(act: Callable[[], T]) -> T:
-    """What `act` gives on the first process, for all of them."""
+def on_main(action: Callable[[], T]) -> T:
+    """Run `action` on the main process alone; its result on every process."""
     if _size == 1:
-        return act()
+        return action()
     import torch.distributed as dist
 
-    given: list[Any] = [None]
-    if is_first():
-        with alone():
-            given = [act()]
-    dist.broadcast_object_list(given, src=0)
-    result: T = given[0]
+    results: list[Any] = [action() if is_main() else None]
+    dist.broadcast_object_list(results, src=0)
+    result: T = results[0]
     return result
 
 
-def gathered(value: T) -> list[T]:
-    """The value of every process, in their order; who asks has waited for all of them."""
+def all_gather(value: T) -> list[T]:
+    """The value of every process, by rank. Waits for all of them."""
     values: list[Any] = [value] * _size
     if _size > 1:
         import torch.distributed as dist
@@ -207,57 +123,78 @@ def gathered(value: T) -> list[T]:
 
 
 @contextlib.contextmanager
-def local_first() -> Iterator[None]:
-    """The first process of every machine goes through this before its others."""
-    if launched("LOCAL_RANK"):
-        gathered(None)
-    try:
-        yield
-    finally:
-        if not launched("LOCAL_RANK"):
-            gathered(None)
+def local_main_first() -> Iterator[None]:
+    """The first process of each machine runs the block before the others of that machine."""
+    if torchrun_env("LOCAL_RANK"):
+        all_gather(None)
+    yield
+    if not torchrun_env("LOCAL_RANK"):
+        all_gather(None)
 
 
-def summing(*tensors: "Tensor") -> "Callable[[], list[Tensor]]":
-    """Begin to add up tensors over the processes; what is returned waits for the sums."""
+def all_reduce(values: "dict[str, Tensor]") -> "dict[str, Tensor]":
+    """The sums of each process's values, in one message; the values themselves on one process."""
     if _size == 1:
-        return lambda: list(tensors)
+        return values
     import torch
     import torch.distributed as dist
 
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
-    work = dist.all_reduce(flat, async_op=True)
-
-    def sums() -> "list[Tensor]":
-        work.wait()
-        parts = flat.split([tensor.numel() for tensor in tensors])
-        return [part.view(tensor.shape).to(tensor.dtype) for part, tensor in zip(parts, tensors)]
-
-    return sums
+    flat = torch.cat([value.flatten() for value in values.values()])
+    dist.all_reduce(flat)
+    parts = flat.split([value.numel() for value in values.values()])
+    return {name: part.view_as(value) for (name, value), part in zip(values.items(), parts)}
 
 
-def add_up(*arrays: "np.ndarray") -> None:
-    """Let arrays hold their sums over the processes."""
-    if _size > 1:
-        import torch
-        import torch.distributed as dist
+def data_parallel(loss: Loss, model: Any) -> Loss:
+    """`loss` itself on one process; on several, a loss that computes this process's slice of the batch.
 
-        for array in arrays:
-            dist.all_reduce(torch.from_numpy(array))
-
-
-def spread(loss: "nn.Module", images: "Tensor") -> "nn.Module":
-    """A loss, from images to (scalar, anything), whose gradients are averaged over the processes.
-
-    Gradients are put into the order in which they are added up after the first backward pass. That is done here, in a
-    pass that counts for nothing, or a resumed run would add them in another order than one never stopped.
+    Backward through the loss returned gives every process the gradients of the whole batch
+    (DistributedDataParallel), and the values returned are those of the whole batch. Noise is drawn for the whole
+    batch and sliced, so the run equals that of one process up to the rounding of sums.
     """
+    return loss if _size == 1 else _DataParallel(loss, model)
+
+
+class _DataParallel:
+    """See `data_parallel`. The model's noise source, `randn_like`, is replaced by one that draws for the whole batch."""
+
+    def __init__(self, loss: Loss, model: Any) -> None:
+        self.model = model
+        self.averaging: Any = None
+        self.loss = loss
+
+    def __call__(self, batch: "Tensor") -> "tuple[Tensor, dict[str, Tensor]]":
+        """Loss and values of a batch (n, pixels); a process whose slice is empty computes the first image at weight 0."""
+        self.averaging = self.averaging or self._wrap(batch)
+        first, last = (len(batch) * number // _size for number in (_rank, _rank + 1))
+        weight = (last - first) / len(batch)
+        first, last = (first, last) if first < last else (0, 1)
+        self.model.randn_like = lambda x: _whole_batch_noise(x, len(batch))[first:last]
+        try:
+            loss, values = self.averaging(batch[first:last])
+        finally:
+            del self.model.randn_like  # the class's own again
+        # DistributedDataParallel averages over processes as if all slices were equal.
+        return loss * (weight * _size), all_reduce({name: value * weight for name, value in values.items()})
+
+    def _wrap(self, batch: "Tensor") -> Any:
+        """The loss under DistributedDataParallel, after one discarded backward pass.
+
+        That pass fixes the order in which gradients are summed; without it a resumed run would sum in another order.
+        """
+        import torch
+
+        averaging = torch.nn.parallel.DistributedDataParallel(
+            self.loss, forward_sync_buffers=False, gradient_as_bucket_view=True  # type: ignore[arg-type]
+        )
+        with torch.random.fork_rng([batch.device] if batch.device.type == "cuda" else []):
+            averaging(batch[:1])[0].backward()
+        averaging.zero_grad()
+        return averaging
+
+
+def _whole_batch_noise(x: "Tensor", batch_size: int) -> "Tensor":
+    """N(0, I) for a batch of which x (n, d) is a slice: (batch_size, d)."""
     import torch
 
-    averaging = torch.nn.parallel.DistributedDataParallel(
-        loss, forward_sync_buffers=False, gradient_as_bucket_view=True
-    )
-    with torch.random.fork_rng([images.device] if images.device.type == "cuda" else []):
-        averaging(images)[0].backward()
-    averaging.zero_grad()
-    return averaging
+    return torch.randn(batch_size, *x.shape[1:], dtype=x.dtype, device=x.device)

@@ -24,7 +24,7 @@ from autoencoders.evaluation.metrics import reconstruction_error
 from autoencoders.recipes import Recipe
 from autoencoders.runtime import processes
 from autoencoders.runtime.device import Precision, keep_freed_memory
-from autoencoders.runtime.errors import Fault
+from autoencoders.runtime.errors import RunError
 from autoencoders.runtime.files import read_json, write_json
 from autoencoders.training.checkpoint import checksum, versions
 from autoencoders.training.run import flatten
@@ -96,7 +96,7 @@ def kept(facts: dict[str, Any], folder: Path) -> Result | None:
         record = read_json(path, "it is trained again")
         if record.pop("sha256", None) == checksum(record) and record["facts"] == facts:
             return dict(record["result"])
-    except (Fault, KeyError, TypeError):
+    except (RunError, KeyError, TypeError):
         pass
     print(f"warning: {path}: is damaged; this fold is trained again", file=sys.stderr)
     return None
@@ -111,7 +111,7 @@ def train_all(folds: Mapping[int, Fold], images: np.ndarray, jobs: int) -> Itera
     try:
         yield from work(joblib.delayed(_train)(key, fold, images) for key, fold in folds.items())
     except BrokenProcessPool as error:
-        raise Fault("a process was ended by the system, most likely for want of memory; use fewer --jobs") from error
+        raise RunError("a process was ended by the system, most likely for want of memory; use fewer --jobs") from error
 
 
 def _train(key: int, fold: Fold, images: np.ndarray) -> tuple[int, Result]:

@@ -3,14 +3,16 @@
 The thresholds are set so that a run which only wavers says nothing; where the numbers come from stands beside them.
 """
 
+import logging
 import math
 from typing import Any
 
 import numpy as np
-import torch
 
-from autoencoders.evaluation.metrics import encode, to_pixels
+from autoencoders.evaluation.metrics import encode
 from autoencoders.training.trainer import Row, Trainer
+
+log = logging.getLogger(__name__)
 
 _LEAST_KL = math.log(2)  # nats; the KL is at least what a code tells of its image: below, not even one of two kinds
 _UNMOVED = 1e-7  # of the test loss: equal to the last digit of fp32; a converged run still wavers by 1e-4 and more
@@ -24,29 +26,17 @@ class Health:
 
     def __init__(self) -> None:
         self.said: set[str] = set()
-        self.pixels_seen = False
 
-    def epoch(self, trainer: Trainer) -> list[str]:
-        """What an epoch gives cause to say, and no epoch before did."""
+    def check(self, trainer: Trainer) -> None:
+        """Warn about the problems that the last epoch shows and no earlier epoch did."""
         history = trainer.history
         found = {"kl": collapsed(history[-1]), "unmoved": unmoved(history), "rising": rising(history)}
-        if not self.pixels_seen:
-            found["pixels"], self.pixels_seen = pixels(trainer), True
         if "dead" not in self.said:
             found["dead"] = dead(trainer)
         new = {name: line for name, line in found.items() if line and name not in self.said}
         self.said |= new.keys()
-        return list(new.values())
-
-
-def pixels(trainer: Trainer) -> str:
-    """The training images do not keep to the range of pixels that the model takes."""
-    kind = trainer.model.input_range
-    low, high = to_pixels(torch.stack(trainer.train_images[:_LOOKED_AT].aminmax()), kind).tolist()
-    least, most = (-1, 1) if kind == "signed" else (0, 1)
-    if least <= low and high <= most:
-        return ""
-    return f"the pixels run from {low:.4g} to {high:.4g}, and the recipe takes them from {least} to {most}"
+        for line in new.values():
+            log.warning(line)
 
 
 def collapsed(row: Row) -> str:

@@ -12,6 +12,7 @@ so that a resumed run goes on as the same one. Numbers have the names of `run.js
 import contextlib
 import importlib.util
 import json
+import logging
 import os
 import secrets
 import struct
@@ -24,42 +25,45 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from autoencoders.runtime import cli
-from autoencoders.runtime.errors import Fault, Mistake
+from autoencoders.runtime.errors import RunError, UsageError
 from autoencoders.runtime.files import read_json, write_json
 
 if TYPE_CHECKING:
-    from autoencoders.training.trainer import Trainer
+    from autoencoders.training.run import Run
 
 # The tracker's process runs this file: nothing here may import torch.
+
+log = logging.getLogger(__name__)
 
 _PATIENCE = 30.0  # seconds that a tracker gets for its last words
 _CHILD = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r})\nfrom autoencoders.training.trackers import _serve\n_serve(sys.argv[1])"  # fmt: skip  # noqa: E501
 _REPORTED = 3  # exit status of a tracker's process that has said itself why it ends
 
 
-def flat(row: Mapping[str, Any]) -> dict[str, Any]:
+def flatten_lists(row: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers of a row by name; those of an ensemble, which are lists, as name_1, name_2, ..."""
     return {f"{name}_{i}" if isinstance(value, list) else name: number
             for name, value in row.items()
             for i, number in enumerate(value if isinstance(value, list) else [value], start=1)}  # fmt: skip
 
 
-def require(names: Iterable[str]) -> None:
-    """Raise Mistake when the package of a tracker is not installed."""
+def check_installed(names: Iterable[str]) -> None:
+    """Raise UsageError when the package of a tracker is not installed."""
     for name in names:
         found = importlib.util.find_spec(name)
         if found is None or found.origin is None:  # a mere folder of that name, such as wandb leaves behind
-            raise Mistake(f"--tracker {name}: its package is not installed; python -m pip install {name}")
+            raise UsageError(f"--tracker {name}: its package is not installed; python -m pip install {name}")
 
 
 class Trackers:
     """The trackers of one run. Nobody waits for what they do with what they are told, until the run ends."""
 
-    def __init__(
-        self, names: Iterable[str], folder: Path, project: str, interval: int, config: dict[str, Any], resume: bool
-    ) -> None:
-        """Start the trackers called `names`; `interval` is the number of steps from one batch loss to the next."""
+    def __init__(self, owner: "Run", names: Iterable[str], project: str, interval: int) -> None:
+        """Start the trackers called `names` for a run; every `interval`-th batch's loss is logged."""
+        trainer, folder, resume = owner.trainer, owner.folder, bool(owner.digest)
+        self.trainer = trainer
+        where = {"dataset": owner.images.title, "device": str(trainer.device), "precision": str(trainer.precision)}
+        config = {**trainer.recipe.as_dict(), **where}
         place = folder.resolve() / "trackers"
         self.interval = interval
         run = f"{config['name']}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
@@ -69,8 +73,8 @@ class Trackers:
             try:
                 place.mkdir(exist_ok=True)
                 self.feeds.append(_Feed(name, facts, resume))
-            except (Fault, OSError, ValueError, TypeError) as error:  # what an earlier run has left, or the disk
-                cli.warn(f"--tracker {name}: {error}; the run goes on without it")
+            except (RunError, OSError, ValueError, TypeError) as error:  # what an earlier run has left, or the disk
+                log.warning(f"--tracker {name}: {error}; the run goes on without it")
 
     def __enter__(self) -> "Trackers":
         return self
@@ -79,8 +83,9 @@ class Trackers:
         for feed in self.feeds:
             feed.close(status=0 if kind is None else 1)
 
-    def epochs(self, trainer: "Trainer") -> None:
+    def log_epochs(self) -> None:
         """Tell of every epoch that is done and has not been told: of a resumed run, perhaps, some of before."""
+        trainer = self.trainer
         history, losses = trainer.history, trainer.batch_losses
         steps = len(losses) // max(len(history), 1)
         for feed in self.feeds:
@@ -90,18 +95,20 @@ class Trackers:
                 # Of an epoch before the resume only the last learning rate is known, and only when it is constant.
                 now = number == len(history) - 1 or not trainer.schedule
                 rate = {"lr": trainer.optimizer.param_groups[0]["lr"]} if now else {}
-                feed.tell("epoch", number + 1, last, flat(history[number]) | rate, batches)
+                feed.tell("epoch", number + 1, last, flatten_lists(history[number]) | rate, batches)
             feed.told = max(feed.told, len(history))
 
-    def picture(self, trainer: "Trainer", path: Path, name: str = "") -> None:
+    def log_picture(self, path: Path, name: str = "") -> None:
         """Tell of a picture that was written where training stands."""
-        self.epochs(trainer)  # first: to some trackers nothing can be told of earlier steps later on
+        trainer = self.trainer
+        self.log_epochs()  # first: to some trackers nothing can be told of earlier steps later on
         for feed in self.feeds:
             feed.tell("picture", len(trainer.batch_losses), name or path.stem, str(path.resolve()))
 
-    def summary(self, trainer: "Trainer", metrics: Mapping[str, Any]) -> None:
+    def log_summary(self, metrics: Mapping[str, Any]) -> None:
         """Tell the metrics of the finished run, those that its last epoch has not told."""
-        new = {name: value for name, value in flat(metrics).items() if name not in flat(trainer.history[-1])}
+        trainer = self.trainer
+        new = {name: value for name, value in flatten_lists(metrics).items() if name not in flatten_lists(trainer.history[-1])}
         for feed in self.feeds:
             feed.tell("summary", len(trainer.batch_losses), new)
 
@@ -141,7 +148,7 @@ class _Feed:
             self.process.kill()
             why = f"it did not finish within {_PATIENCE:.0f} seconds and was ended"
         if why:
-            cli.warn(f"--tracker {self.name}: {why}; the run itself is not touched by it")
+            log.warning(f"--tracker {self.name}: {why}; the run itself is not touched by it")
 
 
 def _serve(name: str) -> None:

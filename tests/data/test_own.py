@@ -18,7 +18,7 @@ import ae_train
 from autoencoders.data.sets import load_again, load_images
 from autoencoders.data.stored import Stored
 from autoencoders.evaluation.metrics import to_pixels
-from autoencoders.runtime.errors import Fault, Mistake
+from autoencoders.runtime.errors import RunError, UsageError
 from autoencoders.training.checkpoint import load_run
 
 TINY = ("--hidden-sizes", 16, "--code-size", 2, "--code-activation", "none", "--epochs", 1, "--device", "cpu")
@@ -73,7 +73,7 @@ def test_a_folder_with_train_and_test_keeps_its_own_parts(tmp_path, digits):
     images = own(tmp_path)
     assert rows(images.train_images) == rows(digits.train_images[:2])
     assert sorted(images.train_labels) == [0, 1] and images.test_labels.tolist() == [1]
-    with pytest.raises(Mistake, match="test part of its own"):
+    with pytest.raises(UsageError, match="test part of its own"):
         own(tmp_path, test_fraction=0.2)
 
 
@@ -188,7 +188,7 @@ def test_what_holds_no_images_is_refused_by_name(tmp_path, capsys, make):
 def test_a_truncated_array_is_refused(tmp_path, collections):
     data = (collections / "array.npy").read_bytes()
     (tmp_path / "cut.npy").write_bytes(data[:-1000])
-    with pytest.raises(Mistake, match=r"cut\.npy: is not a whole"):
+    with pytest.raises(UsageError, match=r"cut\.npy: is not a whole"):
         own(tmp_path / "cut.npy")
 
 
@@ -288,7 +288,7 @@ def test_a_disk_too_full_for_the_images_is_a_fault_that_names_the_folder(collect
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
     try:
-        with pytest.raises(Fault, match=rf"{tmp_path}: cannot hold .*; make room there"):
+        with pytest.raises(RunError, match=rf"{tmp_path}: cannot hold .*; make room there"):
             own(collections / "pictures", root=tmp_path, stream="on")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -304,5 +304,5 @@ def test_what_streaming_cannot_do_is_refused(collections, tmp_path, capsys, flag
 def test_an_array_whose_images_lie_across_one_another_is_not_streamed(tmp_path):
     np.save(tmp_path / "a.npy", np.asfortranarray(np.random.default_rng(0).integers(0, 256, (9, 28, 28), np.uint8)))
     assert len(own(tmp_path / "a.npy").train_images) == 8
-    with pytest.raises(Mistake, match="across one another"):
+    with pytest.raises(UsageError, match="across one another"):
         own(tmp_path / "a.npy", stream="on")

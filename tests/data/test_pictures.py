@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from autoencoders.data.pictures import read_picture, to_digit
-from autoencoders.runtime.errors import Mistake
+from autoencoders.runtime.errors import UsageError
 
 
 def stroke(height=300, width=200, thick=30):
@@ -167,13 +167,13 @@ def test_any_size_with_ink_gives_a_digit(size):
     picture.thumbnail((1024, 1024), Image.Resampling.NEAREST)
     try:
         assert to_digit(picture).max() == 255
-    except Mistake as mistake:  # the one dark pixel may fall through the shrinking
+    except UsageError as mistake:  # the one dark pixel may fall through the shrinking
         assert "blank" in str(mistake)
 
 
 @pytest.mark.parametrize("level", [0, 128, 255])
 def test_a_blank_picture_is_refused(level):
-    with pytest.raises(Mistake, match="blank"):
+    with pytest.raises(UsageError, match="blank"):
         to_digit(Image.fromarray(np.full((50, 40), level, np.uint8)))
 
 
@@ -211,7 +211,7 @@ BAD = {
 def test_a_bad_file_is_a_mistake_that_names_it(tmp_path, name):
     path = tmp_path / "picture"
     path.write_bytes(BAD[name])
-    with pytest.raises(Mistake, match=f"^{path}: ") as caught:
+    with pytest.raises(UsageError, match=f"^{path}: ") as caught:
         read_picture(path)
     assert "\n" not in str(caught.value)
 
@@ -220,7 +220,7 @@ def test_a_library_that_prints_complaints_of_its_own_is_not_heard(tmp_path, capf
     path = tmp_path / "picture.tiff"
     Image.fromarray(on_paper(stroke())).save(path, compression="tiff_lzw")
     path.write_bytes(path.read_bytes()[:8] + bytes(200) + path.read_bytes()[208:])
-    with pytest.raises(Mistake):
+    with pytest.raises(UsageError):
         read_picture(path)
     assert capfd.readouterr() == ("", "")
 
@@ -229,11 +229,11 @@ def test_a_library_that_prints_complaints_of_its_own_is_not_heard(tmp_path, capf
 def test_an_enormous_picture_is_refused_by_its_header(png, monkeypatch, name):
     png.write_bytes(BAD[name])
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda image: pytest.fail("it was decoded"))
-    with pytest.raises(Mistake, match="give a picture of"):
+    with pytest.raises(UsageError, match="give a picture of"):
         read_picture(png)
 
 
 @pytest.mark.parametrize("path", ["missing.png", ".", "/dev/zero"])
 def test_what_is_no_file_is_not_read(path):
-    with pytest.raises(Mistake, match="is not"):
+    with pytest.raises(UsageError, match="is not"):
         read_picture(Path(path))

@@ -9,7 +9,7 @@ from conftest import write_idx
 
 from autoencoders.data import sets
 from autoencoders.data.sets import DATASETS, load_images
-from autoencoders.runtime.errors import Fault, Mistake
+from autoencoders.runtime.errors import RunError, UsageError
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 
@@ -72,7 +72,7 @@ def test_every_name_the_command_line_offers_is_known(fake_mnist, dead_network, n
     for name in DATASETS:
         try:
             assert load_images(name, fake_mnist[0]).train_images.shape[1] == 784
-        except Fault as fault:
+        except RunError as fault:
             assert name in str(fault)  # a set that is not on disk
 
 
@@ -113,7 +113,7 @@ DAMAGES = {
 def test_a_damaged_image_file_is_a_fault_that_names_it_and_the_way_out(fake_mnist, damage):
     root, raw = fake_mnist
     damage(raw / TRAIN_IMAGES)
-    with pytest.raises(Fault, match=TRAIN_IMAGES) as caught:
+    with pytest.raises(RunError, match=TRAIN_IMAGES) as caught:
         load_images("mnist", root)
     assert "good copy" in str(caught.value) and "delete" in str(caught.value)
 
@@ -124,7 +124,7 @@ def test_a_damaged_image_file_is_a_fault_that_names_it_and_the_way_out(fake_mnis
 def test_labels_that_cannot_belong_to_the_images_are_a_fault_that_names_them(fake_mnist, labels):
     root, raw = fake_mnist
     write_idx(raw / TRAIN_LABELS, labels)
-    with pytest.raises(Fault, match=TRAIN_LABELS):
+    with pytest.raises(RunError, match=TRAIN_LABELS):
         load_images("mnist", root)
 
 
@@ -141,13 +141,13 @@ def test_a_file_that_cannot_be_read_is_a_fault(fake_mnist, dead_network, network
     network(dead_network)
     (raw / TRAIN_LABELS).unlink()
     (raw / TRAIN_LABELS).mkdir()
-    with pytest.raises(Fault, match=TRAIN_LABELS):
+    with pytest.raises(RunError, match=TRAIN_LABELS):
         load_images("mnist", root)
 
 
 def test_without_mnist_and_network_the_fault_names_both_ways_out(tmp_path, dead_network, network):
     network(dead_network)
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(RunError) as caught:
         load_images("mnist", tmp_path)
     message = str(caught.value)
     assert str(tmp_path / "MNIST" / "raw") in message and TRAIN_IMAGES in message and "--dataset digits" in message
@@ -157,7 +157,7 @@ def test_a_network_that_never_answers_is_given_up(tmp_path, silent_network, netw
     network(silent_network)
     assert sets._PATIENCE == 20
     monkeypatch.setattr(sets, "_PATIENCE", 1.0)
-    with pytest.raises(Fault, match="could not be downloaded"):
+    with pytest.raises(RunError, match="could not be downloaded"):
         load_images("mnist", tmp_path)
 
 
@@ -165,7 +165,7 @@ def test_an_incomplete_set_is_downloaded_and_not_half_read(fake_mnist, dead_netw
     root, raw = fake_mnist
     network(dead_network)
     (raw / TRAIN_LABELS).unlink()
-    with pytest.raises(Fault, match=TRAIN_LABELS):
+    with pytest.raises(RunError, match=TRAIN_LABELS):
         load_images("mnist", root)
 
 
@@ -204,5 +204,5 @@ def test_a_set_without_a_label_has_it_in_no_training_image_and_its_test_images_w
 
 
 def test_a_label_that_is_not_there_cannot_be_left_out(digits):
-    with pytest.raises(Mistake, match="no training image is of label 4"):
+    with pytest.raises(UsageError, match="no training image is of label 4"):
         digits.without(4).without(4)

@@ -19,7 +19,7 @@ from autoencoders.data.stream import BlockOrder, Streamed, ahead, to_device
 from autoencoders.evaluation.pca import fit_pca
 from autoencoders.recipes import RECIPES
 from autoencoders.runtime.device import Precision
-from autoencoders.runtime.errors import Fault
+from autoencoders.runtime.errors import RunError
 from autoencoders.training.report import measure
 from autoencoders.training.trainer import Trainer
 
@@ -218,22 +218,22 @@ def test_a_file_that_is_cut_short_while_it_is_read_is_a_fault(file):
     path, _ = file
     streamed = Streamed(stored(path.open("rb", buffering=0), str(path), 6, 1003, 25), CPU)
     path.write_bytes(path.read_bytes()[:10_000])
-    with pytest.raises(Fault, match="has become shorter"):
+    with pytest.raises(RunError, match="has become shorter"):
         list(streamed.split(10))
-    with pytest.raises(Fault, match="has become shorter"):
+    with pytest.raises(RunError, match="has become shorter"):
         streamed[:]
 
 
 def test_what_the_thread_raises_reaches_the_run_and_leaving_ends_the_thread():
     def make(number):
         if number == 20:
-            raise Fault("the disk")
+            raise RunError("the disk")
         return -number
 
     before = threading.active_count()
     got = ahead(make, range(100))
     assert list(islice(got, 20)) == [-number for number in range(20)]
-    with pytest.raises(Fault, match="the disk"):
+    with pytest.raises(RunError, match="the disk"):
         next(got)
     left = ahead(make, iter(range(10**9)))
     assert next(left) == 0

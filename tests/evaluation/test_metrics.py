@@ -10,7 +10,7 @@ from autoencoders.evaluation.metrics import (
     evaluate,
     firing_rates,
     pearson,
-    quality,
+    code_statistics,
     reconstruct,
     reconstruction_error,
     to_pixels,
@@ -84,7 +84,7 @@ def test_constant_images_are_counted_and_left_out_of_the_mean(digits):
     model = SparseEnsemble(num_saes=2, features=40, k=6)
     images = torch.from_numpy(digits.test_images.copy())
     spoilt = torch.cat([images, torch.full((3, 784), 7, dtype=torch.uint8)])
-    clean, counted = quality(model, images), quality(model, spoilt)
+    clean, counted = code_statistics(model, images), code_statistics(model, spoilt)
     assert counted["undefined_pearson"] == [3, 3] and clean["undefined_pearson"] == [0, 0]
     assert counted["pearson"] == pytest.approx(clean["pearson"], rel=1e-6)
 
@@ -97,6 +97,6 @@ def test_codes_of_an_ensemble_and_their_firing_rates_span_the_passes():
     assert codes.shape == (2, 1100, 40)
     rates = firing_rates(model, images)
     torch.testing.assert_close(rates, (codes != 0).float().mean(dim=1))
-    measured = quality(model, images)
+    measured = code_statistics(model, images)
     assert measured["l0"] == pytest.approx([6, 6]) and measured["mean_activity"] == pytest.approx([6 / 40, 6 / 40])
     assert measured["dead_features"] == pytest.approx((rates == 0).float().mean(dim=1).tolist())

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from autoencoders.evaluation.pca import PCA_FILE, _moments, count_file, fit_pca, read_pca, write_pca
-from autoencoders.runtime.errors import Fault, Mistake
+from autoencoders.runtime.errors import RunError, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_images_of_the_largest_values_are_counted_without_rounding():
 
 
 def test_one_and_the_same_image_has_no_variance_to_explain(digits):
-    with pytest.raises(Mistake, match="all training images are the same"):
+    with pytest.raises(UsageError, match="all training images are the same"):
         fit_pca(replace(digits, train_images=np.full((900, 784), 7, np.uint8)))
 
 
@@ -129,7 +129,7 @@ def test_no_pca_file_is_no_pca(tmp_path, digits):
 
 def test_a_pca_of_other_images_is_refused_with_the_command_that_mends_it(pca, few, tmp_path):
     write_pca(tmp_path, pca, 0.95, "digits")
-    with pytest.raises(Mistake, match=r"pca\.npz.*run ae_pca\.py"):
+    with pytest.raises(UsageError, match=r"pca\.npz.*run ae_pca\.py"):
         read_pca(tmp_path, few)
 
 
@@ -153,13 +153,13 @@ def test_a_damaged_pca_file_is_a_fault_that_names_it(pca, digits, tmp_path, dama
     write_pca(tmp_path, pca, 0.95, "digits")
     path = tmp_path / PCA_FILE
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(Fault, match=r"pca\.npz"):
+    with pytest.raises(RunError, match=r"pca\.npz"):
         read_pca(tmp_path, digits)
 
 
 def test_an_npz_without_our_arrays_is_a_fault(digits, tmp_path):
     np.savez(tmp_path / PCA_FILE, mean=np.zeros(3))
-    with pytest.raises(Fault, match=r"pca\.npz"):
+    with pytest.raises(RunError, match=r"pca\.npz"):
         read_pca(tmp_path, digits)
 
 

@@ -20,7 +20,7 @@ import ae_train
 import mnist_sae_train
 from autoencoders.recipes import RECIPES
 from autoencoders.runtime import cli
-from autoencoders.runtime.errors import Fault, Mistake
+from autoencoders.runtime.errors import RunError, UsageError
 
 
 @pytest.mark.parametrize("script", ["ae_pca.py", "ae_train.py"])
@@ -36,8 +36,8 @@ def test_help_shows_every_flag_and_needs_no_torch(script):
 @pytest.mark.parametrize(
     ("error", "status", "says"),
     [
-        (Mistake("wrong\n  flag"), 2, "wrong flag"),
-        (Fault("bad disk"), 1, "bad disk"),
+        (UsageError("wrong\n  flag"), 2, "wrong flag"),
+        (RunError("bad disk"), 1, "bad disk"),
         (MemoryError(), 1, "memory"),
         (OSError(28, "No space left on device", "x.png"), 1, "x.png: No space left on device"),
         (KeyboardInterrupt(), 130, "Ctrl-C"),

@@ -3,7 +3,7 @@ import torch
 
 from autoencoders.runtime import processes
 from autoencoders.runtime.device import Precision, pick_device, seed_for
-from autoencoders.runtime.errors import Mistake
+from autoencoders.runtime.errors import UsageError
 
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 no_mps = pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is an Apple GPU here")
@@ -23,14 +23,14 @@ def test_auto_is_cuda_where_there_is_one_and_an_index_picks_it():
 
 @pytest.mark.parametrize("name", ["tpu", "", "CPU", "gpu", "cuda:x", "cuda:-1", "cuda:99", "cuda:²", "cpu:", "auto:1"])
 def test_a_device_that_cannot_be_is_a_mistake_that_repeats_it(name):
-    with pytest.raises(Mistake) as caught:
+    with pytest.raises(UsageError) as caught:
         pick_device(name)
     assert f"--device {name}" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", [pytest.param("cuda", marks=no_cuda), pytest.param("mps", marks=no_mps)])
 def test_a_missing_device_is_a_mistake_and_never_a_quietly_slower_run(name):
-    with pytest.raises(Mistake, match="--device auto or cpu"):
+    with pytest.raises(UsageError, match="--device auto or cpu"):
         pick_device(name)
 
 
@@ -72,5 +72,5 @@ def test_more_processes_than_gpus_are_told_so_whatever_device_was_asked_for(monk
     for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
     for device in ("auto", "cuda"):
-        with pytest.raises(Mistake, match="more processes than this machine's 1 CUDA devices"):
+        with pytest.raises(UsageError, match="more processes than this machine's 1 CUDA devices"):
             pick_device(device)

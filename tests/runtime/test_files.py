@@ -5,7 +5,7 @@ import stat
 import numpy as np
 import pytest
 
-from autoencoders.runtime.errors import Fault, Mistake
+from autoencoders.runtime.errors import RunError, UsageError
 from autoencoders.runtime.files import (
     prepare_folder,
     read_bytes,
@@ -39,7 +39,7 @@ def test_a_write_that_fails_half_way_leaves_the_old_file_and_no_other(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # as a disk that fills up after a kilobyte
     try:
-        with pytest.raises(Fault, match=r"numbers\.txt"):
+        with pytest.raises(RunError, match=r"numbers\.txt"):
             write_atomic(path, bytes(10_000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -70,7 +70,7 @@ def test_permissions_follow_the_umask(tmp_path, mask):
 
 
 def test_writing_where_no_folder_is_is_a_fault_that_names_the_file(tmp_path):
-    with pytest.raises(Fault, match=r"gone/file\.txt"):
+    with pytest.raises(RunError, match=r"gone/file\.txt"):
         write_atomic(tmp_path / "gone" / "file.txt", b"x")
 
 
@@ -83,7 +83,7 @@ def test_an_output_folder_is_made_with_its_parents_and_left_empty(tmp_path):
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/none"])
 def test_an_output_folder_that_cannot_be_is_a_fault_that_names_it(tmp_path, place):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(Fault, match=place) as caught:
+    with pytest.raises(RunError, match=place) as caught:
         prepare_folder(tmp_path / place)
     assert "--output-dir" in str(caught.value)
     assert (tmp_path / "file").read_text() == "mine"
@@ -105,12 +105,12 @@ def test_what_json_has_no_word_for_is_not_written(tmp_path, number):
 @pytest.mark.parametrize("text", [b"", b"{", b"[1]", b"\xff\xfe", b"[" * 100_000])
 def test_damaged_json_is_a_fault_with_its_name_and_remedy(tmp_path, text):
     (tmp_path / "x.json").write_bytes(text)
-    with pytest.raises(Fault, match=r"x\.json.*train it again"):
+    with pytest.raises(RunError, match=r"x\.json.*train it again"):
         read_json(tmp_path / "x.json", "train it again")
 
 
 def test_a_missing_file_is_a_fault_with_its_name_and_remedy(tmp_path):
-    with pytest.raises(Fault, match=r"nowhere.*look elsewhere"):
+    with pytest.raises(RunError, match=r"nowhere.*look elsewhere"):
         read_bytes(tmp_path / "nowhere", "look elsewhere")
 
 
@@ -126,7 +126,7 @@ BAD_COUNTS = ["", "\n", "0", "785", "-3", "abc", "15.4", "1e2", "154 components"
 @pytest.mark.parametrize("text", BAD_COUNTS, ids=[ascii(text[:20]) for text in BAD_COUNTS])
 def test_anything_else_is_a_mistake_with_its_name_and_remedy(tmp_path, text):
     (tmp_path / "n.txt").write_text(text, encoding="utf-8")
-    with pytest.raises(Mistake, match=r"n\.txt.*run ae_pca\.py again"):
+    with pytest.raises(UsageError, match=r"n\.txt.*run ae_pca\.py again"):
         read_count(tmp_path / "n.txt", 784, "run ae_pca.py again")
 
 
@@ -139,7 +139,7 @@ def test_no_flipped_bit_of_an_archive_is_read_as_another_number(tmp_path):
         path.write_bytes(data[: place // 8] + bytes([data[place // 8] ^ (1 << place % 8)]) + data[place // 8 + 1 :])
         try:
             read = read_npz(path, {"a": (2, 3), "b": (4,)}, "make it again")
-        except Fault:
+        except RunError:
             refused += 1
             continue
         assert all(np.array_equal(read[name], arrays[name]) for name in arrays)

@@ -23,7 +23,7 @@ import ae_search
 import ae_train
 from ae_models import Autoencoder
 from autoencoders.runtime import processes
-from autoencoders.runtime.errors import Mistake
+from autoencoders.runtime.errors import UsageError
 
 LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 DIGITS = ("--dataset", "digits", "--epochs", "2", "--quiet")
@@ -197,11 +197,11 @@ def test_the_mistake_of_one_process_ends_all_with_one_line(tmp_path):
     script.write_text("""
 from autoencoders.runtime import cli
 from autoencoders.runtime import processes
-from autoencoders.runtime.errors import Mistake
+from autoencoders.runtime.errors import UsageError
 def main():
     processes.join()
     if processes.rank() == 1:
-        raise Mistake("only the other one knows")
+        raise UsageError("only the other one knows")
     processes.gathered(None)
 cli.run(main)
 """)
@@ -221,9 +221,9 @@ def test_fewer_parts_than_processes_are_refused(monkeypatch):
     whole, two, three = (ae_train.RECIPES["simple"].override({"micro_batches": parts}) for parts in (1, 2, 3))
     ae_train.check_parts(whole, graphs=False)
     ae_train.check_parts(three, graphs=False)
-    with pytest.raises(Mistake, match=r"--micro-batches 2.*3 processes"):
+    with pytest.raises(UsageError, match=r"--micro-batches 2.*3 processes"):
         ae_train.check_parts(two, graphs=False)
-    with pytest.raises(Mistake, match="--cuda-graphs"):
+    with pytest.raises(UsageError, match="--cuda-graphs"):
         ae_train.check_parts(three, graphs=True)
 
 

@@ -10,7 +10,7 @@ from conftest import call_script, is_one_error_line
 import ae_train
 from autoencoders.recipes import RECIPES
 from autoencoders.runtime.device import Precision
-from autoencoders.runtime.errors import Fault, Mistake
+from autoencoders.runtime.errors import RunError, UsageError
 from autoencoders.runtime.files import lock_folder
 from autoencoders.training.checkpoint import load_checkpoint, load_run, read_record, save_checkpoint
 from autoencoders.training.trainer import Diverged, Trainer
@@ -214,7 +214,7 @@ def test_a_run_is_loaded_with_its_weights_recipe_and_record(finished):
 def test_a_number_changed_in_the_record_is_noticed(folder):
     text = (folder / "run.json").read_text()
     (folder / "run.json").write_text(text.replace('"test_mse": 0.', '"test_mse": 0.0'))
-    with pytest.raises(Fault, match=r"run.json: was changed"):
+    with pytest.raises(RunError, match=r"run.json: was changed"):
         load_run(folder, CPU)
 
 
@@ -223,15 +223,15 @@ def test_weights_that_are_not_the_records_own_are_refused(folder):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(Fault, match=r"mnist_denoising.pt: is not the file"):
+    with pytest.raises(RunError, match=r"mnist_denoising.pt: is not the file"):
         load_run(folder, CPU)
     path.unlink()
-    with pytest.raises(Fault, match=r"mnist_denoising.pt: cannot be read"):
+    with pytest.raises(RunError, match=r"mnist_denoising.pt: cannot be read"):
         load_run(folder, CPU)
 
 
 def test_a_folder_without_a_run_is_a_mistake(tmp_path):
-    with pytest.raises(Mistake, match=r"run.json: is not there"):
+    with pytest.raises(UsageError, match=r"run.json: is not there"):
         load_run(tmp_path, CPU)
 
 

@@ -1,0 +1,105 @@
+"""An image set: grey levels (N, 784) uint8 and labels (N,), in memory or, for training images, in a mapped .npy file.
+
+784 pixels stand for 28 x 28; another image size gives another number, here and wherever the suite says 784.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autoencoders.runtime.errors import RunError, UsageError
+
+_HASHED = 2**16  # images hashed at a time
+
+
+@dataclass(frozen=True)
+class MappedImages:
+    """Images (n, pixels) uint8 that stay in a .npy file: `len`, `shape` and an index work as for an array.
+
+    `rows` are their numbers in the file, ascending. The file is mapped anew for each read: pages of a mapping that
+    stays open would count as memory of this process.
+    """
+
+    path: Path
+    rows: np.ndarray
+    pixels: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(images, pixels)."""
+        return len(self.rows), self.pixels
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.rows) * self.pixels
+
+    def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
+        try:
+            array = np.load(self.path, mmap_mode="r", allow_pickle=False)
+            return array[self.rows[index]].reshape(-1, self.pixels)
+        except (OSError, ValueError, IndexError) as error:
+            raise RunError(f"{self.path}: has changed while it was read ({error}); start again") from error
+
+
+Images = np.ndarray | MappedImages
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Training and test images (N, 784) uint8 with labels (N,); `title` is for people, `name` for files.
+
+    `source` holds the arguments of `load_images` that load the set again, in JSON types.
+    """
+
+    name: str
+    title: str
+    train_images: Images
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    left_out: int | None = None  # the label that no training image has
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def side(self) -> int:
+        """Pixels along an image's side."""
+        return math.isqrt(self.train_images.shape[1])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all pixels and labels, in order: two sets with the same one are the same set."""
+        digest = hashlib.sha256()
+        for array in (self.train_images, self.train_labels, self.test_images, self.test_labels):
+            digest.update(str(array.shape).encode())
+            for start in range(0, len(array), _HASHED):
+                digest.update(np.ascontiguousarray(array[start : start + _HASHED]).data)
+        return digest.hexdigest()
+
+    def leaving_out(self, label: int) -> "ImageSet":
+        """This set without the training images of one label; the test images stay complete."""
+        kept = self.train_labels != label
+        if isinstance(self.train_images, MappedImages):
+            raise UsageError("--leave-out: needs the training images in memory; use --stream off")
+        if kept.all() or not kept.any():
+            raise UsageError(f"{self.title}: {'no' if kept.all() else 'every'} training image has the label {label}")
+        return replace(
+            self, title=f"{self.title} without {label}", left_out=label,
+            train_images=self.train_images[kept], train_labels=self.train_labels[kept],
+        )  # fmt: skip
+
+    def epochs(self, epochs: int) -> int:
+        """The number of epochs on this set for a recipe's number, which counts passes over MNIST.
+
+        A set forty times smaller gives forty times fewer steps per epoch; ten times the epochs suffices for readable
+        reconstructions and stays quick.
+        """
+        return epochs * 10 if len(self.train_images) < 10_000 else epochs
