@@ -45,7 +45,10 @@ class Autoencoder(nn.Module):
     noise_factor = 0.0
     epoch_metrics: tuple[str, ...] = ()
     loss_unit = "mean squared error"
-    randn_like = staticmethod(torch.randn_like)  # the source of noise; replaced where processes share a batch
+
+    def randn_like(self, x: Tensor) -> Tensor:
+        """N(0, I) of the shape of x; replaced while several processes share a batch."""
+        return torch.randn_like(x)
 
     def encode(self, x: Tensor) -> Tensor:
         """Codes (batch, code_size) of images (batch, 784)."""
@@ -138,8 +141,8 @@ class SymmetricAutoencoder(LayeredAutoencoder):
 
     `layer_sizes` runs from the pixels to the code, such as [784, 2500, 154]; fewer than two entries, or one
     below 1, is a ValueError. `activation` (`relu`; `gelu`: Hendrycks & Gimpel 2016) follows every layer but the
-    last of encoder and decoder, `code_activation` (`relu` or `none`) the code. With `linear_path` encoder and decoder each
-    add one linear map to their layers, which then learn only what is not linear (He et al. 2016).
+    last of encoder and decoder, `code_activation` (`relu` or `none`) the code. With `linear_path` encoder and decoder
+    each add one linear map to their layers, which then learn only what is not linear (He et al. 2016).
     Further arguments: `LayeredAutoencoder`.
     """
 
@@ -201,8 +204,8 @@ class ConvAutoencoder(LayeredAutoencoder):
 class VAE(LayeredAutoencoder):
     """Variational autoencoder with a Gaussian code and Bernoulli pixels (Kingma & Welling 2014).
 
-    `layer_sizes` as in `SymmetricAutoencoder`; the encoder ends in two heads, the code's mean and log-variance. The loss is the cross-entropy summed over pixels plus beta times KL(N(mean, var) || N(0, I)), in
-    nats per image; beta is `kl_weight` (Higgins et al. 2017), with `kl_anneal="linear"` times epoch / epochs.
+    `layer_sizes` as in `SymmetricAutoencoder`; the encoder ends in two heads, the code's mean and log-variance. The
+    loss is the cross-entropy summed over pixels plus beta times KL(N(mean, var) || N(0, I)), in nats per image; beta is `kl_weight` (Higgins et al. 2017), with `kl_anneal="linear"` times epoch / epochs.
     `encode` gives the mean; unit pixels.
     """
 

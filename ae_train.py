@@ -71,7 +71,7 @@ def parser(recipe: Recipe = RECIPES[DEFAULT], only_own: bool = False) -> cli.Par
                         help="write the weights every N epochs (default: at the end only)")
     output.add_argument("--tracker", choices=TRACKERS, action="append", default=[],
                         help="also log to this experiment tracker; may be given several times (default: none)")
-    output.add_argument("--tracker-project", default="autoencoders", metavar="NAME", help="project name for the tracker")
+    output.add_argument("--tracker-project", default="autoencoders", metavar="NAME", help="the tracker's project name")
     output.add_argument("--tracker-interval", type=cli.integer(1), default=10, metavar="N",
                         help="log the loss of every N-th batch to the tracker")
     return parser
@@ -111,13 +111,13 @@ def train(recipe: Recipe, args: argparse.Namespace) -> None:
     images = images if args.leave_out is None else images.leaving_out(args.leave_out)
     recipe = fit_to_images(recipe, args, images)
     check_memory(recipe.count_parameters())
-    with locked(folder) if processes.is_main() and not args.dry_run else contextlib.nullcontext():
-        recipe, pca, pca_is_new = processes.on_main(lambda: resolve_code_size(recipe, images, folder))
-        check_memory(recipe.count_parameters())
-        run = Run(Trainer(recipe, images, device, args.amp, args.workers), images, folder)
-        if args.dry_run:
-            print_plan(run, args)
-            return
+    recipe, pca, pca_is_new = processes.on_main(lambda: resolve_code_size(recipe, images, folder))
+    check_memory(recipe.count_parameters())
+    run = Run(Trainer(recipe, images, device, args.amp, args.workers), images, folder)
+    if args.dry_run:
+        print_plan(run, args)
+        return
+    with locked(folder) if processes.is_main() else contextlib.nullcontext():
         if run.resume_or_start(args.resume):
             return
         if not processes.is_main():

@@ -1,8 +1,8 @@
 """The recipe table: every system of the suite is one row, every setting is defined once.
 
-A row names a model, as module.class, with its arguments, and says how to train it; what it leaves out keeps the default
-of `Recipe`. `SETTINGS` lists what a flag of `ae_train.py` may override: a field of `Recipe` or an argument of the model.
-Flags, `--list-recipes` and `--help` are generated from the two tables. Nothing here imports torch.
+A row names a model, as module.class, with its arguments, and says how to train it; a field that it leaves out keeps the
+default of `Recipe`. `SETTINGS` lists what a flag of `ae_train.py` may override: a field of `Recipe` or an argument of
+the model. Flags, `--list-recipes` and `--help` are generated from the two tables. Nothing here imports torch.
 """
 
 import argparse
@@ -156,7 +156,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting that a flag may override: a field of `Recipe` (group `training`) or an argument of a model (`model`)."""
+    """A setting that a flag overrides: a field of `Recipe` (group `training`) or an argument of a model (`model`)."""
 
     name: str
     group: str
@@ -207,110 +207,56 @@ SETTINGS: dict[str, Setting] = {setting.name: setting for setting in (
     _setting("training", "grad_clip", "maximum gradient norm, 0 for no clipping", type=cli.number(0), metavar="X"),
     _setting("training", "seed", "of weights, order and noise", type=cli.integer(0), metavar="N"),
 )}
-# fmt: on
 
 TRAINING = tuple(setting.name for setting in SETTINGS.values() if setting.group == "training")
 
 DEFAULT = "symmetric"
 
 # Arguments that every fully connected row shares; a row says what differs.
-_DENSE = {
-    "activation": "relu", "code_activation": "relu", "linear_path": False, "output": "sigmoid", "loss": "mse",
-    "noise_factor": 0.0, "test_noise": False,
-}  # fmt: skip
+_DENSE = {"activation": "relu", "code_activation": "relu", "linear_path": False, "output": "sigmoid", "loss": "mse",
+          "noise_factor": 0.0, "test_noise": False}
 _TUTORIAL = {**_DENSE, "hidden_sizes": (128, 64), "code_size": 32}
 _OURS = {**_DENSE, "activation": "gelu", "code_activation": "none", "linear_path": True, "output": "tanh"}
 
 _ROWS = (
-    Recipe(
-        name="symmetric",
-        summary="PCA-guided symmetric autoencoder",
-        source='M. Faulkner, "Deep Learning: Autoencoders", 2024',
-        model="ae_models.SymmetricAutoencoder",
-        model_args={**_DENSE, "hidden_sizes": (2500,), "code_size": None, "output": "tanh"},
-        batch_size=256,
-        seed=0,
-    ),
-    Recipe(
-        name="simple",
-        summary="tutorial autoencoder",
-        source="a published tutorial; Hinton & Salakhutdinov 2006",
-        model="ae_models.SymmetricAutoencoder",
-        model_args=_TUTORIAL,
-    ),
-    Recipe(
-        name="conv",
-        summary="convolutional autoencoder",
-        source="a published tutorial; Masci et al. 2011",
-        model="ae_models.ConvAutoencoder",
-        shape="convolutions 1-16-32 to a code of 64 x 1 x 1, and back",
-        model_args={"code_size": 64, "loss": "mse", "noise_factor": 0.0, "test_noise": False},
-    ),
-    Recipe(
-        name="denoising",
-        summary="denoising autoencoder",
-        source="a published tutorial; Vincent et al. 2010",
-        model="ae_models.SymmetricAutoencoder",
-        model_args={**_TUTORIAL, "noise_factor": 0.5},
-    ),
-    Recipe(
-        name="bce",
-        summary="cross-entropy autoencoder",
-        source="a published write-up with its losses of every epoch",
-        model="ae_models.SymmetricAutoencoder",
-        model_args={**_DENSE, "hidden_sizes": (400,), "code_size": 20, "code_activation": "none", "loss": "bce",
-                    "pixels": "signed"},
-    ),
-    Recipe(
-        name="vae",
-        summary="variational autoencoder",
-        source="a published write-up; Kingma & Welling 2014",
-        model="ae_models.VAE",
-        objective="bce + beta KL(q(code | x) || N(0, I))",
-        model_args={"hidden_sizes": (256,), "code_size": 20, "kl_weight": 1.0, "kl_anneal": "linear"},
-        pictures=("samples",),
-        epochs=50,
-        optimizer="adamw",
-        weight_decay=0.01,
-    ),
-    Recipe(
-        name="sparse",
-        summary="ensemble of k-sparse autoencoders",
-        source="a published write-up; Makhzani & Frey 2014",
-        model="autoencoders.sparse.SparseEnsemble",
-        shape="5 times 784-1024, 50 features kept, tied decoder",
-        objective="mse + consistency + revival",
-        model_args={"num_saes": 5, "features": 1024, "k": 50, "consistency_weight": 0.01, "consistency_warmup": 100,
-                    "revive": "lift", "reinit_threshold": None},
-        pictures=("training_metrics", "sae_features", "feature_activity"),
-        epochs=5,
-    ),
-    Recipe(
-        name="tuned",
-        summary="the budget of symmetric, the best quality",
-        source="ours",
-        model="ae_models.SymmetricAutoencoder",
-        shape="784-1024-PCA-1024-784, with a linear map in parallel to encoder and decoder",
-        model_args={**_OURS, "hidden_sizes": (1024,), "code_size": None},
-        batch_size=64,
-        lr=2e-3,
-        lr_schedule="one-cycle",
-        seed=0,
-    ),
-    Recipe(
-        name="speedrun",
-        summary="the quality of symmetric, the least time",
-        source="ours",
-        model="ae_models.SymmetricAutoencoder",
-        shape="784-128-154-128-784, with a linear map in parallel to encoder and decoder",
-        model_args={**_OURS, "hidden_sizes": (128,), "code_size": 154},
-        epochs=1,
-        batch_size=64,
-        lr=4e-3,
-        lr_schedule="one-cycle",
-        seed=0,
-    ),
-)  # fmt: skip
+    Recipe("symmetric", "PCA-guided symmetric autoencoder",
+           'M. Faulkner, "Deep Learning: Autoencoders", 2024', "ae_models.SymmetricAutoencoder",
+           {**_DENSE, "hidden_sizes": (2500,), "code_size": None, "output": "tanh"},
+           batch_size=256, seed=0),
+    Recipe("simple", "tutorial autoencoder",
+           "a published tutorial; Hinton & Salakhutdinov 2006", "ae_models.SymmetricAutoencoder", _TUTORIAL),
+    Recipe("conv", "convolutional autoencoder",
+           "a published tutorial; Masci et al. 2011", "ae_models.ConvAutoencoder",
+           {"code_size": 64, "loss": "mse", "noise_factor": 0.0, "test_noise": False},
+           shape="convolutions 1-16-32 to a code of 64 x 1 x 1, and back"),
+    Recipe("denoising", "denoising autoencoder",
+           "a published tutorial; Vincent et al. 2010", "ae_models.SymmetricAutoencoder",
+           {**_TUTORIAL, "noise_factor": 0.5}),
+    Recipe("bce", "cross-entropy autoencoder",
+           "a published write-up with its losses of every epoch", "ae_models.SymmetricAutoencoder",
+           {**_DENSE, "hidden_sizes": (400,), "code_size": 20, "code_activation": "none", "loss": "bce",
+            "pixels": "signed"}),
+    Recipe("vae", "variational autoencoder",
+           "a published write-up; Kingma & Welling 2014", "ae_models.VAE",
+           {"hidden_sizes": (256,), "code_size": 20, "kl_weight": 1.0, "kl_anneal": "linear"},
+           objective="bce + beta KL(q(code | x) || N(0, I))", pictures=("samples",),
+           epochs=50, optimizer="adamw", weight_decay=0.01),
+    Recipe("sparse", "ensemble of k-sparse autoencoders",
+           "a published write-up; Makhzani & Frey 2014", "autoencoders.sparse.SparseEnsemble",
+           {"num_saes": 5, "features": 1024, "k": 50, "consistency_weight": 0.01, "consistency_warmup": 100,
+            "revive": "lift", "reinit_threshold": None},
+           shape="5 times 784-1024, 50 active features, tied decoder", objective="mse + consistency + revival",
+           pictures=("training_metrics", "sae_features", "feature_activity"), epochs=5),
+    Recipe("tuned", "the budget of symmetric, the best quality", "ours", "ae_models.SymmetricAutoencoder",
+           {**_OURS, "hidden_sizes": (1024,), "code_size": None},
+           shape="784-1024-PCA-1024-784, with a linear map in parallel to encoder and decoder",
+           batch_size=64, lr=2e-3, lr_schedule="one-cycle", seed=0),
+    Recipe("speedrun", "the quality of symmetric, the least time", "ours", "ae_models.SymmetricAutoencoder",
+           {**_OURS, "hidden_sizes": (128,), "code_size": 154},
+           shape="784-128-154-128-784, with a linear map in parallel to encoder and decoder",
+           epochs=1, batch_size=64, lr=4e-3, lr_schedule="one-cycle", seed=0),
+)
+# fmt: on
 
 RECIPES: dict[str, Recipe] = {row.name: row for row in _ROWS}
 

@@ -165,27 +165,12 @@ def test_a_count_that_the_pca_beside_it_contradicts_is_refused(trained, tmp_path
     assert (tmp_path / "n_components_95.txt").read_text() == "7\n"
 
 
-BAD_FLAGS = [
-    *(("--code-size", v) for v in ("0", "-3", "abc", "1e9", "")),
-    *(("--hidden-sizes", v) for v in ("a,b", "0", "-5", "64,")),
-    *(("--epochs", v) for v in ("-1", "1.5")),
-    *(("--batch-size", v) for v in ("0", "-1")),
-    *(("--lr", v) for v in ("0", "-1", "nan", "inf")),
-    ("--workers", "-1"),
-    ("--seed", "-1"),
-    ("--dataset", "imagenet"),
-    ("--recipe", "nonsense"),
-    ("--amp", "maybe"),
-    ("--no-such-flag",),
-]
-
-
-@pytest.mark.parametrize("flags", BAD_FLAGS, ids=" ".join)
-def test_bad_input_is_one_line_and_status_2_and_no_file_is_touched(tmp_path, flags):
+def test_a_bad_flag_is_one_line_and_status_2_and_no_file_is_touched(tmp_path):
+    """As a process, once; test_hostile_flags.py covers every flag in this process."""
     folder = tmp_path / "out"
-    process = run_script("ae_train.py", "--dataset", "digits", "--output-dir", folder, *flags)
+    process = run_script("ae_train.py", "--dataset", "digits", "--output-dir", folder, "--code-size", "abc")
     assert process.returncode == 2 and process.stdout == "" and is_one_error_line(process.stderr)
-    assert flags[0] in process.stderr and not folder.exists()
+    assert "--code-size" in process.stderr and not folder.exists()
 
 
 DEVICES = ["tpu", "cuda:99", "cuda:x", *([] if torch.cuda.is_available() else ["cuda"])]

@@ -1,45 +1,87 @@
 import dataclasses
+import io
 import json
 
 import pytest
 import torch
+from conftest import make_trainer, same_bits
 
-from ae_models import LayeredAutoencoder
+from ae_models import LayeredAutoencoder, to_range
 from autoencoders.recipes import DEFAULT, RECIPES, Recipe
-from autoencoders.runtime.device import Precision
 from autoencoders.runtime.errors import UsageError
-from autoencoders.training.trainer import Trainer
 
 every_recipe = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())
 
 
 def settled(recipe):
-    """The recipe with a code size, where it waits for the PCA's."""
+    """The recipe with a code size, where PCA would decide it."""
     return recipe.override({"code_size": 25}) if recipe.model_args.get("code_size", 1) is None else recipe
+
+
+@pytest.fixture
+def unit_x():
+    return torch.rand(6, 784, generator=torch.Generator().manual_seed(0))
 
 
 @every_recipe
 def test_every_recipe_lowers_its_own_loss_in_a_few_steps(recipe, few):
-    recipe = settled(recipe).override({"epochs": 3, "batch_size": 32})
-    torch.manual_seed(recipe.seed)
-    cpu = torch.device("cpu")
-    trainer = Trainer(recipe.build(), recipe, few.train_images, few.test_images, cpu, Precision("off", cpu))
-    first, *_, last = trainer.epochs()
+    settings = {"code_size": 25} if recipe.code_size is None else {}
+    first, *_, last = make_trainer(recipe.name, few, epochs=3, batch_size=32, **settings).epochs()
     assert last["train_loss"] < first["train_loss"] and last["test_loss"] < first["test_loss"]
 
 
 @every_recipe
-def test_every_model_answers_the_contract(recipe):
+def test_every_model_answers_the_contract(recipe, unit_x):
     model = settled(recipe).build().eval()
-    x = torch.rand(6, 784)
+    x = to_range(unit_x, "unit", model.input_range)
     with torch.no_grad():
         reconstruction, code = model(x)
         loss, parts = model.loss(x)
     assert reconstruction.shape[-2:] == x.shape and code.shape[-2] == 6
+    assert reconstruction.ndim == 2 or len(reconstruction) == model.members
     assert loss.ndim == 0 and loss.isfinite() and not any(part.requires_grad for part in parts.values())
     if isinstance(model, LayeredAutoencoder):  # the others' last layer is linear
         low = -1 if model.output_range == "signed" else 0
         assert low <= reconstruction.min() and reconstruction.max() <= 1
+
+
+@every_recipe
+def test_forward_is_decode_after_encode(recipe, unit_x):
+    model = settled(recipe).build().eval()
+    x = to_range(unit_x, "unit", model.input_range)
+    with torch.no_grad():
+        reconstruction, code = model(x)
+        assert torch.equal(code, model.encode(x)) and torch.equal(reconstruction, model.decode(code))
+
+
+@every_recipe
+def test_the_loss_reaches_every_parameter(recipe, unit_x):
+    torch.manual_seed(0)
+    model = settled(recipe).build().train()
+    model.on_epoch(1, 2)  # where annealing has begun
+    model.loss(to_range(unit_x, "unit", model.input_range))[0].backward()
+    for name, weight in model.named_parameters():
+        assert weight.grad is not None and weight.grad.abs().sum() > 0, name
+
+
+@every_recipe
+def test_saved_and_loaded_weights_give_equal_codes(recipe, unit_x):
+    file, model, other = io.BytesIO(), settled(recipe).build().eval(), settled(recipe).build().eval()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    x = to_range(unit_x, "unit", model.input_range)
+    with torch.no_grad():
+        assert torch.equal(other.encode(x), model.encode(x))
+
+
+@every_recipe
+def test_corrupted_images_stay_in_the_range_of_the_input(recipe, unit_x):
+    model = settled(recipe).build()
+    model.noise_factor = 5.0
+    low = -1 if model.input_range == "signed" else 0
+    noisy = model.corrupt(to_range(unit_x, "unit", model.input_range))
+    assert noisy.min() == low and noisy.max() == 1
 
 
 @every_recipe
@@ -48,7 +90,7 @@ def test_the_same_seed_builds_the_same_weights(recipe):
     for _ in range(2):
         torch.manual_seed(7)
         states.append(settled(recipe).build().state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values(), strict=True))
+    assert same_bits(*states)
 
 
 @every_recipe
@@ -56,6 +98,19 @@ def test_a_recipe_survives_being_written_as_json(recipe):
     plain = recipe.as_dict()
     assert json.loads(json.dumps(plain)) == plain
     assert Recipe.from_dict(plain) == recipe
+
+
+@every_recipe
+def test_a_recipe_of_an_earlier_version_is_read_with_this_ones_model(recipe):
+    plain = {**recipe.as_dict(), "model": "ae_sparse.SparseEnsemble", "micro_batches": 1}
+    plain.pop("grad_clip")
+    assert Recipe.from_dict(plain) == recipe
+
+
+@pytest.mark.parametrize("change", [{"name": "none"}, {"epochs": "3"}, {"model_args": 5}, {"lr": None}])
+def test_a_record_with_other_types_is_no_recipe(change):
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        Recipe.from_dict({**RECIPES["simple"].as_dict(), **change})
 
 
 @every_recipe

@@ -1,8 +1,8 @@
 """The published numbers, by recipe, with the tolerance within which a run reproduces them.
 
-The tolerance is computed, not chosen: a published number is one more draw from the runs over seeds, rounded in print. It
-is reproduced when it lies within half a unit of its last digit plus the 95 % prediction interval of one draw (Student's
-t), from the spread over at least three seeds. One claim in twenty may miss that by chance.
+The tolerance is computed, not chosen: a published number is one more draw from the runs over seeds, rounded in print.
+It is reproduced when it lies within half a unit of its last digit plus the 95 % prediction interval of one draw
+(Student's t), from the spread over at least three seeds. One claim in twenty may miss that by chance.
 """
 
 import math

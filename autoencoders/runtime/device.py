@@ -35,12 +35,11 @@ def pick_device(name: str) -> torch.device:
     kind, index = match.groups()
     if kind == "cuda" and several:
         if index:
-            raise UsageError(f"--device {name}: under torchrun each process takes the device of its local rank; use cuda")
+            raise UsageError(f"--device {name}: torchrun gives each process the device of its local rank; use cuda")
         index = str(processes.torchrun_env("LOCAL_RANK"))
         name = f"cuda:{index}"
     if kind == "cuda" and several and int(index or 0) >= cuda:
-        raise UsageError(f"torchrun started more processes than this machine has CUDA devices ({cuda}); start fewer, or "
-                      f"use --device cpu")  # fmt: skip
+        raise UsageError(f"torchrun started more processes than this machine's {cuda} CUDA devices; use --device cpu")
     if kind == "cuda" and int(index or 0) >= cuda:
         raise UsageError(f"--device {name}: PyTorch sees {cuda} CUDA devices here; use --device auto or cpu")
     if kind == "mps" and not mps:

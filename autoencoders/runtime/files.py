@@ -80,7 +80,7 @@ def locked(folder: Path) -> Iterator[Path]:
         holder = path.read_text(errors="replace")[:200].strip() or "another process"
         raise UsageError(f"{folder}: is in use by {holder}; wait for it to end, or use another --output-dir") from None
     except OSError as error:
-        raise RunError(f"{path}: cannot be locked ({error.strerror}); delete it, or use another --output-dir") from error
+        raise RunError(f"{path}: cannot be locked ({error.strerror}); use another --output-dir") from error
     try:
         yield folder
     finally:

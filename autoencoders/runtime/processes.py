@@ -56,17 +56,19 @@ def setup() -> None:
         return
     import torch
     import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
-    if torchrun_env("RANK"):
-        silence_output()
     # Waiting in C++ does not run Python's signal handlers, and there is nothing to save yet.
     handlers = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGINT)}
+    store, _rank, _size = next(rendezvous("env://", timeout=_TIMEOUT))
+    # After a restart the store still holds the addresses of the dead processes: each attempt has its own names.
+    store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)  # type: ignore[attr-defined]
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_TIMEOUT)
+        dist.init_process_group(backend, store=store, rank=_rank, world_size=_size, timeout=_TIMEOUT)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise RunError(f"the processes cannot reach each other ({reason}); set GLOO_SOCKET_IFNAME") from error
-    _rank, _size = dist.get_rank(), dist.get_world_size()
     for number, handler in handlers.items():  # the main process saves a checkpoint; the others end with it
         signal.signal(number, signal.SIG_IGN if _rank else handler)
 
@@ -156,25 +158,19 @@ def data_parallel(loss: Loss, model: Any) -> Loss:
 
 
 class _DataParallel:
-    """See `data_parallel`. The model's noise source, `randn_like`, is replaced by one that draws for the whole batch."""
+    """See `data_parallel`."""
 
-    def __init__(self, loss: Loss, model: Any) -> None:
-        self.model = model
+    def __init__(self, loss: Any, model: Any) -> None:
+        self.loss, self.model = loss, model
         self.averaging: Any = None
-        self.loss = loss
 
     def __call__(self, batch: "Tensor") -> "tuple[Tensor, dict[str, Tensor]]":
-        """Loss and values of a batch (n, pixels); a process whose slice is empty computes the first image at weight 0."""
+        """The loss to call backward on, and the values of the whole batch (n, pixels)."""
         self.averaging = self.averaging or self._wrap(batch)
-        first, last = (len(batch) * number // _size for number in (_rank, _rank + 1))
-        weight = (last - first) / len(batch)
-        first, last = (first, last) if first < last else (0, 1)
-        self.model.randn_like = lambda x: _whole_batch_noise(x, len(batch))[first:last]
-        try:
-            loss, values = self.averaging(batch[first:last])
-        finally:
-            del self.model.randn_like  # the class's own again
-        # DistributedDataParallel averages over processes as if all slices were equal.
+        part, weight = batch_slice(len(batch), _rank, _size)
+        with noise_of_slice(self.model, len(batch), part):
+            loss, values = self.averaging(batch[part])
+        # DistributedDataParallel averages over the processes as if all slices were equal.
         return loss * (weight * _size), all_reduce({name: value * weight for name, value in values.items()})
 
     def _wrap(self, batch: "Tensor") -> Any:
@@ -185,7 +181,7 @@ class _DataParallel:
         import torch
 
         averaging = torch.nn.parallel.DistributedDataParallel(
-            self.loss, forward_sync_buffers=False, gradient_as_bucket_view=True  # type: ignore[arg-type]
+            self.loss, forward_sync_buffers=False, gradient_as_bucket_view=True
         )
         with torch.random.fork_rng([batch.device] if batch.device.type == "cuda" else []):
             averaging(batch[:1])[0].backward()
@@ -193,8 +189,20 @@ class _DataParallel:
         return averaging
 
 
-def _whole_batch_noise(x: "Tensor", batch_size: int) -> "Tensor":
-    """N(0, I) for a batch of which x (n, d) is a slice: (batch_size, d)."""
+def batch_slice(batch: int, rank: int, size: int) -> tuple[slice, float]:
+    """The images of a batch that a process computes, and their share of it.
+
+    A process for which no image is left computes the first one, with a share of 0.
+    """
+    first, last = batch * rank // size, batch * (rank + 1) // size
+    return (slice(first, last), (last - first) / batch) if first < last else (slice(0, 1), 0.0)
+
+
+@contextlib.contextmanager
+def noise_of_slice(model: Any, batch: int, part: slice) -> Iterator[None]:
+    """Inside, the model draws noise for the whole batch and uses that of its slice: the noise of one process."""
     import torch
 
-    return torch.randn(batch_size, *x.shape[1:], dtype=x.dtype, device=x.device)
+    model.randn_like = lambda x: torch.randn(batch, *x.shape[1:], dtype=x.dtype, device=x.device)[part]
+    yield
+    del model.randn_like  # the class's own again

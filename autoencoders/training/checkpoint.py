@@ -31,7 +31,7 @@ _MAGIC = b"autoencoder checkpoint 1 sha256 "  # the number counts up when the fo
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A finished run, loaded from its folder: the model, in evaluation mode on its device, the recipe and `run.json`."""
+    """A finished run: its folder, the model in evaluation mode on its device, the recipe, and `run.json`."""
 
     folder: Path
     model: Autoencoder

@@ -58,7 +58,8 @@ class Trainer:
     @property
     def device_name(self) -> str:
         """The device for people, with the name of a GPU."""
-        return f"{self.device} ({torch.cuda.get_device_name(self.device)})" if self.device.type == "cuda" else str(self.device)
+        gpu = f" ({torch.cuda.get_device_name(self.device)})" if self.device.type == "cuda" else ""
+        return f"{self.device}{gpu}"
 
     def epochs(self, on_step: OnStep = lambda *_: None) -> Iterator[Row]:
         """Train to the end of the recipe; yield a row of history after each epoch."""
@@ -101,9 +102,7 @@ class Trainer:
 
     def test(self) -> Row:
         """The model's loss, its parts and its `epoch_metrics` on the test images; processes share the batches."""
-        sums = evaluation_sums(
-            self.model, self.test_images, self.recipe.seed, processes.rank(), processes.size()
-        )
+        sums = evaluation_sums(self.model, self.test_images, self.recipe.seed, processes.rank(), processes.size())
         return evaluation_means(processes.all_reduce(sums), len(self.test_images), self.model.epoch_metrics)
 
     def check_finite(self) -> None:

@@ -1,5 +1,6 @@
 import argparse
 import fcntl
+import logging
 import os
 import pty
 import re
@@ -7,6 +8,7 @@ import struct
 import subprocess
 import sys
 import termios
+from functools import partial
 
 import pytest
 from conftest import ROOT, TRAIN, call_script, is_one_error_line, only_warnings, run_script
@@ -39,6 +41,8 @@ def test_help_shows_every_flag_and_needs_no_torch(script):
         (UsageError("wrong\n  flag"), 2, "wrong flag"),
         (RunError("bad disk"), 1, "bad disk"),
         (MemoryError(), 1, "memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "memory"),
+        (cli.Stopped("stopped; saved", 143), 143, "saved"),
         (OSError(28, "No space left on device", "x.png"), 1, "x.png: No space left on device"),
         (KeyboardInterrupt(), 130, "Ctrl-C"),
     ],
@@ -81,9 +85,9 @@ def test_other_numbers_are_refused(text):
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "-inf", "1e999", "x", ""])
 def test_a_learning_rate_is_finite_and_above_zero(text):
-    assert cli.number(0, above=True)("1e-3") == 1e-3
+    assert cli.number(0, exclusive=True)("1e-3") == 1e-3
     with pytest.raises(argparse.ArgumentTypeError):
-        cli.number(0, above=True)(text)
+        cli.number(0, exclusive=True)(text)
 
 
 @pytest.mark.parametrize(("text", "value"), [("2500", (2500,)), ("128, 64", (128, 64)), ("", ()), ("  ", ())])
@@ -155,19 +159,22 @@ def test_help_shows_the_defaults_of_the_recipe_that_is_named(name, capsys):
     for order in (["--recipe", name, "--help"], ["--help", f"--recipe={name}"]):
         status, out, _ = call_script(capsys, ae_train.main, *order)
         text = " ".join(out.split())
-        assert status == 0 and f"--batch-size N images a step (default: {recipe.batch_size})" in text
+        assert status == 0 and f"--batch-size N images per step (default: {recipe.batch_size})" in text
         assert f"(default: {recipe.default_folder})" in text and f"(default: {recipe.epochs})" in text
-        beta = f"(default: {recipe.model_args['kl_weight']})" if "kl_weight" in recipe.model_args else "(only of vae)"
+        beta = f"(default: {recipe.model_args['kl_weight']})" if "kl_weight" in recipe.model_args else "(only for vae)"
         assert f"--kl-weight X beta, the weight of the KL term {beta}" in text
     for group in ("data:", "model:", "training:", "output:"):
         assert f"\n{group}\n" in out
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_every_flag_that_takes_a_value_tells_its_default(script):
-    for action in SCRIPTS[script].parser()._actions:
-        if action.nargs != 0 and not action.required and action.dest not in ("interpolate", "walk", "input"):
-            assert "(default: " in action.help or "(only of " in action.help or "default: " in action.help, action.dest
+def test_help_shows_the_default_of_every_flag_that_has_one(script):
+    parser = SCRIPTS[script].parser()
+    text = " ".join(parser.format_help().split())
+    for action in parser._actions:
+        if action.option_strings and action.default not in (None, False, argparse.SUPPRESS, [], ["auto"]):
+            described = re.search(r"\(default: .*\)", action.help)
+            assert described or f"(default: {action.default})" in text, action.dest
 
 
 def test_quiet_leaves_results_and_warnings_alone_and_says_no_more(tmp_path, capsys):
@@ -183,7 +190,7 @@ def test_quiet_leaves_results_and_warnings_alone_and_says_no_more(tmp_path, caps
 DRY = ("--dataset", "digits", "--dry-run", "--output-dir")
 
 
-@pytest.mark.parametrize("main", [ae_train.main, mnist_sae_train.main, ae_pca.main, ae_search.main, ae_reproduce.main])
+@pytest.mark.parametrize("main", [ae_train.main, mnist_sae_train.main, ae_search.main, ae_reproduce.main])
 def test_a_dry_run_says_what_it_would_do_and_touches_nothing(main, tmp_path, capsys):
     status, out, err = call_script(capsys, main, *DRY, tmp_path / "out")
     assert status == 0 and err == "" and f"into {tmp_path / 'out'}" in out and "Would " in out
@@ -192,12 +199,12 @@ def test_a_dry_run_says_what_it_would_do_and_touches_nothing(main, tmp_path, cap
 
 def test_a_dry_run_resolves_recipe_images_code_size_and_epochs(tmp_path, capsys):
     out = call_script(capsys, ae_train.main, *DRY, tmp_path, "--lr", 0.5, "--tracker", "wandb")[1]
-    for text in ("code_size 25", "epochs 100", "lr 0.5", "1,500 to train on", "cpu", "trackers: wandb", "mnist_ae.pt"):
+    for text in ("code_size 25", "epochs 100", "lr 0.5", "1,500 for training", "cpu", "trackers: wandb", "mnist_ae.pt"):
         assert text in out
     assert call_script(capsys, ae_train.main, *DRY, tmp_path, "--code-size", 0)[0] == 2
     assert call_script(capsys, ae_train.main, *DRY, tmp_path, "--device", "tpu")[0] == 2
     missing = ("--dry-run", "--data-root", tmp_path / "none", "--output-dir", tmp_path / "out")
-    for main in (ae_train.main, ae_pca.main, ae_search.main, ae_reproduce.main):
+    for main in (ae_train.main, ae_search.main, ae_reproduce.main):
         for dataset in ("mnist", "auto"):
             status, out, _ = call_script(capsys, main, *missing, "--dataset", dataset)
             assert status == 0 and "download" in out and not list(tmp_path.iterdir())
@@ -213,24 +220,11 @@ def test_a_dry_run_of_a_resume_says_where_it_goes_on_and_refuses_what_does_not_f
     assert {path.name: path.stat().st_mtime_ns for path in trained[1].iterdir()} == before
 
 
-def test_a_dry_run_of_an_evaluation_measures_nothing(trained, tmp_path, capsys):
-    flags = ("--run", trained[1], "--probe", "--output-dir", tmp_path / "out", "--dry-run")
-    status, out, _ = call_script(capsys, ae_eval.main, *flags)
-    assert status == 0 and "Would measure" in out and "probe" in out and not (tmp_path / "out").exists()
-
-
 def test_a_dry_run_of_what_cannot_be_read_fails_as_the_run_would(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    for main in (ae_pca.main, ae_train.main, ae_search.main):
+    for main in (ae_train.main, ae_search.main):
         status, _, err = call_script(capsys, main, "--dataset", tmp_path / "empty", "--dry-run")
         assert status == 2 and is_one_error_line(err)
-
-
-def test_a_dry_run_of_a_picture_writes_none(trained, capsys):
-    before = sorted(trained[1].iterdir())
-    status, out, _ = call_script(capsys, ae_generate.main, "--run", trained[1], "--walk", 0, "--dry-run")
-    assert status in (0, 2) and sorted(trained[1].iterdir()) == before
-    assert status or "Would write" in out
 
 
 def in_a_terminal(*arguments, **environment):
@@ -259,3 +253,29 @@ def test_in_a_terminal_the_bar_shows_epoch_loss_speed_and_time_left_and_no_colou
     assert not re.search(r"\x1b\[[\d;]*m", shown)
     status, shown = in_a_terminal("ae_train.py", *TRAIN, "--output-dir", tmp_path, "--quiet")
     assert status == 0 and "images/s" not in shown
+
+
+def test_a_table_has_columns_of_one_width_or_is_markdown():
+    header, rows = ("name", "x"), [("a", "1.5"), ("longer", "10")]
+    assert cli.format_table(header, rows) == "name      x\na       1.5\nlonger   10"
+    assert cli.format_table(header, rows, markdown=True).splitlines()[1:3] == ["| --- | --- |", "| a | 1.5 |"]
+
+
+def test_messages_go_to_stderr_and_quiet_hides_all_but_warnings(capsys):
+    def main(flags):
+        cli.Parser("a test").parse_args(flags)
+        cli.log.info("progress")
+        cli.log.warning("beware\nof this")
+        logging.getLogger("autoencoders.data.sets").info("also progress")
+
+    for flags, lines in (([], ["progress", "warning: beware of this", "also progress"]),
+                         (["--quiet"], ["warning: beware of this"])):  # fmt: skip
+        cli.run(partial(main, flags))
+        out, err = capsys.readouterr()
+        assert out == "" and err.splitlines() == lines
+
+
+def test_only_the_main_process_of_torchrun_runs_a_script_that_is_not_distributed(monkeypatch):
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    cli.run(lambda: pytest.fail("it ran"))

@@ -7,10 +7,11 @@ import pytest
 
 from autoencoders.runtime.errors import RunError, UsageError
 from autoencoders.runtime.files import (
+    locked,
     prepare_folder,
     read_bytes,
-    read_count,
     read_json,
+    read_n_components,
     read_npz,
     write_atomic,
     write_json,
@@ -117,7 +118,7 @@ def test_a_missing_file_is_a_fault_with_its_name_and_remedy(tmp_path):
 @pytest.mark.parametrize("text", ["1", "154", "784\n", " 154 \r\n"])
 def test_a_count_is_a_bare_integer(tmp_path, text):
     (tmp_path / "n.txt").write_text(text)
-    assert read_count(tmp_path / "n.txt", 784, "") == int(text)
+    assert read_n_components(tmp_path / "n.txt", 784, "") == int(text)
 
 
 BAD_COUNTS = ["", "\n", "0", "785", "-3", "abc", "15.4", "1e2", "154 components", "1\n2", "9" * 5000, "٣", "\0", "\xff"]
@@ -127,7 +128,7 @@ BAD_COUNTS = ["", "\n", "0", "785", "-3", "abc", "15.4", "1e2", "154 components"
 def test_anything_else_is_a_mistake_with_its_name_and_remedy(tmp_path, text):
     (tmp_path / "n.txt").write_text(text, encoding="utf-8")
     with pytest.raises(UsageError, match=r"n\.txt.*run ae_pca\.py again"):
-        read_count(tmp_path / "n.txt", 784, "run ae_pca.py again")
+        read_n_components(tmp_path / "n.txt", 784, "run ae_pca.py again")
 
 
 def test_no_flipped_bit_of_an_archive_is_read_as_another_number(tmp_path):
@@ -144,3 +145,18 @@ def test_no_flipped_bit_of_an_archive_is_read_as_another_number(tmp_path):
             continue
         assert all(np.array_equal(read[name], arrays[name]) for name in arrays)
     assert refused > len(data)
+
+
+def test_a_locked_folder_is_refused_and_free_again_afterwards(tmp_path):
+    with locked(tmp_path / "new") as folder, pytest.raises(UsageError, match=f"process {os.getpid()}"), locked(folder):
+        pass
+    with locked(folder):
+        pass
+
+
+def test_a_lock_that_is_a_link_or_a_folder_is_a_run_error(tmp_path):
+    (tmp_path / "target").write_text("mine")
+    (tmp_path / ".lock").symlink_to(tmp_path / "target")
+    with pytest.raises(RunError, match=r"\.lock"), locked(tmp_path):
+        pass
+    assert (tmp_path / "target").read_text() == "mine"

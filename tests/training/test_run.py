@@ -1,0 +1,140 @@
+import os
+import shutil
+
+import pytest
+import torch
+from conftest import call_script, is_one_error_line, make_trainer
+
+import ae_train
+from autoencoders.runtime.files import locked
+from autoencoders.training.checkpoint import load_checkpoint, read_record, save_checkpoint
+from autoencoders.training.trainer import Diverged
+
+RUN = ("--recipe", "denoising", "--dataset", "digits", "--epochs", 3)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a finished run; for copying, not for writing into."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    ae_train.main([str(a) for a in (*RUN, "--output-dir", folder)])
+    return folder
+
+
+@pytest.fixture
+def folder(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def train(capsys, folder, *more):
+    return call_script(capsys, ae_train.main, *RUN, "--output-dir", folder, *more)
+
+
+def test_resuming_nothing_starts_afresh(tmp_path, capsys, finished):
+    status, _, err = train(capsys, tmp_path / "new", "--resume")
+    assert status == 0 and "Nothing to resume" in err
+    assert (tmp_path / "new" / "mnist_denoising.pt").read_bytes() == (finished / "mnist_denoising.pt").read_bytes()
+
+
+def test_resuming_a_finished_run_does_nothing(folder, capsys):
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != ".lock"}
+    status, out, err = train(capsys, folder, "--resume")
+    assert status == 0 and "inished already" in err and out == ""
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != ".lock"} == before
+
+
+def test_more_epochs_continue_where_the_run_ended(folder, capsys, tmp_path):
+    status, out, _ = train(capsys, folder, "--resume", "--epochs", 4)
+    assert status == 0 and "Epoch 4/4" in out and "Epoch 3" not in out
+    status, _, _ = train(capsys, tmp_path / "at-once", "--epochs", 4)
+    name = "mnist_denoising.pt"
+    assert (folder / name).read_bytes() == (tmp_path / "at-once" / name).read_bytes()
+
+
+def test_other_settings_are_each_listed_and_refused(folder, capsys):
+    status, _, err = train(capsys, folder, "--resume", "--lr", 0.5, "--noise-factor", 0.1)
+    assert status == 2 and is_one_error_line(err)
+    assert "lr 0.001 (now 0.5)" in err and "noise_factor 0.5 (now 0.1)" in err
+    status, _, err = train(capsys, folder, "--resume", "--epochs", 2)
+    assert status == 2 and "epochs 3 (now 2)" in err
+
+
+def test_a_schedule_that_depends_on_the_length_cannot_be_lengthened(tmp_path, capsys):
+    schedule = ("--lr-schedule", "one-cycle")
+    assert train(capsys, tmp_path, *schedule)[0] == 0
+    status, _, err = train(capsys, tmp_path, *schedule, "--resume", "--epochs", 5)
+    assert status == 2 and is_one_error_line(err) and "one-cycle" in err
+
+
+def test_other_images_are_refused(folder, capsys, fake_mnist):
+    status, _, err = train(capsys, folder, "--resume", "--dataset", "mnist", "--data-root", fake_mnist[0])
+    assert status == 2 and is_one_error_line(err) and "other images" in err
+
+
+def test_a_fresh_start_backs_up_the_checkpoint_of_an_unfinished_run_and_only_that(folder, capsys):
+    status, _, err = train(capsys, folder, "--epochs", 1)
+    assert status == 0 and "checkpoint.previous.pt" not in err and not (folder / "checkpoint.previous.pt").exists()
+    state, _ = load_checkpoint(folder / "checkpoint.pt")
+    state["trainer"]["history"] = []
+    save_checkpoint(folder / "checkpoint.pt", state)
+    unfinished = (folder / "checkpoint.pt").read_bytes()
+    status, _, err = train(capsys, folder, "--epochs", 1)
+    assert status == 0 and "checkpoint.previous.pt" in err
+    assert (folder / "checkpoint.previous.pt").read_bytes() == unfinished
+
+
+def test_a_folder_in_use_is_refused_with_the_process_that_uses_it(folder, capsys):
+    with locked(folder):
+        status, _, err = train(capsys, folder)
+    assert status == 2 and is_one_error_line(err) and f"process {os.getpid()}" in err
+    assert train(capsys, folder, "--resume")[0] == 0  # the lock ends with its holder
+
+
+def test_a_loss_that_is_not_finite_stops_with_epoch_step_and_remedy(tmp_path, capsys):
+    status, _, err = train(capsys, tmp_path, "--lr", 1e30, "--optimizer", "adamw", "--weight-decay", 1)
+    assert status == 1 and is_one_error_line(err)
+    assert all(word in err for word in ("epoch 1", "step", "learning rate", "--grad-clip"))
+
+
+def test_divergence_names_the_epoch_and_the_step(few):
+    trainer = make_trainer("simple", few, epochs=3, batch_size=32)
+    epochs = trainer.epochs()
+    next(epochs)
+    with torch.no_grad():
+        next(trainer.model.parameters())[0, 0] = torch.nan
+    with pytest.raises(Diverged, match="epoch 2 at step 1"):
+        next(epochs)
+
+
+def test_a_run_without_its_results_is_not_finished(folder, capsys):
+    (folder / "run.json").unlink()
+    checkpoint = (folder / "checkpoint.pt").read_bytes()
+    picture = (folder / "reconstructions.png").read_bytes()
+    status, out, err = train(capsys, folder, "--resume")
+    assert status == 0 and "its results" in err and "Epoch" not in out
+    assert (folder / "reconstructions.png").read_bytes() == picture and (folder / "run.json").exists()
+    (folder / "run.json").unlink()
+    assert train(capsys, folder, "--lr", 0.01)[0] == 0  # a fresh start must not lose what only the checkpoint holds
+    assert (folder / "checkpoint.previous.pt").read_bytes() == checkpoint
+
+
+def test_a_missing_picture_is_drawn_again_by_a_resume(folder, capsys):
+    picture = (folder / "training_loss.png").read_bytes()
+    (folder / "training_loss.png").unlink()
+    assert train(capsys, folder, "--resume")[0] == 0
+    assert (folder / "training_loss.png").read_bytes() == picture
+
+
+def test_results_of_another_run_in_the_folder_do_not_make_this_one_finished(folder, capsys, tmp_path):
+    assert train(capsys, tmp_path / "mixed", "--amp", "on")[0] == 0
+    shutil.copy(tmp_path / "mixed" / "checkpoint.pt", folder)  # it died before its own results replaced the old ones
+    status, _, err = train(capsys, folder, "--resume", "--amp", "on")
+    assert status == 0 and "inished already" not in err and read_record(folder)["precision"] == "bfloat16"
+
+
+def test_a_run_resumes_by_itself_only_under_the_torchrun_launch_that_began_it(tmp_path, monkeypatch, capsys):
+    flags = ("--dataset", "digits", "--recipe", "simple", "--output-dir", tmp_path)
+    for launch_name, epochs, begins in (("a", 1, ""), ("a", 2, "at epoch 2"), ("b", 3, ""), ("none", 4, "")):
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", launch_name)
+        status, _, err = call_script(capsys, ae_train.main, *flags, "--epochs", epochs)
+        assert status == 0 and ("Resuming" in err) == bool(begins) and begins in err
