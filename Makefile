@@ -1,4 +1,4 @@
-# make run: pictures in outputs/. make test: the tests. make lint: style and types. All set themselves up in .venv.
+# make run: pictures in outputs/. make test: the tests. make lint: style and types. Each sets up .venv when needed.
 PYTHON ?= python3
 BIN := .venv/bin
 DATA_ROOT ?= data
@@ -20,16 +20,16 @@ lint: .venv/dev.stamp
 	$(BIN)/mypy
 
 bench: .venv/run.stamp
-	$(BIN)/python benchmarks/bench.py --data-root "$(DATA_ROOT)"
+	$(BIN)/python -m benchmarks.bench --data-root "$(DATA_ROOT)"
 	$(BIN)/python ae_reproduce.py --data-root "$(DATA_ROOT)"
 
 torture: .venv/dev.stamp
-	$(BIN)/python tests/torture.py
+	$(BIN)/python -m tests.torture
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
 
-# A stamp is written when its install has ended well: an interrupted one is taken up again.
+# A stamp is written after a successful install; an interrupted install runs again.
 .venv/run.stamp: requirements.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -r requirements.txt

@@ -88,16 +88,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 def train(recipe: Recipe, args: argparse.Namespace) -> None:
     """From flags to pictures: images, code size, trainer, epochs, report."""
-    if recipe.epochs < 1:
-        raise UsageError("--epochs 0: there is nothing to train; give at least 1")
-    check_installed(args.tracker)
-    if args.dry_run and (notice := download_notice(args.dataset, args.data_root)):
-        print(f"{notice}, and recipe {recipe.name} trained")
+    if not check_flags(recipe, args):
         return
-
     # What imports torch is imported once the flags are known to be good.
     from autoencoders.evaluation.pca import resolve_code_size, write_pca
-    from autoencoders.runtime.device import check_memory, keep_freed_memory, pick_device
+    from autoencoders.runtime.device import check_memory, pick_device
     from autoencoders.training import report
     from autoencoders.training.health import Health
     from autoencoders.training.run import Run
@@ -105,14 +100,11 @@ def train(recipe: Recipe, args: argparse.Namespace) -> None:
     from autoencoders.training.trainer import Trainer
 
     processes.setup()
-    keep_freed_memory()
     device, folder = pick_device(args.device), args.output_dir or Path(recipe.default_folder)
-    images = load_images(**data_arguments(args))
-    images = images if args.leave_out is None else images.leaving_out(args.leave_out)
+    images = load_training_images(args)
     recipe = fit_to_images(recipe, args, images)
     check_memory(recipe.count_parameters())
     recipe, pca, pca_is_new = processes.on_main(lambda: resolve_code_size(recipe, images, folder))
-    check_memory(recipe.count_parameters())
     run = Run(Trainer(recipe, images, device, args.amp, args.workers), images, folder)
     if args.dry_run:
         print_plan(run, args)
@@ -135,6 +127,23 @@ def train(recipe: Recipe, args: argparse.Namespace) -> None:
                     health.check(run.trainer)
                     trackers.log_epochs()
             report.write_results(run, pca, trackers)
+
+
+def check_flags(recipe: Recipe, args: argparse.Namespace) -> bool:
+    """Check what needs no images; False when a dry run ends here, because its images would have to be downloaded."""
+    if recipe.epochs < 1:
+        raise UsageError("--epochs 0: there is nothing to train; give at least 1")
+    check_installed(args.tracker)
+    notice = download_notice(args.dataset, args.data_root) if args.dry_run else ""
+    if notice:
+        print(f"{notice}, and recipe {recipe.name} trained")
+    return not notice
+
+
+def load_training_images(args: argparse.Namespace) -> ImageSet:
+    """The images that the flags select, without the label of --leave-out."""
+    images = load_images(**data_arguments(args))
+    return images if args.leave_out is None else images.leaving_out(args.leave_out)
 
 
 def fit_to_images(recipe: Recipe, args: argparse.Namespace, images: ImageSet) -> Recipe:

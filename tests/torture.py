@@ -1,7 +1,7 @@
-"""Kill, starve and damage real runs, and count what is lost. Run by `make torture`; prints the README's table.
+"""Kill, starve and damage real runs, and count the losses. Run by `make torture`; prints the README's table.
 
 Every run is a process of its own, forked from this one after the libraries are loaded, so that the moments at which
-it dies fall into training and writing rather than into importing torch.
+it dies fall into training and writing, not into importing torch.
 """
 
 import argparse
@@ -26,8 +26,6 @@ from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import matplotlib.figure  # noqa: F401
 import numpy as np
 import sklearn.datasets
@@ -53,7 +51,7 @@ SETTINGS = {
     "sparse": ("--features", "128", "--k", "16", "--num-saes", "2", "--epochs", "12"),
 }
 Main = Callable[[list[str]], None]
-READERS = {  # who reads the file: flags of ae_train.py, or ae_generate.py
+READERS = {  # which script reads the file: flags of ae_train.py, or ae_generate.py
     "checkpoint.pt": "--resume",
     "mnist_ae.pt": "ae_generate",
     "run.json": "ae_generate",
@@ -64,7 +62,7 @@ RECIPE_NAMES = [name for name in SETTINGS if name in RECIPES]
 
 
 class Process:
-    """A script's main in a new process; what it says comes back through a pipe, which no file limit reaches."""
+    """A script's main in a new process; its output comes back through a pipe, which no file size limit affects."""
 
     def __init__(self, main: Main, arguments: list[str], prepare: Callable[[], object] = lambda: None) -> None:
         self.output, theirs = os.pipe()
@@ -79,9 +77,9 @@ class Process:
             os.kill(self.number, signal.SIGKILL)
 
     def finish(self) -> tuple[int, str]:
-        """The exit status (minus the signal that ended it) and all that was said."""
-        with open(self.output, errors="replace") as said:
-            text = said.read()
+        """The exit status (minus the signal that ended it) and all output."""
+        with open(self.output, errors="replace") as pipe:
+            text = pipe.read()
         return os.waitstatus_to_exitcode(os.waitpid(self.number, 0)[1]), text
 
 
@@ -90,7 +88,7 @@ def _child(main: Main, arguments: list[str], prepare: Callable[[], object], outp
         os.dup2(output, 1)
         os.dup2(output, 2)
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
-        signal.alarm(120)  # a run that hangs dies, and counts as a loss
+        signal.alarm(120)  # a run that hangs is killed and counts as a loss
         prepare()
         cli.run(lambda: main(arguments))
         return 0
@@ -114,8 +112,8 @@ def train(recipe: str, folder: Path, *more: str, prepare: Callable[[], object] =
     return Process(ae_train.main, flags(recipe, folder, *more), prepare)
 
 
-def sound(process: Process) -> None:
-    """Let a process end that nothing was done to."""
+def run_ok(process: Process) -> None:
+    """Wait for an undisturbed process; RuntimeError when it fails."""
     status, text = process.finish()
     if status:
         raise RuntimeError(text)
@@ -152,17 +150,17 @@ def torn(folder: Path) -> list[str]:
     return bad
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def kills(work: Path, rounds: int, dice: random.Random) -> tuple[str, int, int]:
+def kills(work: Path, rounds: int, rng: random.Random) -> tuple[str, int, int]:
     """SIGKILL at random moments, then --resume, over and over; the end must be, in every bit, the unkilled run's."""
     done, lost, number = 0, 0, 0
     whole: dict[str, tuple[str, list[list[str]], float]] = {}
     for recipe in RECIPE_NAMES:
         begun = time.monotonic()
-        sound(train(recipe, work / recipe))
+        run_ok(train(recipe, work / recipe))
         whole[recipe] = weights_digest(recipe, work / recipe), losses(work / recipe), time.monotonic() - begun
     while done < rounds:
         recipe = RECIPE_NAMES[number % len(RECIPE_NAMES)]
@@ -170,24 +168,24 @@ def kills(work: Path, rounds: int, dice: random.Random) -> tuple[str, int, int]:
         for attempt in range(9):
             process = train(recipe, folder, "--resume")
             if attempt < 8:  # some die early, in the first writes, some late; the ninth is let finish
-                process.kill_after(dice.uniform(0.05, 1.1 * whole[recipe][2]))
+                process.kill_after(rng.uniform(0.05, 1.1 * whole[recipe][2]))
             status, text = process.finish()
             done += status == -signal.SIGKILL
             bad = torn(folder) if folder.exists() else []
             if bad or status not in (0, -signal.SIGKILL):
                 lost += 1
-                say(f"LOST: {recipe} status {status} {bad} {text[-500:]}")
+                log(f"LOST: {recipe} status {status} {bad} {text[-500:]}")
             if status == 0:
                 break
         if status != 0 or (weights_digest(recipe, folder), losses(folder)) != whole[recipe][:2]:
             lost += 1
-            say(f"LOST: {recipe} ended in other numbers than the run never stopped")
-        say(f"{done}/{rounds} kills")
+            log(f"LOST: {recipe} ended in other numbers than the run never stopped")
+        log(f"{done}/{rounds} kills")
         shutil.rmtree(folder)
     return "SIGKILL at a random moment, then --resume", done, lost
 
 
-def ranks(work: Path, rounds: int, dice: random.Random) -> tuple[str, int, int]:
+def ranks(work: Path, rounds: int, rng: random.Random) -> tuple[str, int, int]:
     """SIGKILL of one of torchrun's processes at random moments; the run ends by itself, as if nothing had been done."""
     done, lost, number = 0, 0, 0
     whole: dict[str, tuple[str, list[list[str]], float]] = {}
@@ -199,17 +197,17 @@ def ranks(work: Path, rounds: int, dice: random.Random) -> tuple[str, int, int]:
             subprocess.run(torchrun(recipe, work / f"ranks-{recipe}"), check=True, capture_output=True)
             place = work / f"ranks-{recipe}"
             whole[recipe] = weights_digest(recipe, place), losses(place), time.monotonic() - begun
-        with (work / "said").open("w+") as said:
-            process = subprocess.Popen(torchrun(recipe, folder), stdout=said, stderr=said)
+        with (work / "output").open("w+") as output:
+            process = subprocess.Popen(torchrun(recipe, folder), stdout=output, stderr=output)
             for _ in range(5):  # then it is let finish
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(dice.uniform(0, 1.2 * whole[recipe][2]))
-                done += process.poll() is None and kill_one(process.pid, dice)
+                    process.wait(rng.uniform(0, 1.2 * whole[recipe][2]))
+                done += process.poll() is None and kill_one(process.pid, rng)
             status = process.wait()
         if status or torn(folder) or (weights_digest(recipe, folder), losses(folder)) != whole[recipe][:2]:
             lost += 1
-            say(f"LOST: {recipe} status {status} {torn(folder)} {(work / 'said').read_text()[-2000:]}")
-        say(f"{done}/{rounds} processes of torchrun killed")
+            log(f"LOST: {recipe} status {status} {torn(folder)} {(work / 'said').read_text()[-2000:]}")
+        log(f"{done}/{rounds} processes of torchrun killed")
     return "SIGKILL of one of two processes under torchrun --max-restarts", done, lost
 
 
@@ -219,12 +217,12 @@ def torchrun(recipe: str, folder: Path) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", *options, *flags(recipe, folder, "--epochs", "120")]
 
 
-def kill_one(launcher: int, dice: random.Random) -> bool:
+def kill_one(launcher: int, rng: random.Random) -> bool:
     """Kill one of the processes that torchrun has started; False where there is none just now."""
     with contextlib.suppress(IndexError, OSError):
         children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
         started = [child for child in children if b"LOCAL_RANK=" in Path(f"/proc/{child}/environ").read_bytes()]
-        os.kill(int(dice.choice(started)), signal.SIGKILL)
+        os.kill(int(rng.choice(started)), signal.SIGKILL)
         return True
     return False
 
@@ -236,31 +234,31 @@ def losses(folder: Path) -> list[list[str]]:
 
 
 def one_line(text: str) -> bool:
-    """Whether a run said what was wrong in one line, without a traceback."""
+    """Whether a run printed one error line and no traceback."""
     return sum(line.startswith("error: ") for line in text.splitlines()) == 1 and "Traceback" not in text
 
 
-def starve(work: Path, dice: random.Random) -> tuple[str, int, int]:
+def starve(work: Path, rng: random.Random) -> tuple[str, int, int]:
     """Fresh runs in which the disk is full at the write of one file, or for all beyond a size; then there is room."""
     rounds, lost = 0, 0
     for recipe in RECIPE_NAMES:
         whole = work / f"whole-{recipe}"
-        sound(train(recipe, whole))
+        run_ok(train(recipe, whole))
         names = sorted(path.name for path in whole.glob("[!.]*"))
         full = [(name, partial(no_room_for, name)) for name in names]
-        full += [("cannot be written", partial(less_room, dice.randrange(1, 20_000))) for _ in range(3)]
+        full += [("cannot be written", partial(less_room, rng.randrange(1, 20_000))) for _ in range(3)]
         for number, (named, prepare) in enumerate(full):
             rounds += 1
             folder = work / f"starved-{recipe}-{number}"
             status, text = train(recipe, folder, prepare=prepare).finish()
             if torn(folder) or status != 1 or not one_line(text) or named not in text:
                 lost += 1
-                say(f"LOST: {recipe} {named} status {status} {torn(folder)} {text[-300:]}")
+                log(f"LOST: {recipe} {named} status {status} {torn(folder)} {text[-300:]}")
             status, text = train(recipe, folder, "--resume").finish()
             if status or weights_digest(recipe, folder) != weights_digest(recipe, whole) or "Finished" in text:
                 lost += 1
-                say(f"LOST: {recipe} {named} did not finish once there was room: {text[-300:]}")
-        say(f"{rounds} full disks")
+                log(f"LOST: {recipe} {named} did not finish once there was room: {text[-300:]}")
+        log(f"{rounds} full disks")
     return "no room for one file or for any, then --resume", rounds, lost
 
 
@@ -286,12 +284,12 @@ def tiny_disk(work: Path) -> tuple[str, int, int]:
     rounds, lost = 0, 0
     disk = work / "disk"
     disk.mkdir()
-    sound(train("symmetric", work / "roomy"))
+    run_ok(train("symmetric", work / "roomy"))
     digest = weights_digest("symmetric", work / "roomy")
     for kilobytes in (64, 300, 700, 1000, 1500, 2500, 3200):
         small = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(disk)]
         if subprocess.run(small, capture_output=True).returncode:
-            say("no right to mount a small disk here: left out")
+            log("no right to mount a small disk here: left out")
             break
         try:
             rounds += 1
@@ -299,12 +297,12 @@ def tiny_disk(work: Path) -> tuple[str, int, int]:
             bad = torn(disk / "run") if (disk / "run").exists() else []
             if bad or status not in (0, 1) or (status == 1 and not one_line(text)):
                 lost += 1
-                say(f"LOST: disk of {kilobytes} kB, status {status} {bad} {text[-300:]}")
+                log(f"LOST: disk of {kilobytes} kB, status {status} {bad} {text[-300:]}")
             subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
             status, text = train("symmetric", disk / "run", "--resume").finish()
             if status or weights_digest("symmetric", disk / "run") != digest:
                 lost += 1
-                say(f"LOST: did not finish on the larger disk: {text[-300:]}")
+                log(f"LOST: did not finish on the larger disk: {text[-300:]}")
         finally:
             subprocess.run(["umount", disk], check=True)
     return "a disk of a few hundred kilobytes, then a larger one", rounds, lost
@@ -316,7 +314,7 @@ def permissions(work: Path) -> tuple[str, int, int]:
     work.chmod(0o755)
     for recipe in RECIPE_NAMES:
         folder = work / f"forbidden-{recipe}"
-        sound(train(recipe, folder))
+        run_ok(train(recipe, folder))
         before = weights_digest(recipe, folder)
         for mode in (0o555, 0o000):
             folder.chmod(mode)
@@ -325,7 +323,7 @@ def permissions(work: Path) -> tuple[str, int, int]:
             folder.chmod(0o755)
             if status != 1 or not one_line(text) or torn(folder) or weights_digest(recipe, folder) != before:
                 lost += 1
-                say(f"LOST: {recipe} mode {mode:o} status {status} {text[-300:]}")
+                log(f"LOST: {recipe} mode {mode:o} status {status} {text[-300:]}")
     return "no permission to write or read the folder", rounds, lost
 
 
@@ -344,22 +342,22 @@ class _Hostile:
         return os.system, (f"touch {self.proof}",)
 
 
-def mutate(data: bytes, other: bytes, proof: Path, dice: random.Random) -> tuple[str, bytes]:
+def mutate(data: bytes, other: bytes, proof: Path, rng: random.Random) -> tuple[str, bytes]:
     """One way to damage a file: cut, flip, overwrite, swap, or put something hostile in its place."""
-    kind = dice.choice(["cut", "cut", "flip", "flip", "flip", "overwrite", "swap", "empty", "append", "hostile"])
+    kind = rng.choice(["cut", "cut", "flip", "flip", "flip", "overwrite", "swap", "empty", "append", "hostile"])
     if kind == "cut":
-        return kind, data[: dice.choice([1, 2, len(data) // 2, len(data) - 1, dice.randrange(len(data))])]
+        return kind, data[: rng.choice([1, 2, len(data) // 2, len(data) - 1, rng.randrange(len(data))])]
     if kind == "flip":
-        place = dice.randrange(len(data))
-        return kind, data[:place] + bytes([data[place] ^ (1 << dice.randrange(8))]) + data[place + 1 :]
+        place = rng.randrange(len(data))
+        return kind, data[:place] + bytes([data[place] ^ (1 << rng.randrange(8))]) + data[place + 1 :]
     if kind == "overwrite":
-        place = dice.randrange(len(data))
-        return kind, data[:place] + dice.randbytes(min(64, len(data) - place)) + data[place + 64 :]
+        place = rng.randrange(len(data))
+        return kind, data[:place] + rng.randbytes(min(64, len(data) - place)) + data[place + 64 :]
     if kind == "append":
-        return kind, data + dice.randbytes(dice.randrange(1, 100))
+        return kind, data + rng.randbytes(rng.randrange(1, 100))
     if kind == "hostile":
         buffer = io.BytesIO()
-        if dice.random() < 0.5:
+        if rng.random() < 0.5:
             torch.save({"encoder.0.weight": _Hostile(proof)}, buffer)
         else:
             np.savez(buffer, mean=np.array([_Hostile(proof)], dtype=object))
@@ -367,18 +365,18 @@ def mutate(data: bytes, other: bytes, proof: Path, dice: random.Random) -> tuple
     return kind, other if kind == "swap" else b""
 
 
-def mutations(work: Path, rounds: int, dice: random.Random) -> tuple[str, int, int]:
+def mutations(work: Path, rounds: int, rng: random.Random) -> tuple[str, int, int]:
     """Damaged files of every kind we read, each before the script that reads it."""
     lost, folder, spare, proof = 0, work / "damaged", work / "sound", work / "code-ran"
-    sound(train("symmetric", spare))
-    sound(Process(ae_generate.main, ["--run", str(spare), "--interpolate", "3", "8"]))
+    run_ok(train("symmetric", spare))
+    run_ok(Process(ae_generate.main, ["--run", str(spare), "--interpolate", "3", "8"]))
     whole = {name: (spare / name).read_bytes() for name in READERS}
     picture, digest = (spare / "interpolation.png").read_bytes(), weights_digest("symmetric", spare)
     for number in range(rounds):
         name = list(READERS)[number % len(READERS)]
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(spare, folder)
-        kind, data = mutate(whole[name], dice.choice(list(whole.values())), proof, dice)
+        kind, data = mutate(whole[name], rng.choice(list(whole.values())), proof, rng)
         (folder / name).write_bytes(data)
         if READERS[name] == "ae_generate":
             status, text = Process(ae_generate.main, ["--run", str(folder), "--interpolate", "3", "8"]).finish()
@@ -389,10 +387,10 @@ def mutations(work: Path, rounds: int, dice: random.Random) -> tuple[str, int, i
         refused = status in (1, 2) and one_line(text) and name in text
         if not (refused or (status == 0 and right)) or proof.exists():
             lost += 1
-            say(f"LOST: {name} {kind} status {status} code ran {proof.exists()} {text[-400:]}")
+            log(f"LOST: {name} {kind} status {status} code ran {proof.exists()} {text[-400:]}")
             proof.unlink(missing_ok=True)
         if number % 50 == 49:
-            say(f"{number + 1}/{rounds} damaged files")
+            log(f"{number + 1}/{rounds} damaged files")
     return "a file cut, flipped, overwritten, swapped or hostile", rounds, lost
 
 
@@ -404,7 +402,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="kills,ranks,starve,disk,permissions,mutations")
     args = parser.parse_args()
-    dice = random.Random(args.seed)
+    rng = random.Random(args.seed)
     torch.set_num_threads(1)  # a pool of threads would not survive the fork
     rows = []
     with tempfile.TemporaryDirectory(prefix="torture-") as name:
@@ -414,12 +412,12 @@ def main() -> None:
             for _ in range(2):  # the second time reads what the first has written
                 ae_train.main(["--dataset", "digits", "--epochs", "1", "--output-dir", f"{name}/warm"])
         acts: dict[str, Callable[[], tuple[str, int, int]]] = {
-            "kills": lambda: kills(work, args.kills, dice),
-            "ranks": lambda: ranks(work, args.rank_kills, dice),
-            "starve": lambda: starve(work, dice),
+            "kills": lambda: kills(work, args.kills, rng),
+            "ranks": lambda: ranks(work, args.rank_kills, rng),
+            "starve": lambda: starve(work, rng),
             "disk": lambda: tiny_disk(work),
             "permissions": lambda: permissions(work),
-            "mutations": lambda: mutations(work, args.mutations, dice),
+            "mutations": lambda: mutations(work, args.mutations, rng),
         }
         for act in args.only.split(","):
             rows.append(acts[act]())

@@ -20,7 +20,7 @@ from autoencoders.evaluation.metrics import evaluation_means, evaluation_sums, t
 from autoencoders.recipes import Recipe
 from autoencoders.runtime import processes
 from autoencoders.runtime.cli import OnStep
-from autoencoders.runtime.device import Precision, seed_for
+from autoencoders.runtime.device import Precision, keep_freed_memory, seed_for
 from autoencoders.runtime.errors import RunError
 
 Row = dict[str, Any]
@@ -40,6 +40,7 @@ class Trainer:
 
         `amp` is a mode of `Precision`; `workers` is the number of DataLoader processes, 0 for none.
         """
+        keep_freed_memory()
         self.recipe, self.device, self.workers = recipe, torch.device(device), workers
         self.precision = Precision(amp, self.device)
         torch.manual_seed(recipe.seed)
