@@ -35,12 +35,10 @@ def modules():
 
 
 @cache
-def imports(name, lazy=True):
-    """The modules of ours that the module `name` imports; without `lazy` only those imported with the module itself."""
+def imports(name):
+    """The modules of ours that the module `name` imports, at the top or later; not those for type checkers only."""
     known, found = modules(), set()
-    tree = ast.parse(known[name].read_text())
-    nodes = ast.walk(tree) if lazy else top_level(tree)
-    for node in nodes:
+    for node in run_time_nodes(ast.parse(known[name].read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -48,12 +46,12 @@ def imports(name, lazy=True):
     return {other for other in found if other in known and other != name}
 
 
-def top_level(tree):
-    """The statements that importing a module runs, without those for type checkers."""
-    for node in tree.body:
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            continue
-        yield node
+def run_time_nodes(tree):
+    """The nodes of a tree without the blocks under `if TYPE_CHECKING`."""
+    for node in ast.iter_child_nodes(tree):
+        if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)):
+            yield node
+            yield from run_time_nodes(node)
 
 
 def rests_on(name):

@@ -62,7 +62,7 @@ def prepare_folder(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".probe.tmp"
         probe.write_bytes(b"probe")
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise RunError(f"{folder}: cannot be written ({error.strerror}); choose another --output-dir") from error
     return folder
