@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from autoencoders.data.images import ImageSet
+from autoencoders.data.images import ImageSet, MappedImages
 from autoencoders.data.sets import add_data_flags, data_arguments, download_notice, load_images
 from autoencoders.recipes import (
     DEFAULT,
@@ -109,6 +109,8 @@ def train(recipe: Recipe, args: argparse.Namespace) -> None:
     device, folder = pick_device(args.device), args.output_dir or Path(recipe.default_folder)
     images = load_images(**data_arguments(args))
     images = images if args.leave_out is None else images.leaving_out(args.leave_out)
+    if args.workers and isinstance(images.train_images, MappedImages):
+        raise UsageError("--workers: images in a file are read by a thread; leave it out, or use --stream off")
     recipe = fit_to_images(recipe, args, images)
     check_memory(recipe.count_parameters())
     with locked(folder) if processes.is_main() and not args.dry_run else contextlib.nullcontext():
