@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autoencoders.data.own import load_all_images
+from autoencoders.data.own import load_whole
 from autoencoders.data.sets import DATASETS, ImageSet, Pixels, load_images
 from autoencoders.evaluation.pca import Pca, fit_pca, read_pca
 from autoencoders.recipes import Recipe
@@ -220,7 +220,7 @@ def strange_images(images: ImageSet, args: argparse.Namespace, root: Path) -> tu
         others = load_images(args.outliers, root, images.side)
         what, strange = others.title, others.test_images
     elif args.outliers:
-        what, strange = load_all_images(Path(args.outliers), images.side, root)
+        what, strange = load_whole(Path(args.outliers), images.side, root)
     else:
         what = f"label {label}, {'never' if label == images.left_out else 'also'} trained on"
         strange, usual = images.test_images[images.test_labels == label], usual & (images.test_labels != label)
