@@ -122,7 +122,7 @@ def main(arguments: list[str] | None = None) -> None:
     run = Run(args.run, model, device, recipe.name, record["dataset"])
     if kind == "input":
         if not run.of_digits:
-            photo = read_picture(args.input, keep_levels=True)
+            photo = read_picture(args.input, alone=False)
         name, png, what = own_picture(run, photo, prepared(run, photo, args.invert))
     elif kind == "interpolate":
         name, png, what = interpolation(run, test_set(run, args), args.interpolate, args.method, args.steps, args.seed)
