@@ -53,7 +53,9 @@ class MappedImages:
                 raise ValueError("another size or time of change")
             return np.load(self.path, mmap_mode="r", allow_pickle=False).reshape(-1, self.pixels)
         except (OSError, ValueError) as error:
-            raise RunError(f"{self.path}: has changed while it was in use ({error}); start again") from error
+            raise RunError(
+                f"{self.path}: is damaged, or has changed while in use ({error}); restore it and start again"
+            ) from error
 
     @cached_property
     def _version(self) -> tuple[int, int]:

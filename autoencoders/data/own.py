@@ -49,9 +49,7 @@ def load_own_images(path: Path, side: int, test_fraction: float | None, seed: in
     images, labels, in_test = _read(path, side, has_parts, stream, root)
     train, test = _split(in_test, test_fraction, seed, has_parts)
     if len(train) < 2 or len(test) < 1:
-        raise UsageError(
-            f"{path}: gives {len(train)} training and {len(test)} test images; at least 2 and 1 are needed"
-        )
+        raise UsageError(f"{path}: gives {len(train)} training and {len(test)} test images; 2 and 1 are the least")
     name, test_images = printable_name(path.resolve().name), images[test]
     if isinstance(images, MappedImages):
         train.sort()  # file order, so that a block of them is read in one piece
@@ -185,7 +183,7 @@ def _gather(
 
     `count` is the number of both. Only the first process that needs the file converts.
     """
-    images = tqdm(images, total=count, unit=" images", leave=False, disable=None if cli.is_verbose() else True)
+    images = _with_progress(images, count)
     if not stays_in_file(count * side**2, stream):
         found = list(images)
         damaged = {number for number, image in enumerate(found) if image is None}
@@ -202,6 +200,11 @@ def _gather(
     archive = read_npz(target.with_suffix(".npz"), {"damaged": (-1,)}, f"delete {target} to convert the images again")
     damaged = set(archive["damaged"].tolist())
     return MappedImages(target, np.arange(count - len(damaged), dtype=np.int32), side**2), damaged
+
+
+def _with_progress(images: Iterable[np.ndarray | None], count: int) -> Iterator[np.ndarray | None]:
+    """The images, with a progress bar from the first one on."""
+    yield from tqdm(images, total=count, unit=" images", leave=False, disable=None if cli.is_verbose() else True)
 
 
 def _converted_file(root: Path, source: Path, files: list[Path], side: int) -> Path:

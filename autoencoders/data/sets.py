@@ -94,12 +94,9 @@ def _load_digits(side: int) -> ImageSet:
 def _load_idx(name: str, root: Path, side: int) -> ImageSet:
     folder = _ensure_downloaded(name, root)
     train_images, train_labels, test_images, test_labels = (_read_idx(folder / part, name) for part in _IDX_FILES)
-    for images, labels, part in (
-        (train_images, train_labels, _IDX_FILES[1]),
-        (test_images, test_labels, _IDX_FILES[3]),
-    ):
+    for images, labels, part in ((train_images, train_labels, 1), (test_images, test_labels, 3)):
         if len(images) != len(labels):
-            raise RunError(_damaged(folder / part, f"{len(labels)} labels for {len(images)} images", name))
+            raise RunError(_damaged(folder / _IDX_FILES[part], f"{len(labels)} labels for {len(images)} images", name))
     title = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "kmnist": "KMNIST"}[name]
     train_images, test_images = resized(train_images, side), resized(test_images, side)
     return ImageSet(name, title, train_images, train_labels, test_images, test_labels)
@@ -190,48 +187,26 @@ def dataset_type(text: str) -> str:
     return text
 
 
+# fmt: off
 def add_data_flags(parser: argparse._ActionsContainer, stream: bool = False) -> None:
-    """The flags that select the images; `data_arguments` turns them into arguments of `load_images`."""
-    parser.add_argument(
-        "--dataset",
-        type=dataset_type,
-        default="mnist",
-        metavar="SET",
-        help="mnist, fashion-mnist, kmnist, digits, auto (mnist if available, else digits), a folder "
-        "of pictures whose sub-folders are the labels, or a .npy file of (N, H, W) uint8",
-    )
-    parser.add_argument(
-        "--data-root", type=Path, default=Path("data"), help="where the known sets are, or are downloaded to"
-    )
-    parser.add_argument(
-        "--image-size",
-        type=cli.integer(4, 128),
-        default=28,
-        metavar="N",
-        help="pixels along the side of the squares that images are resized to",
-    )
-    parser.add_argument(
-        "--test-fraction",
-        type=cli.number(0, 0.9, exclusive=True),
-        metavar="X",
-        help="share of your own images used for testing (default: 0.1 but at most 10,000 images, or "
-        "the folder's own train and test)",
-    )
-    parser.add_argument(
-        "--split-seed",
-        type=cli.integer(0),
-        default=0,
-        metavar="N",
-        help="seed of the split of your own images into training and test images",
-    )
+    """Add the flags that select the images; `data_arguments` turns them into arguments of `load_images`."""
+    parser.add_argument("--dataset", type=dataset_type, default="mnist", metavar="SET",
+                        help="mnist, fashion-mnist, kmnist, digits, auto (mnist if available, else digits), a folder "
+                        "of pictures whose sub-folders are the labels, or a .npy file of (N, H, W) uint8")
+    parser.add_argument("--data-root", type=Path, default=Path("data"),
+                        help="where the known sets are, or are downloaded to")
+    parser.add_argument("--image-size", type=cli.integer(4, 128), default=_SIDE, metavar="N",
+                        help="pixels along the side of the squares that images are resized to")
+    parser.add_argument("--test-fraction", type=cli.number(0, 0.9, exclusive=True), metavar="X",
+                        help="share of your own images used for testing (default: 0.1 but at most 10,000 images, or "
+                        "the folder's own train and test)")
+    parser.add_argument("--split-seed", type=cli.integer(0), default=0, metavar="N",
+                        help="seed of the split of your own images into training and test images")
     if stream:
-        parser.add_argument(
-            "--stream",
-            choices=("auto", "on", "off"),
-            default="auto",
-            help="leave your own training images in their file and read them during training; auto: if "
-            "the images would take more than a quarter of the memory",
-        )
+        parser.add_argument("--stream", choices=("auto", "on", "off"), default="auto",
+                            help="leave your own training images in their file and read them during training; auto: "
+                            "if the images would take more than a quarter of the memory")
+# fmt: on
 
 
 def data_arguments(args: argparse.Namespace) -> dict[str, Any]:
