@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_trainer, run_script, same_bits
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoencoders.data.batches import cut, epoch_batches, pools, prefetched, to_device
@@ -49,6 +49,7 @@ def order(images, seed=0, epoch=0, block=BLOCK, pool=POOL, **settings):
 sizes = st.integers(1, 300)
 
 
+@settings(deadline=None)
 @given(count=sizes, block=sizes, pool=sizes, batch_size=sizes, skipped=st.integers(0, 5))
 def test_every_image_comes_once_in_batches_of_one_size_from_any_batch_on(
     numbered, count, block, pool, batch_size, skipped

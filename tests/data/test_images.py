@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoencoders.data.images import MappedImages
@@ -47,6 +47,7 @@ def test_a_label_that_is_not_there_cannot_be_left_out(digits):
         digits.leaving_out(4).leaving_out(4)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_mapped_images_are_indexed_as_an_array_is(file, data):
     path, images = file

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import call_script, is_one_error_line, only_warnings
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -161,6 +161,7 @@ def test_damaged_pictures_are_named_and_all_files_left_out_are_counted(tmp_path,
     assert "4 pictures" in info.messages[-1] and "2 damaged and 6 other files" in info.messages[-1]
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=()), max_size=60))
 def test_a_printable_name_can_be_printed_encoded_and_drawn(name):
     text = printable_name(name)
