@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from autoencoders.data.images import ImageSet
+from autoencoders.data.images import ImageSet, MappedImages
 from autoencoders.data.sets import add_data_flags, data_arguments, download_notice, load_images
 from autoencoders.recipes import (
     DEFAULT,
@@ -143,6 +143,8 @@ def check_flags(recipe: Recipe, args: argparse.Namespace) -> bool:
 def load_training_images(args: argparse.Namespace) -> ImageSet:
     """The images that the flags select, without the label of --leave-out."""
     images = load_images(**data_arguments(args))
+    if args.workers and isinstance(images.train_images, MappedImages):
+        raise UsageError("--workers: images in a file are read by a thread; leave it out, or use --stream off")
     return images if args.leave_out is None else images.leaving_out(args.leave_out)
 
 

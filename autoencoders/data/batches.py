@@ -6,7 +6,6 @@ The order of the images in epoch e depends on (seed, e) alone.
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,10 +17,10 @@ from autoencoders.runtime.device import seed_for
 
 T = TypeVar("T")
 
-# Measured on a cold virtual disk: reads of 16 KB reach 0.5, of 64 KB 0.8 of the speed of long reads. Smaller blocks and
-# larger pools bring the order of a sorted file closer to a uniform one (docs/streaming.md).
-BLOCK = 2**16  # bytes read in one piece
-POOL = 2**26  # bytes of the blocks whose images are shuffled together; two pools are held
+# Larger blocks are read faster; smaller blocks and larger pools bring the order of a sorted file closer to a uniform
+# one (docs/streaming.md).
+BLOCK = 2**16  # bytes of images that lie next to each other in the file and are read in one piece
+POOL = 2**26  # bytes of images that are shuffled together; two pools are in memory
 
 
 def to_device(images: Images, device: torch.device) -> Tensor | MappedImages:
@@ -37,10 +36,13 @@ def epoch_batches(
     images: Tensor | MappedImages, batch_size: int, seed: int, epoch: int, device: torch.device,
     first: int = 0, workers: int = 0,
 ) -> Iterator[Tensor]:  # fmt: skip
-    """The uint8 batches (batch_size, 784) of an epoch from batch `first` on, shuffled; the last may be smaller."""
+    """The shuffled batches (batch_size, 784) uint8 of an epoch, from number `first` on; the last may be smaller.
+
+    `workers` is the number of DataLoader processes, for images in memory.
+    """
     if isinstance(images, MappedImages):
-        batches = cut(prefetched(pools(images, seed, epoch)), batch_size)
-        yield from (torch.from_numpy(batch).to(device) for batch in islice(batches, first, None))
+        shuffled = prefetched(pools(images, seed, epoch, first * batch_size))
+        yield from (torch.from_numpy(batch).to(device) for batch in cut(shuffled, batch_size))
         return
     order = batch_order(len(images), batch_size, seed, epoch)[first:]
     if workers:
@@ -71,40 +73,50 @@ class _Batches(torch.utils.data.Dataset[Tensor]):
 
 
 def pools(
-    images: MappedImages, seed: int, epoch: int, block_bytes: int = BLOCK, pool_bytes: int = POOL
+    images: MappedImages, seed: int, epoch: int, skip: int = 0, block_bytes: int = BLOCK, pool_bytes: int = POOL
 ) -> Iterator[np.ndarray]:
-    """All images in pools of shuffled blocks; each block is read once, in one piece."""
+    """All images of an epoch but the first `skip`, shuffled, in pools (n, pixels).
+
+    The blocks of the file are permuted; the images of the next few blocks, a pool, are permuted again. Each block is
+    read once, in one piece. Pools of skipped images are not read.
+    """
     random = np.random.default_rng(seed_for(seed, epoch))
     block = max(1, block_bytes // images.pixels)
     starts = random.permutation(-(-len(images) // block)) * block
-    together = max(1, pool_bytes // (block * images.pixels))
-    for first in range(0, len(starts), together):
-        chosen = np.sort(starts[first : first + together])
-        rows = np.concatenate([np.arange(start, min(start + block, len(images))) for start in chosen])
-        yield images[rows][random.permutation(len(rows))]
+    blocks = max(1, pool_bytes // (block * images.pixels))
+    for first in range(0, len(starts), blocks):
+        chosen = np.sort(starts[first : first + blocks])
+        rows = (chosen[:, None] + np.arange(block)).ravel()
+        rows = rows[rows < len(images)]
+        order = random.permutation(len(rows))
+        if skip < len(rows):
+            yield images[rows][order[skip:]]
+        skip = max(0, skip - len(rows))
 
 
 def cut(pools: Iterable[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
     """Batches of one size from pools of any size; the rest of a pool begins the next batch."""
-    rest: np.ndarray | None = None
+    parts: list[np.ndarray] = []  # of the next batch
+    missing = batch_size
     for pool in pools:
-        pool = pool if rest is None else np.concatenate((rest, pool))
-        whole = len(pool) // batch_size * batch_size
-        yield from np.split(pool[:whole], whole // batch_size) if whole else ()
-        rest = pool[whole:]
-    if rest is not None and len(rest):
-        yield rest
+        while len(pool):
+            parts.append(pool[:missing])
+            pool, missing = pool[missing:], missing - len(parts[-1])
+            if not missing:
+                yield np.concatenate(parts)
+                parts, missing = [], batch_size
+    if parts:
+        yield np.concatenate(parts)
 
 
 def prefetched(items: Iterable[T]) -> Iterator[T]:
-    """The items, each computed by a thread while the previous one is in use; its exception is raised here.
+    """The items, each computed by a thread while the previous one is in use; its exceptions are raised here.
 
-    The thread should not compute with torch: a second thread makes OpenMP start a second team of threads, which
-    costs half of the speed.
+    The items must not need torch: a second thread makes OpenMP start a second team of threads, which halves the speed.
     """
     iterator, end = iter(items), object()
     with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(next, iterator, end)
-        while (item := coming.result()) is not end:
-            coming = thread.submit(next, iterator, end)
+        future = thread.submit(next, iterator, end)
+        while (item := future.result()) is not end:
+            future = thread.submit(next, iterator, end)
             yield item  # type: ignore[misc]

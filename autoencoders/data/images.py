@@ -15,15 +15,15 @@ import numpy as np
 
 from autoencoders.runtime.errors import RunError, UsageError
 
-_HASHED = 2**16  # images hashed at a time
+_HASHED = 2**12  # images hashed at a time
 
 
 @dataclass(frozen=True)
 class MappedImages:
     """Images (n, pixels) uint8 that stay in a .npy file: `len`, `shape` and an index work as for an array.
 
-    `rows` are their numbers in the file, ascending. The file is mapped anew for each read: pages of a mapping that
-    stays open would count as memory of this process.
+    `rows` are their numbers in the file. The file is mapped anew for each read: pages of a mapping that stays open
+    would count as memory of this process.
     """
 
     path: Path
@@ -43,11 +43,29 @@ class MappedImages:
         return len(self.rows) * self.pixels
 
     def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
+        images: np.ndarray = self.whole_file()[self.rows[index]]
+        return images
+
+    def whole_file(self) -> np.ndarray:
+        """All images of the file (N, pixels), mapped; RunError when it is not the file that was read first."""
         try:
-            array = np.load(self.path, mmap_mode="r", allow_pickle=False)
-            return array[self.rows[index]].reshape(-1, self.pixels)
-        except (OSError, ValueError, IndexError) as error:
-            raise RunError(f"{self.path}: has changed while it was read ({error}); start again") from error
+            if _version(self.path) != self._version:
+                raise ValueError("another size or time of change")
+            return np.load(self.path, mmap_mode="r", allow_pickle=False).reshape(-1, self.pixels)
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"{self.path}: is damaged, or has changed while in use ({error}); restore it and start again"
+            ) from error
+
+    @cached_property
+    def _version(self) -> tuple[int, int]:
+        return _version(self.path)
+
+
+def _version(path: Path) -> tuple[int, int]:
+    """Size and time of change of a file."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 Images = np.ndarray | MappedImages
@@ -86,14 +104,15 @@ class ImageSet:
 
     def leaving_out(self, label: int) -> "ImageSet":
         """This set without the training images of one label; the test images stay complete."""
-        kept = self.train_labels != label
         if isinstance(self.train_images, MappedImages):
             raise UsageError("--leave-out: needs the training images in memory; use --stream off")
-        if kept.all() or not kept.any():
-            raise UsageError(f"{self.title}: {'no' if kept.all() else 'every'} training image has the label {label}")
+        others = self.train_labels != label
+        if others.all() or not others.any():
+            share = "no" if others.all() else "every"
+            raise UsageError(f"{self.title}: {share} training image has the label {label}")
         return replace(
             self, title=f"{self.title} without {label}", left_out=label,
-            train_images=self.train_images[kept], train_labels=self.train_labels[kept],
+            train_images=self.train_images[others], train_labels=self.train_labels[others],
         )  # fmt: skip
 
     def epochs(self, epochs: int) -> int:

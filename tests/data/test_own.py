@@ -1,23 +1,28 @@
-"""One's own images: a folder of pictures or a .npy file gives the set that its files describe, or one line of error."""
+"""A folder of pictures or a .npy file gives the set that its files describe, or one line of error."""
 
 import json
+import logging
 import os
 import resource
+import shutil
+import tracemalloc
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import call_script, is_one_error_line, only_warnings
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-import ae_eval
-import ae_generate
-import ae_pca
-import ae_train
-from autoencoders.data.sets import load_again, load_images
-from autoencoders.data.stored import Stored
-from autoencoders.evaluation.metrics import to_pixels
+from autoencoders.data.batches import POOL, epoch_batches
+from autoencoders.data.images import MappedImages
+from autoencoders.data.own import load_all_images, printable_name, stays_in_file
+from autoencoders.data.sets import load_images, load_recorded
+from autoencoders.evaluation.pca import fit_pca
 from autoencoders.runtime.errors import RunError, UsageError
 from autoencoders.training.checkpoint import load_run
 
@@ -37,8 +42,19 @@ def collections(tmp_path_factory, digits):
     return root
 
 
+@pytest.fixture
+def info(caplog):
+    """The messages that the package logs, also those that --quiet hides."""
+    caplog.set_level(logging.INFO, "autoencoders")
+    return caplog
+
+
 def own(path, root=Path("unused"), **settings):
     return load_images(str(path), root, **settings)
+
+
+def call(capsys, script, *flags):
+    return call_script(capsys, import_module(script).main, *flags)
 
 
 def rows(images):
@@ -77,7 +93,7 @@ def test_a_folder_with_train_and_test_keeps_its_own_parts(tmp_path, digits):
         own(tmp_path, test_fraction=0.2)
 
 
-def test_what_lies_beside_the_parts_is_counted(tmp_path, digits, capsys):
+def test_files_beside_the_parts_are_counted(tmp_path, digits, info):
     for number, part in enumerate(("train", "train", "test", "validation", "validation/train", ".git", ".")):
         (tmp_path / part).mkdir(parents=True, exist_ok=True)
         Image.fromarray(digits.train_images[number].reshape(28, 28)).save(tmp_path / part / f"{number}.png")
@@ -85,7 +101,7 @@ def test_what_lies_beside_the_parts_is_counted(tmp_path, digits, capsys):
     images = own(tmp_path)
     assert len(images.train_images) == 2 and len(images.test_images) == 1
     # two of `validation`, that of the folder itself, the hidden folder and the link
-    assert "3 pictures" in (err := capsys.readouterr().err) and "5 other files left out" in err
+    assert "3 pictures" in info.messages[0] and "5 other files left out" in info.messages[0]
 
 
 @pytest.mark.filterwarnings("error:The given NumPy array")
@@ -101,12 +117,12 @@ def test_pictures_of_16_bits_and_transparent_ones_keep_to_one_scale(tmp_path, ca
     known = [bytes((ramp * level).astype(np.uint8)) for level in range(1, 7)]
     assert rows([*images.train_images, *images.test_images]) == sorted([*known, bytes(white)])
     train = ("--dataset", folder, *TINY, "--output-dir", out)
-    assert call_script(capsys, ae_train.main, *train)[0] == 0
+    assert call(capsys, "ae_train", *train)[0] == 0
     for name, image in {"2": known[1], "white": bytes(white)}.items():  # the model is shown what it was trained on
         flags = ("--run", out, "--device", "cpu", "--input", folder / f"{name}.png")
-        assert call_script(capsys, ae_generate.main, *flags)[0] == 0
-        shown = figures[-1].axes[1].images[0].get_array() * 255
-        assert bytes(np.rint(shown).astype(np.uint8)) == image
+        assert call(capsys, "ae_generate", *flags)[0] == 0
+        shown = [picture.get_array() for axes in figures[-1].axes for picture in axes.images]
+        assert image in [bytes(np.rint(pixels * 255).astype(np.uint8)) for pixels in shown if pixels.size == 784]
 
 
 def test_pictures_of_any_size_and_colour_become_squares(tmp_path):
@@ -124,7 +140,8 @@ def test_an_image_keeps_its_left_and_right_when_it_is_resized(tmp_path):
     assert (images[:, :, :13] < 3).all() and (images[:, :, 15:] > 195).all()
 
 
-def test_damaged_pictures_are_named_and_all_that_is_left_out_is_counted(tmp_path, digits, capsys):
+@pytest.mark.parametrize("stream", ["off", "on"])
+def test_damaged_pictures_are_named_and_all_files_left_out_are_counted(tmp_path, digits, info, stream):
     for number in range(4):
         Image.fromarray(digits.train_images[number].reshape(28, 28)).save(tmp_path / f"{number}.png")
     whole = (tmp_path / "0.png").read_bytes()
@@ -137,23 +154,30 @@ def test_damaged_pictures_are_named_and_all_that_is_left_out_is_counted(tmp_path
     (tmp_path / "again").symlink_to(tmp_path)
     (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
     os.mkfifo(tmp_path / "pipe.png")
-    images = own(tmp_path)
-    *named, counted = capsys.readouterr().err.splitlines()
+    images = own(tmp_path, root=tmp_path / ".root", stream=stream)
+    named = [record.getMessage() for record in info.records if record.levelno == logging.WARNING]
     assert len(images.train_images) + len(images.test_images) == 4
     assert len(named) == 2 and "cut.png" in named[0] and "empty.jpg" in named[1]
-    assert "4 pictures" in counted and "2 damaged and 6 other files" in counted
+    assert "4 pictures" in info.messages[-1] and "2 damaged and 6 other files" in info.messages[-1]
 
 
-@pytest.mark.parametrize("name", ["$\\frac{$", "a\nb", "\udcff\udcfe", "x" * 200, "mnist", "-rf"], ids=ascii)
-def test_a_folder_may_be_called_anything(tmp_path, collections, capsys, name):
+@settings(deadline=None)
+@given(st.text(st.characters(exclude_categories=()), max_size=60))
+def test_a_printable_name_can_be_printed_encoded_and_drawn(name):
+    text = printable_name(name)
+    assert text.isprintable() and text.encode() and len(text) <= 40 if name else text == ""
+
+
+@pytest.mark.parametrize("name", ["$\\frac{$\n", "\udcff\udcfe", "-rf"], ids=ascii)
+def test_a_folder_may_have_any_name(tmp_path, collections, capsys, name):
     folder = tmp_path / name
     folder.mkdir()
     (folder / "a.npy").symlink_to(collections / "array.npy")
     (folder / "b").symlink_to(collections / "pictures" / "odd")
     for path in (collections / "pictures" / "odd").iterdir():
         (folder / path.name).symlink_to(path)
-    status, _, err = call_script(capsys, ae_pca.main, f"--dataset={folder}", "--output-dir", tmp_path / "out")
-    assert status == 0 and len(err.splitlines()) == 1 and "other files" in err
+    status, _, err = call(capsys, "ae_pca", f"--dataset={folder}", "--output-dir", tmp_path / "out")
+    assert status == 0 and len(err.splitlines()) == 1 and "2 other files" in err
 
 
 def saved(path, array):
@@ -178,131 +202,176 @@ BAD = {
 
 
 @pytest.mark.parametrize("make", BAD.values(), ids=BAD.keys())
-def test_what_holds_no_images_is_refused_by_name(tmp_path, capsys, make):
+def test_a_path_without_usable_images_is_refused_by_name(tmp_path, make):
     path = make(tmp_path / "mine")
-    status, out, err = call_script(capsys, ae_pca.main, "--dataset", path, "--output-dir", tmp_path / "out")
-    assert status == 2 and out == "" and is_one_error_line(err.splitlines(True)[-1]) and str(path) in err
-    assert not (tmp_path / "out").exists()
+    for stream in ("on", "off"):
+        with pytest.raises(UsageError, match=f"^{path}"):
+            own(path, root=tmp_path, stream=stream)
 
 
 def test_a_truncated_array_is_refused(tmp_path, collections):
-    data = (collections / "array.npy").read_bytes()
-    (tmp_path / "cut.npy").write_bytes(data[:-1000])
+    (tmp_path / "cut.npy").write_bytes((collections / "array.npy").read_bytes()[:-1000])
     with pytest.raises(UsageError, match=r"cut\.npy: is not a whole"):
         own(tmp_path / "cut.npy")
 
 
-@pytest.mark.parametrize("flags", [("--test-fraction", 0.2), ("--split-seed", 1)], ids=str)
-def test_a_known_set_is_not_split_anew(tmp_path, capsys, flags):
-    status, _, err = call_script(capsys, ae_pca.main, "--dataset", "digits", "--output-dir", tmp_path / "out", *flags)
-    assert status == 2 and is_one_error_line(err) and flags[0] in err
-
-
-def test_a_run_on_ones_own_images_of_another_size_is_trained_loaded_again_and_shown(collections, tmp_path, capsys):
+def test_a_run_on_own_images_of_another_size_is_trained_loaded_again_and_shown(collections, tmp_path, capsys):
     data = ("--dataset", collections / "pictures", "--image-size", 16, "--test-fraction", 0.25)
-    assert call_script(capsys, ae_pca.main, *data, "--output-dir", tmp_path)[0] == 0
-    status, out, err = call_script(capsys, ae_train.main, *data, *TINY, "--output-dir", tmp_path)
+    status, out, _ = call(capsys, "ae_train", *data, *TINY, "--output-dir", tmp_path)
     assert status == 0 and "pictures" in out and (tmp_path / "latent_map.png").exists()
-    model, recipe, record = load_run(tmp_path, torch.device("cpu"))
-    assert recipe.image_size == 16 and record["dataset"]["name"] == "pictures"
-    images = load_again(record["dataset"])
-    assert images.fingerprint == record["dataset"]["fingerprint"] and len(images.test_images) == 15
-    assert model(to_pixels(torch.from_numpy(images.test_images), "signed"))[0].shape == (15, 256)
+    run = load_run(tmp_path, torch.device("cpu"))
+    images = run.load_images()
+    assert run.recipe.image_size == 16 and run.record["dataset"]["name"] == "pictures"
+    assert images.fingerprint == run.record["dataset"]["fingerprint"] and len(images.test_images) == 15
+    assert run.record["dataset"]["source"] == str(collections / "pictures")
     picture = next((collections / "pictures" / "odd").iterdir())
     for flags in (("--walk", 0), ("--interpolate", 0, 1), ("--input", picture)):
-        status, out, err = call_script(capsys, ae_generate.main, "--run", tmp_path, "--device", "cpu", *flags)
+        status, out, err = call(capsys, "ae_generate", "--run", tmp_path, "--device", "cpu", *flags)
         assert status == 0 and f"Wrote {tmp_path}" in out, err
-    assert json.loads((tmp_path / "run.json").read_text())["dataset"]["source"] == str(collections / "pictures")
 
 
 @pytest.mark.parametrize("recipe", ["vae", "sparse", "denoising"])
 def test_any_fully_connected_recipe_trains_at_any_size(recipe, collections, tmp_path, capsys):
     data = ("--dataset", collections / "array.npy", "--image-size", 12, "--output-dir", tmp_path, "--epochs", 1)
     small = ("--features", 32, "--k", 4, "--num-saes", 2) if recipe == "sparse" else ("--hidden-sizes", 8)
-    status, _, err = call_script(capsys, ae_train.main, "--recipe", recipe, *data, *small, "--device", "cpu")
+    status, _, err = call(capsys, "ae_train", "--recipe", recipe, *data, *small, "--device", "cpu")
     assert status == 0 and only_warnings(err) and (tmp_path / "reconstructions.png").exists()
 
 
 def test_a_recipe_built_for_28_pixels_refuses_others_in_one_line(collections, tmp_path, capsys):
     flags = ("--recipe", "conv", "--dataset", "digits", "--image-size", 16, "--output-dir", tmp_path / "out")
-    status, _, err = call_script(capsys, ae_train.main, *flags, "--device", "cpu")
+    status, _, err = call(capsys, "ae_train", *flags, "--device", "cpu")
     assert status == 2 and is_one_error_line(err) and "28 x 28" in err and not (tmp_path / "out").exists()
 
 
-def test_a_known_set_can_be_resized(digits, tmp_path):
-    small = load_images("digits", Path("unused"), image_size=14)
-    assert small.train_images.shape == (1500, 196) and small.fingerprint != digits.fingerprint
-    halved = digits.train_images.reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4)).ravel()
-    assert np.corrcoef(halved, small.train_images.ravel())[0, 1] > 0.98
+def pairs(images, part):
+    """The images of a part with their labels, in any order."""
+    return sorted(
+        (bytes(x), label) for x, label in zip(getattr(images, f"{part}_images")[:], getattr(images, f"{part}_labels"))
+    )
 
 
-def test_a_streamed_run_is_one_on_the_same_images_from_its_pca_to_its_evaluation(collections, tmp_path, capsys):
-    out, data = tmp_path / "out", ("--dataset", collections / "array.npy", "--stream", "on")
-    assert call_script(capsys, ae_pca.main, *data, "--output-dir", out)[0] == 0
-    status, _, err = call_script(capsys, ae_train.main, *data, *TINY, "--output-dir", out)
-    assert status == 0 and only_warnings(err)
-    dataset = json.loads((out / "run.json").read_text())["dataset"]
-    images = load_again(dataset)
-    assert isinstance(images.train_images, Stored) and images.fingerprint == dataset["fingerprint"]
-    status, table, err = call_script(capsys, ae_eval.main, "--run", out, "--device", "cpu")
-    assert status == 0 and err == "" and "6 test images" in table
-    shown = json.loads((out / "evaluation.json").read_text())["model"]["test_mse_unit"]
-    assert shown == pytest.approx(json.loads((out / "run.json").read_text())["metrics"]["test_mse_unit"], rel=1e-5)
-    status, _, err = call_script(capsys, ae_train.main, *data[:2], *TINY, "--output-dir", out, "--resume")
-    assert status == 2 and "other images" in err  # in memory other ones are set aside to test on
+@pytest.mark.parametrize("settings", [{}, {"test_fraction": 0.3, "split_seed": 5}, {"image_size": 16}], ids=str)
+@pytest.mark.parametrize("name", ["array.npy", "pictures", "parts"])
+def test_a_streamed_set_has_the_same_test_part_and_the_same_training_images(collections, tmp_path, name, settings):
+    path = collections / name
+    if name == "parts":
+        path, settings = tmp_path / "parts", {key: value for key, value in settings.items() if key == "image_size"}
+        path.mkdir()
+        for part, label in (("train", "even"), ("test", "odd")):
+            (path / part).symlink_to(collections / "pictures" / label)
+    streamed, held = (own(path, root=tmp_path / "root", stream=stream, **settings) for stream in ("on", "off"))
+    assert isinstance(streamed.train_images, MappedImages) and isinstance(held.train_images, np.ndarray)
+    assert type(streamed.test_images) is np.ndarray and np.array_equal(streamed.test_images, held.test_images)
+    assert np.array_equal(streamed.test_labels, held.test_labels)
+    assert pairs(streamed, "train") == pairs(held, "train") and (np.diff(streamed.train_images.rows) > 0).all()
+    for images in (streamed, held):
+        assert load_recorded({"name": "x", **images.source}).fingerprint == images.fingerprint
+
+
+def test_at_most_10_000_test_images_are_taken_unless_a_fraction_is_given(tmp_path):
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(0, 256, (110_000, 4, 4), np.uint8))
+    counts = [len(own(tmp_path / "a.npy", image_size=4, test_fraction=share).test_images) for share in (None, 0.5)]
+    assert counts == [10_000, 55_000]
 
 
 @pytest.mark.parametrize("name", ["array.npy", "pictures"])
-def test_pictures_and_arrays_of_another_size_are_kept_in_a_file_that_nobody_sees(collections, tmp_path, name):
-    streamed = own(collections / name, root=tmp_path / "root", image_size=16, stream="on")
-    held = own(collections / name, image_size=16)
-    both = [[*i.train_images[:], *i.test_images[:]] for i in (streamed, held)]
-    assert isinstance(streamed.train_images, Stored) and rows(both[0]) == rows(both[1])
-    assert list((tmp_path / "root").iterdir()) == []
-    labels = {bytes(x): label for x, label in zip(both[1], [*held.train_labels, *held.test_labels])}
-    assert [labels[bytes(x)] for x in both[0]] == [*streamed.train_labels, *streamed.test_labels]
+def test_images_are_converted_once_and_again_when_they_change(collections, tmp_path, info, name):
+    path, root = tmp_path / name, tmp_path / "root"
+    (shutil.copytree if name == "pictures" else shutil.copy)(collections / name, path)
+
+    def converted():
+        images = own(path, root=root, image_size=16, stream="on")
+        assert len(images.train_images) + len(images.test_images) == 60
+        return {file: file.stat().st_mtime_ns for file in root.glob("converted/*.npy")}
+
+    first = converted()
+    assert len(first) == 1 and np.load(next(iter(first))).shape == (60, 16, 16)
+    assert converted() == first and sum("converting" in message for message in info.messages) == 1
+    changed = path if name == "array.npy" else next(path.rglob("*.png"))
+    os.utime(changed, (0, 0))
+    assert len(converted()) == 2 and not list(root.glob("converted/*.tmp"))
 
 
-def test_a_streamed_folder_keeps_its_own_parts(tmp_path, digits):
-    for number, image in enumerate(digits.train_images[:30]):
-        folder = tmp_path / "own" / ("train" if number % 3 else "test") / str(digits.train_labels[number])
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image.reshape(28, 28)).save(folder / f"{number}.png")
-    images, held = (own(tmp_path / "own", root=tmp_path, stream=stream) for stream in ("on", "off"))
-    for part in ("train", "test"):
-        pairs = [
-            sorted((bytes(x), label) for x, label in zip(getattr(i, f"{part}_images")[:], getattr(i, f"{part}_labels")))
-            for i in (images, held)
-        ]
-        assert pairs[0] == pairs[1] and len(pairs[0]) == (20 if part == "train" else 10)
+def test_a_conversion_that_was_killed_is_begun_again(collections, tmp_path):
+    whole = own(collections / "pictures", root=tmp_path, stream="on")
+    fingerprint, file = whole.fingerprint, whole.train_images.path
+    file.rename(file.with_suffix(".tmp"))
+    file.with_suffix(".tmp").write_bytes(b"half")
+    assert own(collections / "pictures", root=tmp_path, stream="on").fingerprint == fingerprint
 
 
-def test_only_what_would_fill_the_memory_is_streamed_by_itself(collections, monkeypatch):
-    assert not isinstance(own(collections / "array.npy").train_images, Stored)
-    monkeypatch.setattr("autoencoders.data.stored.memory", lambda: 4 * 60 * 784 - 1)
-    assert isinstance(own(collections / "array.npy").train_images, Stored)
-    assert not isinstance(own(collections / "array.npy", stream="off").train_images, Stored)
+def test_all_images_of_a_path_are_loaded_also_where_they_are_few_or_one(collections, tmp_path):
+    name, images = load_all_images(collections / "pictures", 28, tmp_path)
+    assert name == "pictures" and images.shape == (60, 784)
+    np.save(tmp_path / "one.npy", np.zeros((1, 28, 28), np.uint8))
+    assert load_all_images(tmp_path / "one.npy", 28, tmp_path)[1].shape == (1, 784)
 
 
-def test_a_disk_too_full_for_the_images_is_a_fault_that_names_the_folder(collections, tmp_path):
+def test_images_stay_in_their_file_when_asked_to_or_above_a_quarter_of_the_memory(collections):
+    assert [stays_in_file(25, stream, memory=100) for stream in ("auto", "on", "off")] == [False, True, False]
+    assert [stays_in_file(26, stream, memory=100) for stream in ("auto", "on", "off")] == [True, True, False]
+    assert not isinstance(own(collections / "array.npy").train_images, MappedImages)
+
+
+def test_a_full_disk_is_an_error_that_names_the_folder_and_leaves_nothing(collections, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
     try:
-        with pytest.raises(RunError, match=rf"{tmp_path}: cannot hold .*; make room there"):
+        with pytest.raises(RunError, match=rf"{tmp_path}/converted: "):
             own(collections / "pictures", root=tmp_path, stream="on")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.suffix for path in (tmp_path / "converted").iterdir()] == [".lock"]
+
+
+def test_an_array_in_fortran_order_is_not_streamed(tmp_path):
+    np.save(tmp_path / "a.npy", np.asfortranarray(np.random.default_rng(0).integers(0, 256, (9, 28, 28), np.uint8)))
+    assert len(own(tmp_path / "a.npy").train_images) == 8
+    with pytest.raises(UsageError, match="Fortran"):
+        own(tmp_path / "a.npy", stream="on")
 
 
 @pytest.mark.parametrize("flags", [("--workers", 1), ("--leave-out", 1), ("--dataset", "digits")], ids=str)
-def test_what_streaming_cannot_do_is_refused(collections, tmp_path, capsys, flags):
+def test_streaming_is_refused_where_it_does_not_apply(collections, tmp_path, capsys, flags):
     data = ("--dataset", collections / "array.npy", "--stream", "on", *TINY, "--output-dir", tmp_path / "out")
-    status, _, err = call_script(capsys, ae_train.main, *data, *flags)
+    status, _, err = call(capsys, "ae_train", *data, *flags)
     assert status == 2 and is_one_error_line(err) and not (tmp_path / "out").exists()
 
 
-def test_an_array_whose_images_lie_across_one_another_is_not_streamed(tmp_path):
-    np.save(tmp_path / "a.npy", np.asfortranarray(np.random.default_rng(0).integers(0, 256, (9, 28, 28), np.uint8)))
-    assert len(own(tmp_path / "a.npy").train_images) == 8
-    with pytest.raises(UsageError, match="across one another"):
-        own(tmp_path / "a.npy", stream="on")
+def test_the_pca_of_a_file_is_that_of_its_images_bit_for_bit(digits, tmp_path):
+    np.save(tmp_path / "a.npy", digits.train_images.reshape(-1, 28, 28))
+    streamed = own(tmp_path / "a.npy", stream="on")
+    one, other = fit_pca(streamed), fit_pca(replace(streamed, train_images=streamed.train_images[:]))
+    assert all(np.array_equal(value, vars(other)[name]) for name, value in vars(one).items())
+    assert fit_pca(streamed, max_samples=100).samples == 100
+
+
+def test_a_streamed_run_uses_the_same_images_from_its_pca_to_its_evaluation(collections, tmp_path, capsys):
+    out, data = tmp_path / "out", ("--dataset", collections / "array.npy", "--stream", "on")
+    assert call(capsys, "ae_pca", *data, "--output-dir", out)[0] == 0
+    status, _, err = call(capsys, "ae_train", *data, *TINY, "--output-dir", out)
+    assert status == 0 and only_warnings(err)
+    status, table, err = call(capsys, "ae_eval", "--run", out, "--device", "cpu")
+    assert status == 0 and err == "" and "6 test images" in table
+    evaluated, record = (json.loads((out / name).read_text()) for name in ("evaluation.json", "run.json"))
+    assert evaluated["model"]["test_mse_unit"] == pytest.approx(record["metrics"]["test_mse_unit"], rel=1e-5)
+
+
+def test_a_streamed_run_resumes_as_a_streamed_run_only(collections, tmp_path, capsys):
+    data = ("--dataset", collections / "array.npy", *TINY, "--output-dir", tmp_path)
+    assert call(capsys, "ae_train", *data, "--stream", "on")[0] == 0
+    for stream, expected in (("on", 0), ("off", 2)):
+        status, _, err = call(capsys, "ae_train", *data, "--epochs", 2, "--stream", stream, "--resume")
+        assert status == expected, err
+
+
+def test_a_large_file_is_never_in_memory_as_a_whole(tmp_path):
+    shape = (1_000_000, 28, 28)  # 784 MB, sparse: all but the first image take no space on the disk
+    np.lib.format.open_memmap(tmp_path / "a.npy", "w+", np.uint8, shape)[0] = 1
+    tracemalloc.start()
+    images = own(tmp_path / "a.npy", stream="on", split_seed=1)
+    next(epoch_batches(images.train_images, 100, 0, 0, torch.device("cpu")))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(images.train_images) == 990_000 and peak < 4 * POOL

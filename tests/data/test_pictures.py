@@ -1,4 +1,4 @@
-"""A picture of any make becomes the digit MNIST would have made of it, and a bad file is refused, undecoded."""
+"""A picture of any format becomes the digit MNIST would have made of it; a bad file is refused before it is decoded."""
 
 import io
 import struct
@@ -54,15 +54,15 @@ def prepared(images):
 
 def test_a_prepared_digit_enlarged_inverted_and_off_centre_comes_back_as_it_was(digits):
     found = []
-    for number, image in enumerate(prepared(digits.test_images[:40])):
+    for number, image in enumerate(prepared(digits.test_images[:20])):
         large = np.asarray(Image.fromarray(image.reshape(28, 28)).resize((308, 308), Image.Resampling.BICUBIC))
-        found.append(correlation(to_digit(Image.fromarray(on_paper(large, corner=(9 * number, 400)))), image))
+        found.append(correlation(to_digit(Image.fromarray(on_paper(large, corner=(18 * number, 400)))), image))
     assert min(found) > 0.9 and np.median(found) > 0.98
 
 
 def test_mnists_own_digits_come_back_as_mnist_made_them(mnist):
     found = []
-    for image in mnist.test_images[:100]:
+    for image in mnist.test_images[:40]:
         large = np.asarray(Image.fromarray(image.reshape(28, 28)).resize((308, 308), Image.Resampling.BOX))
         found.append(correlation(to_digit(Image.fromarray(on_paper(large))), image))
     assert np.mean(np.array(found) > 0.9) > 0.95 and np.median(found) > 0.95
@@ -98,7 +98,7 @@ def test_the_mode_of_the_file_does_not_matter(digit, tmp_path, mode):
 
 
 @pytest.mark.parametrize("kind", ["png", "jpg", "gif", "bmp", "webp", "tiff", "ppm"])
-def test_every_kind_of_file_that_is_offered_is_read(digit, tmp_path, kind):
+def test_every_format_is_read(digit, tmp_path, kind):
     assert correlation(through(Image.fromarray(on_paper(stroke())), tmp_path / f"picture.{kind}"), digit) > 0.99
 
 
@@ -110,25 +110,25 @@ def test_a_16_bit_picture_is_scaled_not_cut_off(png):
 
 
 @pytest.mark.parametrize(("mode", "kind"), [("I;16", "png"), ("I;16", "tiff"), ("I;16B", "tiff"), ("I;16", "ppm")])
-def test_of_a_collection_a_16_bit_picture_is_that_of_8_bits_be_it_dark_or_bright(tmp_path, mode, kind):
+def test_with_kept_levels_a_16_bit_picture_equals_its_8_bit_copy_dark_or_bright(tmp_path, mode, kind):
     levels = np.arange(200, dtype=np.uint16).reshape(10, 20)
     data = (levels * 257).astype(">u2" if mode == "I;16B" else "<u2").tobytes()
     Image.frombytes(mode, (20, 10), data).save(tmp_path / f"picture.{kind}")
-    found = read_picture(tmp_path / f"picture.{kind}", alone=False)
+    found = read_picture(tmp_path / f"picture.{kind}", keep_levels=True)
     np.testing.assert_array_equal(np.asarray(found.convert("L")), levels)
 
 
 @pytest.mark.parametrize("ink", [0, 255])
-def test_of_a_collection_a_transparent_picture_is_laid_on_white(png, ink):
+def test_with_kept_levels_a_transparent_picture_is_laid_on_white(png, ink):
     alpha = np.linspace(0, 255, 28 * 28).astype(np.uint8).reshape(28, 28)
     grey = np.full_like(alpha, ink)
     Image.fromarray(np.dstack((grey, grey, grey, alpha))).save(png)
-    found = np.asarray(read_picture(png, alone=False).convert("L"), int)
+    found = np.asarray(read_picture(png, keep_levels=True).convert("L"), int)
     np.testing.assert_allclose(found, 255 - alpha if ink == 0 else 255, atol=1)
 
 
 @pytest.mark.parametrize("ink", [0, 255])
-def test_on_a_transparent_ground_ink_shows_be_it_black_or_white(digit, png, ink):
+def test_black_and_white_ink_show_on_a_transparent_background(digit, png, ink):
     alpha = 255 - on_paper(stroke(), paper=255, pen=0)
     grey = np.full_like(alpha, ink)
     assert correlation(through(Image.fromarray(np.dstack((grey, grey, grey, alpha))), png), digit) > 0.99
@@ -167,8 +167,8 @@ def test_any_size_with_ink_gives_a_digit(size):
     picture.thumbnail((1024, 1024), Image.Resampling.NEAREST)
     try:
         assert to_digit(picture).max() == 255
-    except UsageError as mistake:  # the one dark pixel may fall through the shrinking
-        assert "blank" in str(mistake)
+    except UsageError as error:  # the one dark pixel may vanish when the picture shrinks
+        assert "blank" in str(error)
 
 
 @pytest.mark.parametrize("level", [0, 128, 255])
@@ -208,7 +208,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_file_is_a_mistake_that_names_it(tmp_path, name):
+def test_a_bad_file_is_a_usage_error_that_names_it(tmp_path, name):
     path = tmp_path / "picture"
     path.write_bytes(BAD[name])
     with pytest.raises(UsageError, match=f"^{path}: ") as caught:
@@ -216,7 +216,7 @@ def test_a_bad_file_is_a_mistake_that_names_it(tmp_path, name):
     assert "\n" not in str(caught.value)
 
 
-def test_a_library_that_prints_complaints_of_its_own_is_not_heard(tmp_path, capfd):
+def test_libtiff_prints_no_complaints_on_stderr(tmp_path, capfd):
     path = tmp_path / "picture.tiff"
     Image.fromarray(on_paper(stroke())).save(path, compression="tiff_lzw")
     path.write_bytes(path.read_bytes()[:8] + bytes(200) + path.read_bytes()[208:])
@@ -234,6 +234,6 @@ def test_an_enormous_picture_is_refused_by_its_header(png, monkeypatch, name):
 
 
 @pytest.mark.parametrize("path", ["missing.png", ".", "/dev/zero"])
-def test_what_is_no_file_is_not_read(path):
-    with pytest.raises(UsageError, match="is not"):
+def test_only_files_are_read(path):
+    with pytest.raises(UsageError, match=path):
         read_picture(Path(path))

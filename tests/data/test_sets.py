@@ -1,14 +1,17 @@
+"""Known image sets are read exactly, a damaged file is named, and a missing set is downloaded or refused in time."""
+
+import json
+import logging
 import socket
+import time
 import urllib.request
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import write_idx
 
-from autoencoders.data import sets
-from autoencoders.data.sets import DATASETS, load_images
+from autoencoders.data.sets import DATASETS, download, download_notice, is_on_disk, load_images, load_recorded
 from autoencoders.runtime.errors import RunError, UsageError
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
@@ -16,15 +19,14 @@ TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte
 
 @pytest.fixture
 def network(monkeypatch):
-    """Puts an environment with proxies into force in this process, and takes it back out."""
+    """A function that applies an environment with proxies to this process until the test ends."""
 
     def use(environment):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr(urllib.request, "_opener", None)  # it remembers the proxies of its first use
+        monkeypatch.setattr(urllib.request, "_opener", None)  # it caches the proxies of its first use
 
-    yield use
-    socket.setdefaulttimeout(None)
+    return use
 
 
 def test_digits_are_1500_and_297_images_of_784_grey_levels_with_their_labels(digits):
@@ -54,9 +56,9 @@ def test_idx_files_are_read_pixel_for_pixel(fake_mnist):
     assert (images.name, images.title) == ("mnist", "MNIST")
 
 
-def test_auto_takes_mnist_when_it_is_on_disk(fake_mnist, capsys):
+def test_auto_takes_mnist_when_it_is_on_disk(fake_mnist, caplog):
     assert load_images("auto", fake_mnist[0]).fingerprint == load_images("mnist", fake_mnist[0]).fingerprint
-    assert capsys.readouterr().err == ""
+    assert not [record for record in caplog.records if record.levelno == logging.WARNING]
 
 
 @pytest.mark.parametrize(("name", "folder"), [("fashion-mnist", "FashionMNIST"), ("kmnist", "KMNIST")])
@@ -72,17 +74,8 @@ def test_every_name_the_command_line_offers_is_known(fake_mnist, dead_network, n
     for name in DATASETS:
         try:
             assert load_images(name, fake_mnist[0]).train_images.shape[1] == 784
-        except RunError as fault:
-            assert name in str(fault)  # a set that is not on disk
-
-
-def test_one_changed_pixel_changes_the_fingerprint_and_nothing_else_does(digits):
-    other = digits.test_images.copy()
-    other[-1, -1] ^= 1
-    assert replace(digits, test_images=other).fingerprint != digits.fingerprint
-    assert replace(digits, title="another title").fingerprint == digits.fingerprint
-    swapped = replace(digits, train_labels=digits.train_labels[::-1].copy())
-    assert swapped.fingerprint != digits.fingerprint
+        except RunError as error:
+            assert name in str(error)  # a set that is not on disk
 
 
 def _overwrite(position, value):
@@ -110,7 +103,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
-def test_a_damaged_image_file_is_a_fault_that_names_it_and_the_way_out(fake_mnist, damage):
+def test_a_damaged_image_file_is_an_error_that_names_it_and_the_way_out(fake_mnist, damage):
     root, raw = fake_mnist
     damage(raw / TRAIN_IMAGES)
     with pytest.raises(RunError, match=TRAIN_IMAGES) as caught:
@@ -121,7 +114,7 @@ def test_a_damaged_image_file_is_a_fault_that_names_it_and_the_way_out(fake_mnis
 @pytest.mark.parametrize(
     "labels", [np.full(30, 10), np.zeros(29), np.zeros(0)], ids=["a label above 9", "one too few", "none"]
 )
-def test_labels_that_cannot_belong_to_the_images_are_a_fault_that_names_them(fake_mnist, labels):
+def test_labels_that_cannot_belong_to_the_images_are_an_error_that_names_their_file(fake_mnist, labels):
     root, raw = fake_mnist
     write_idx(raw / TRAIN_LABELS, labels)
     with pytest.raises(RunError, match=TRAIN_LABELS):
@@ -136,7 +129,7 @@ def test_a_set_of_one_image_is_a_set(fake_mnist):
     assert images.test_images.shape == (1, 784) and images.test_labels.shape == (1,)
 
 
-def test_a_file_that_cannot_be_read_is_a_fault(fake_mnist, dead_network, network):
+def test_a_file_that_cannot_be_read_is_an_error(fake_mnist, dead_network, network):
     root, raw = fake_mnist
     network(dead_network)
     (raw / TRAIN_LABELS).unlink()
@@ -145,7 +138,7 @@ def test_a_file_that_cannot_be_read_is_a_fault(fake_mnist, dead_network, network
         load_images("mnist", root)
 
 
-def test_without_mnist_and_network_the_fault_names_both_ways_out(tmp_path, dead_network, network):
+def test_without_mnist_and_network_the_error_names_both_ways_out(tmp_path, dead_network, network):
     network(dead_network)
     with pytest.raises(RunError) as caught:
         load_images("mnist", tmp_path)
@@ -153,12 +146,11 @@ def test_without_mnist_and_network_the_fault_names_both_ways_out(tmp_path, dead_
     assert str(tmp_path / "MNIST" / "raw") in message and TRAIN_IMAGES in message and "--dataset digits" in message
 
 
-def test_a_network_that_never_answers_is_given_up(tmp_path, silent_network, network, monkeypatch):
+def test_a_network_that_never_answers_is_given_up(tmp_path, silent_network, network):
     network(silent_network)
-    assert sets._PATIENCE == 20
-    monkeypatch.setattr(sets, "_PATIENCE", 1.0)
-    with pytest.raises(RunError, match="could not be downloaded"):
-        load_images("mnist", tmp_path)
+    start = time.monotonic()
+    assert download("mnist", tmp_path, timeout=0.5) != ""
+    assert time.monotonic() - start < 10 and socket.getdefaulttimeout() is None
 
 
 def test_an_incomplete_set_is_downloaded_and_not_half_read(fake_mnist, dead_network, network):
@@ -169,18 +161,13 @@ def test_an_incomplete_set_is_downloaded_and_not_half_read(fake_mnist, dead_netw
         load_images("mnist", root)
 
 
-def test_auto_falls_back_to_digits_and_says_so_loudly(tmp_path, dead_network, network, capsys, digits):
+def test_auto_falls_back_to_digits_with_a_warning(tmp_path, dead_network, network, caplog, digits):
     network(dead_network)
     images = load_images("auto", tmp_path)
-    out, err = capsys.readouterr()
     assert images.fingerprint == digits.fingerprint and images.name == "digits"
     assert "in place of MNIST" in images.title
-    assert "MNIST IS NOT AVAILABLE" in err and out == ""
-
-
-def test_a_small_set_gets_more_passes_so_that_its_digits_become_readable(digits):
-    assert digits.epochs(10) > 10
-    assert replace(digits, train_images=np.zeros((60_000, 1), np.uint8)).epochs(10) == 10
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 2 and "MNIST" in warnings[1]
 
 
 def test_the_digits_fingerprint_is_the_same_on_every_machine():
@@ -195,14 +182,28 @@ def test_real_mnist_is_60000_and_10000_images_with_this_fingerprint(mnist):
     assert mnist.fingerprint == "5a4d4600f9ae243d0ab9ee1ff6d948035e6f85a423fdfacf899262ac3ca6f325"
 
 
-def test_a_set_without_a_label_has_it_in_no_training_image_and_its_test_images_whole(digits):
-    fewer = digits.without(4)
-    assert 4 not in fewer.train_labels and len(fewer.train_labels) == (digits.train_labels != 4).sum()
-    assert np.array_equal(fewer.train_images, digits.train_images[digits.train_labels != 4])
-    assert fewer.test_images is digits.test_images and fewer.left_out == 4 and "without 4" in fewer.title
-    assert len({digits.fingerprint, fewer.fingerprint, digits.without(5).fingerprint}) == 3
+@pytest.mark.parametrize("settings", [{"test_fraction": 0.2}, {"split_seed": 1}, {"stream": "on"}], ids=str)
+def test_a_known_set_is_neither_split_nor_streamed(settings):
+    with pytest.raises(UsageError, match=next(iter(settings)).replace("_", "-")):
+        load_images("digits", Path("unused"), **settings)
 
 
-def test_a_label_that_is_not_there_cannot_be_left_out(digits):
-    with pytest.raises(UsageError, match="no training image is of label 4"):
-        digits.without(4).without(4)
+def test_a_known_set_can_be_resized(digits):
+    small = load_images("digits", Path("unused"), image_size=14)
+    assert small.train_images.shape == (1500, 196) and small.fingerprint != digits.fingerprint
+    halved = digits.train_images.reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4)).ravel()
+    assert np.corrcoef(halved, small.train_images.ravel())[0, 1] > 0.98
+
+
+def test_a_recorded_source_loads_the_same_set_again_also_from_another_root(fake_mnist, tmp_path):
+    images = load_images("auto", fake_mnist[0], image_size=14)
+    record = json.loads(json.dumps({"name": images.name, **images.source}))
+    assert load_recorded(record).fingerprint == images.fingerprint
+    fake_mnist[0].rename(tmp_path / "moved")
+    assert load_recorded(record, root=tmp_path / "moved").fingerprint == images.fingerprint
+
+
+def test_a_dry_run_says_which_set_would_be_downloaded(fake_mnist, tmp_path):
+    assert is_on_disk("auto", fake_mnist[0]) and download_notice("mnist", fake_mnist[0]) == ""
+    assert download_notice("digits", tmp_path) == download_notice(str(tmp_path), tmp_path) == ""
+    assert "digits" in download_notice("auto", tmp_path) and not is_on_disk("kmnist", fake_mnist[0])
