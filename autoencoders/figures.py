@@ -27,11 +27,12 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 Rows = Mapping[str, np.ndarray]
 Extent = tuple[float, float, float, float]  # left, right, bottom, top
 Captions = Mapping[str, Sequence[str]]
+Scored = tuple[np.ndarray, Sequence[float]]  # images (n, pixels) and the error of each
 
 BLUE, ORANGE, GREY = "#2563a8", "#d9722b", "#8a8f98"
 _GREY_LEVELS: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1}  # fixed, so that a dim image looks dim
 _SIGNED = "RdBu_r"  # zero is white
-_MAX_NAMED = 10  # lines with a legend
+_MAX_NAMED = 10  # lines in a legend
 _STYLE: Any = {
     "font.size": 11, "axes.titlesize": 12, "figure.titlesize": 13, "figure.titleweight": "bold",
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e8eb",
@@ -54,9 +55,7 @@ def styled_figure(title: str, width: float, height: float) -> Iterator[Figure]:
 def styled_chart(title: str, x_label: str, y_label: str) -> Iterator[tuple[Figure, Axes]]:
     """A figure with one pair of axes."""
     with styled_figure(title, 8, 4.8) as figure:
-        axes = figure.add_subplot()
-        axes.set(xlabel=x_label, ylabel=y_label)
-        yield figure, axes
+        yield figure, figure.add_subplot(xlabel=x_label, ylabel=y_label)
 
 
 def png(figure: Figure) -> bytes:
@@ -66,17 +65,17 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def log_ticks(axis: Axis, ratio: float = 100.0) -> None:
-    """A few ticks with plain numbers on a logarithmic axis whose ends have this ratio."""
+def log_ticks(axis: Axis, ratio: float = 100.0, formatter: Any = "{x:g}") -> None:
+    """A few ticks, with plain numbers, on a logarithmic axis whose ends have this ratio."""
     # Less than a decade may hold only one of 1, 2, 5, 10, ..; many decades hold too many.
     axis.set_major_locator(MaxNLocator(5) if ratio < 10 else LogLocator(subs=(1, 2, 5) if ratio < 1000 else (1,)))
-    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_major_formatter(formatter)
     axis.set_minor_locator(NullLocator())
 
 
 def _colours(count: int) -> Colormap:
     """A colour map whose first `count` colours differ."""
-    return colormaps["tab10"] if count <= 10 else colormaps["turbo"].resampled(count)
+    return colormaps["tab10"] if count <= _MAX_NAMED else colormaps["turbo"].resampled(count)
 
 
 def _squares(images: np.ndarray) -> np.ndarray:
@@ -100,16 +99,10 @@ def _strip(axes: Axes, images: Any, label: str = "", captions: Sequence[str] = (
         axes.imshow(image, extent=(centre - width, centre + width, -height, height), **(_GREY_LEVELS | style))
         frame = Rectangle((centre - width, -height), 2 * width, 2 * height, fill=False, edgecolor=GREY, linewidth=0.8)
         axes.add_patch(frame).set_clip_on(False)
-    axes.set(xlim=(-0.5, centres[-1] + 0.5), ylim=(-0.5, 0.5), yticks=[], anchor="W")
+    axes.set(xlim=(-0.5, centres[-1] + 0.5), ylim=(-0.5, 0.5), yticks=[], anchor="W", frame_on=False)
     axes.set_xticks(centres[: len(captions)], captions, fontsize=9)
     axes.set_ylabel(label, rotation=0, ha="right", va="center", labelpad=10)
-    _bare(axes)
-
-
-def _bare(axes: Axes) -> None:
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    axes.grid(False)
+    axes.tick_params(length=0, grid_alpha=0)
 
 
 def _sheet(images: np.ndarray, columns: int, gap: int = 1, blank: float = 0.35) -> np.ndarray:
@@ -182,7 +175,7 @@ def sparse_rows(rows: Rows, codes: np.ndarray, title: str, captions: Sequence[st
         return png(figure)
 
 
-def images_in_a_row(panels: Mapping[str, np.ndarray], title: str) -> bytes:
+def images_in_a_row(panels: Rows, title: str) -> bytes:
     """Images of any size, grey (h, w) in [0, 1] or RGB (h, w, 3), each above its label."""
     with styled_figure(title, 3.2 * len(panels) + 0.3, 3.9) as figure:
         _strip(figure.add_subplot(), list(panels.values()), captions=list(panels))
@@ -192,9 +185,7 @@ def images_in_a_row(panels: Mapping[str, np.ndarray], title: str) -> bytes:
 def image_grid(images: np.ndarray, title: str, columns: int = 10) -> bytes:
     """Images (n, pixels) as one sheet."""
     with styled_figure(title, 0.7 * columns + 0.3, 0.7 * -(-len(images) // columns) + 0.75) as figure:
-        axes = figure.add_subplot()
-        axes.imshow(_sheet(images, columns), **_GREY_LEVELS)
-        axes.set_axis_off()
+        figure.add_subplot(xticks=[], yticks=[], frame_on=False).imshow(_sheet(images, columns), **_GREY_LEVELS)
         return png(figure)
 
 
@@ -205,10 +196,9 @@ def feature_grid(features: np.ndarray, rates: np.ndarray, title: str, columns: i
     with styled_figure(title, 0.7 * columns + 2.8, 0.7 * rows + 0.9) as figure:
         axes = figure.add_subplot()
         shown = axes.imshow(_sheet(features, columns, blank=np.nan), cmap=_SIGNED, vmin=-limit, vmax=limit)
-        labels = [f"{100 * rate:.3g}%" for rate in rates[::columns].tolist()]
-        axes.set_yticks(step * np.arange(rows) + step / 2 - 1, labels)
-        axes.set(xticks=[], ylabel="firing rate of the first feature in the row")
-        _bare(axes)
+        axes.set(xticks=[], ylabel="firing rate of the first feature in the row", frame_on=False)
+        axes.set_yticks(step * np.arange(rows) + step / 2 - 1, [f"{100 * rate:.3g}%" for rate in rates[::columns]])
+        axes.tick_params(length=0, grid_alpha=0)
         figure.colorbar(shown, ax=axes, label="weight (unit norm)", fraction=0.04, aspect=30, extend="both")
         return png(figure)
 
@@ -222,8 +212,7 @@ def firing_rate_histogram(rates: np.ndarray, images: int, title: str) -> bytes:
             axes.hist(rate[rate > 0], bins, histtype="step", color=colour, linewidth=1.5, label=label)
         axes.axvline(rates.mean(), color=GREY, linestyle="--", linewidth=1, label=f"mean {rates.mean():.2%}")
         axes.set(xscale="log", xlim=(bins[0], bins[-1]))
-        log_ticks(axes.xaxis, images)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
+        log_ticks(axes.xaxis, images, lambda value, _: f"{100 * value:g}%")
         if len(rates) <= _MAX_NAMED:
             figure.legend(fontsize=9, loc="outside lower center", ncols=3)
         return png(figure)
@@ -254,26 +243,21 @@ def search(
     parameters: np.ndarray, errors: np.ndarray, spreads: np.ndarray, names: Sequence[str], series: Sequence[str],
     title: str, y_label: str,
 ) -> bytes:  # fmt: skip
-    """Errors of candidates, with standard errors, against their number of parameters; a colour for each series.
-
-    The Pareto front is drawn, and its candidates are named: no other has both fewer parameters and a lower error.
-    """
+    """Errors of candidates, with standard errors, against their parameters; those on the Pareto front are named."""
     order = np.lexsort((errors, parameters))
     best = np.minimum.accumulate(errors[order])
     front = order[np.flatnonzero(np.diff(best, prepend=np.inf))]
-    kinds = list(dict.fromkeys(series))
     with styled_chart(title, "parameters of the model", y_label) as (figure, axes):
         if len(best) > 1:
             axes.step(parameters[order], best, "--", where="post", color=GREY, zorder=1, label="Pareto front")
-        for number, kind in enumerate(kinds):
-            i, colour = np.array(series) == kind, _colours(len(kinds))(number)
+        for number, kind in enumerate(dict.fromkeys(series)):
+            i, colour = np.array(series) == kind, _colours(len(set(series)))(number)
             axes.errorbar(parameters[i], errors[i], spreads[i], fmt="o", color=colour, capsize=3, label=kind)
         for i in front:  # no candidate lies below and to the left of these
-            place = (parameters[i], errors[i])
-            axes.annotate(names[i], place, (-6, -5), textcoords="offset points", ha="right", va="top", fontsize=9)
+            at = parameters[i], errors[i]
+            axes.annotate(names[i], at, (-6, -4), textcoords="offset points", ha="right", va="top")
         axes.set_xscale("log")
-        log_ticks(axes.xaxis, parameters.max() / parameters.min())
-        axes.xaxis.set_major_formatter(EngFormatter())
+        log_ticks(axes.xaxis, parameters.max() / parameters.min(), EngFormatter())
         axes.margins(0.15)
         figure.legend(fontsize=9, loc="outside lower center", ncols=3)
         return png(figure)
@@ -284,9 +268,8 @@ def latent_map(decoded: np.ndarray, extent: Extent, codes: np.ndarray, labels: n
     with styled_figure(title, 12.5, 6) as figure:
         left, right = figure.subplots(1, 2)
         sheet = _sheet(decoded, math.isqrt(len(decoded)), gap=0)
-        left.imshow(sheet, extent=extent, aspect="auto", **_GREY_LEVELS)
+        left.imshow(sheet, extent=extent, aspect="auto", zorder=1, **_GREY_LEVELS)  # over the grid
         left.set(title="decoded codes", xlabel="code 1", ylabel="code 2")
-        left.grid(False)
         dots = _labelled_dots(right, codes, labels, s=3, alpha=0.6)
         right.set(title="codes of the test images", xlabel="code 1", ylabel="code 2")
         figure.colorbar(dots, ax=right, label="label", ticks=MaxNLocator(integer=True))
@@ -331,9 +314,7 @@ def evaluation(errors: Mapping[str, Mapping[int, float]], rows: Rows, notes: Cap
         return png(figure)
 
 
-def outliers(
-    errors: Rows, threshold: float, rows: Mapping[str, tuple[np.ndarray, Sequence[float]]], title: str
-) -> bytes:
+def outliers(errors: Rows, threshold: float, rows: Mapping[str, Scored], title: str) -> bytes:
     """Histograms of the errors (n,) of two kinds of images, with a threshold, above rows of images and errors."""
     columns = max(7, *(len(images) for images, _ in rows.values()))  # the axis needs seven inches for its numbers
     values = np.concatenate(list(errors.values()))
