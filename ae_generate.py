@@ -1,7 +1,7 @@
 """Pictures from a trained model: new images, interpolations, traversals of the code, or your own picture reconstructed.
 
---run names the folder of a finished run of ae_train.py. Without --interpolate, --walk or --input, new images are decoded
-from codes drawn from the prior, which only a variational autoencoder has.
+--run names the folder of a finished run of ae_train.py. Without --interpolate, --walk or --input, new images are drawn,
+which only a variational autoencoder can do.
 """
 
 import argparse
@@ -50,8 +50,8 @@ def parser() -> cli.Parser:
 
     own = parser.add_argument_group("your own picture")
     mode.add_argument("--input", type=Path, metavar="FILE",
-                      help="reconstruct, or denoise, this picture; a digit is prepared the way MNIST was, a picture for "
-                           "a model of your own images is resized as they were")
+                      help="reconstruct, or denoise, this picture; a digit is prepared the way MNIST was, a picture "
+                           "for a model of your own images is resized as they were")
     own.add_argument("--invert", choices=("auto", "on", "off"), default="auto",
                      help="whether the ink is darker than the paper; auto compares it with the picture's border")
     return parser
@@ -82,18 +82,16 @@ def main(arguments: list[str] | None = None) -> None:
     run = load_run(args.run, pick_device(args.device))
     if photo is not None:
         photo = photo if generation.is_known_set(run) else read_picture(args.input, alone=False)
-        name, png, text = generation.own_picture(run, photo, args.invert)
+        picture = generation.own_picture(run, photo, args.invert)
     elif mode == "sample":
-        name, png, text = generation.samples(run, args.num, args.temperature, args.seed)
+        picture = generation.samples(run, args.num, args.temperature, args.seed)
     else:
         images = run.load_images(args.dataset, args.data_root)
         if mode == "interpolate":
-            name, png, text = generation.interpolation(
-                run, images, args.interpolate, args.method, args.steps, args.seed
-            )
+            picture = generation.interpolation(run, images, args.interpolate, args.method, args.steps, args.seed)
         else:
-            name, png, text = generation.traverse(run, images, args.walk, args.steps, args.seed)
-    folder = prepare_folder(args.output_dir or args.run)
+            picture = generation.traverse(run, images, args.walk, args.steps, args.seed)
+    (name, png, text), folder = picture, prepare_folder(args.output_dir or args.run)
     write_atomic(folder / name, png)
     print(f"{text}\nWrote {folder / name} ({run.title})")
 

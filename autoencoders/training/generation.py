@@ -25,10 +25,10 @@ _PRIOR_RANGE = 3.0  # standard deviations of N(0, I) at which the traversal of a
 
 def encode(run: TrainedRun, images: np.ndarray) -> np.ndarray:
     """Codes (n, code_size) of images (n, 784) uint8; UsageError for an ensemble, which gives an image several codes."""
-    codes = metrics.encode(run.model, to_device(images, run.device))
-    if codes.ndim != 2:
+    on_device = torch.as_tensor(to_device(images, run.device))
+    if metrics.encode(run.model, on_device[:1]).ndim != 2:
         raise UsageError(f"{run.folder}: recipe {run.recipe.name} gives an image several codes; this needs one code")
-    return codes.cpu().numpy()
+    return metrics.encode(run.model, on_device).cpu().numpy()
 
 
 @torch.no_grad()
@@ -135,11 +135,12 @@ def as_model_input(run: TrainedRun, photo: Image.Image, invert: str) -> np.ndarr
 
 
 def own_picture(run: TrainedRun, photo: Image.Image, invert: str) -> Picture:
-    """A picture, the image that the model sees of it, and its reconstruction by the model, or by each of an ensemble."""
+    """A picture, the image that the model sees of it, and its reconstruction by each autoencoder of the model."""
     image = as_model_input(run, photo, invert)
     side = math.isqrt(len(image))
     clean = image.reshape(side, side) / 255
-    rebuilt = metrics.reconstruct(run.model, to_device(image[None], run.device)).cpu().numpy().reshape(-1, side, side)
+    on_device = torch.tensor(image[None], device=run.device)
+    rebuilt = metrics.reconstruct(run.model, on_device).cpu().numpy().reshape(-1, side, side)
     errors = [f"{np.square(answer - clean).mean():.4f}" for answer in rebuilt]
     word = "restored" if run.model.noise_factor else "reconstruction"
     panels = {"your picture": np.asarray(photo), f"as a {side} x {side} image": clean}
