@@ -193,10 +193,10 @@ def feature_grid(features: np.ndarray, rates: np.ndarray, title: str, columns: i
     """Features (n, pixels) as one sheet, each row with the firing rate (n,) of its first feature."""
     rows, step = -(-len(features) // columns), math.isqrt(features.shape[1]) + 1
     limit = float(np.quantile(np.abs(features), 0.998)) or 1.0
-    with styled_figure(title, 0.7 * columns + 2.8, 0.7 * rows + 0.9) as figure:
+    with styled_figure(title, 0.7 * columns + 2.8, max(3.2, 0.7 * rows + 0.9)) as figure:
         axes = figure.add_subplot()
         shown = axes.imshow(_sheet(features, columns, blank=np.nan), cmap=_SIGNED, vmin=-limit, vmax=limit)
-        axes.set(xticks=[], ylabel="firing rate of the first feature in the row", frame_on=False)
+        axes.set(xticks=[], ylabel="firing rate, first of the row", frame_on=False)
         axes.set_yticks(step * np.arange(rows) + step / 2 - 1, [f"{100 * rate:.3g}%" for rate in rates[::columns]])
         axes.tick_params(length=0, grid_alpha=0)
         figure.colorbar(shown, ax=axes, label="weight (unit norm)", fraction=0.04, aspect=30, extend="both")
