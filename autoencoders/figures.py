@@ -278,7 +278,6 @@ def latent_map(decoded: np.ndarray, extent: Extent, codes: np.ndarray, labels: n
 
 def code_map(places: Rows, labels: np.ndarray, images: np.ndarray, chosen: Rows, title: str) -> bytes:
     """A panel for each method: dots at places (n, 2) coloured by label; the chosen images (n, pixels) as thumbnails."""
-    zoom = 12.6 / math.isqrt(images.shape[1])
     with styled_figure(title, 8 * len(places) + 1, 8) as figure:
         panels = figure.subplots(1, len(places), squeeze=False)[0]
         for axes, (method, points) in zip(panels, places.items()):
@@ -287,7 +286,8 @@ def code_map(places: Rows, labels: np.ndarray, images: np.ndarray, chosen: Rows,
             axes.set(title=method, xticks=[], yticks=[], xlim=(low[0], high[0]), ylim=(low[1], high[1]))
             dots = _labelled_dots(axes, points, labels, s=6, linewidths=0)
             for number in chosen[method]:
-                thumbnail = OffsetImage(_squares(images[number : number + 1])[0], zoom=zoom, cmap="gray_r")
+                image = _squares(images[[number]])[0]
+                thumbnail = OffsetImage(image, zoom=12.6 / len(image), cmap="gray_r")
                 frame = {"edgecolor": dots.to_rgba(labels[number]), "linewidth": 1.5}
                 axes.add_artist(AnnotationBbox(thumbnail, points[number], pad=0.05, bboxprops=frame))
         figure.colorbar(dots, ax=panels, label="label", ticks=MaxNLocator(integer=True), fraction=0.02)
@@ -303,8 +303,8 @@ def evaluation(errors: Mapping[str, Mapping[int, float]], rows: Rows, notes: Cap
         for (name, by_label), shift, colour in zip(errors.items(), (-0.2, 0.2), (BLUE, GREY)):
             axes.bar(np.arange(len(labels)) + shift, list(by_label.values()), 0.4, label=name, color=colour)
         axes.set(xticks=range(len(labels)), xticklabels=labels, xlabel="label", ylabel="MSE, pixels in [0, 1]")
-        values = [error for by_label in errors.values() for error in by_label.values()]
-        low, high = max(min(values), 1e-6 * max(values)), max(values)
+        values = np.array([list(by_label.values()) for by_label in errors.values()])
+        low, high = max(values.min(), 1e-6 * values.max()), values.max()
         if high > 30 * low:  # short bars would be invisible on a linear scale
             axes.set(yscale="log", ylim=(low / 2, 2 * high))
             log_ticks(axes.yaxis)
@@ -318,8 +318,8 @@ def outliers(errors: Rows, threshold: float, rows: Mapping[str, Scored], title: 
     """Histograms of the errors (n,) of two kinds of images, with a threshold, above rows of images and errors."""
     columns = max(7, *(len(images) for images, _ in rows.values()))  # the axis needs seven inches for its numbers
     values = np.concatenate(list(errors.values()))
-    low, high = max(float(values.min()), 1e-3 * float(np.median(values)), 1e-12), float(values.max())
-    high = max(high, 1.1 * low)  # all errors may be equal
+    low = max(float(values.min()), 1e-3 * float(np.median(values)), 1e-12)
+    high = max(float(values.max()), 1.1 * low)  # all errors may be equal
     bins = np.geomspace(low, high, 1 + min(80, max(10, len(values) // 10))).tolist()
     with styled_figure(title, 1.13 * columns + 3, 4 + 1.4 * len(rows)) as figure:
         top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=(3.6, 1.4 * len(rows))).flat
