@@ -13,8 +13,11 @@ from typing import Any
 
 import numpy as np
 
-os.environ["MPLBACKEND"] = "agg"  # a notebook names a backend here that may not be installed; matplotlib would raise
-from matplotlib import colormaps, rc_context
+try:
+    from matplotlib import colormaps, rc_context
+except ValueError:  # a notebook started us, and its MPLBACKEND is not installed here
+    os.environ["MPLBACKEND"] = "agg"
+    from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.collections import PathCollection
