@@ -70,6 +70,10 @@ class Autoencoder(nn.Module):
         """
         raise NotImplementedError
 
+    def sample(self, count: int, temperature: float = 1.0) -> Tensor:
+        """Images (count, 784) decoded from codes drawn from N(0, temperature^2 I), of a `generative` model."""
+        raise NotImplementedError
+
     def corrupt(self, x: Tensor) -> Tensor:
         """Noisy copies of the images x, within the input range."""
         noisy = x + self.noise_factor * self.randn_like(x)
@@ -239,7 +243,6 @@ class VAE(LayeredAutoencoder):
         return recon_loss + self.beta * kl_loss, parts
 
     def sample(self, count: int, temperature: float = 1.0) -> Tensor:
-        """Images (count, 784) decoded from codes drawn from N(0, temperature^2 I)."""
         codes = torch.randn(count, self.mean.out_features, device=self.mean.weight.device)
         return self.decode(temperature * codes)
 

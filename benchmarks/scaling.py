@@ -16,7 +16,7 @@ import torch
 from plain import build
 
 from autoencoders.data.sets import load_images
-from autoencoders.figures import scaling_panels
+from figures import scaling_panels
 from autoencoders.recipes import RECIPES
 from autoencoders.runtime.device import Precision
 from autoencoders.runtime.files import write_atomic

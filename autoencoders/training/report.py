@@ -1,6 +1,6 @@
-"""A finished run's numbers and pictures: measures the model beside PCA, and writes everything but the checkpoint.
+"""The results of a finished run: measures the model beside PCA, and writes every file but the checkpoint.
 
-Which pictures a run has beyond the two of every run is a column of the recipe table (`Recipe.pictures`).
+Every run has training_loss.png and reconstructions.png; `Recipe.pictures` names further ones.
 """
 
 import csv
@@ -18,20 +18,7 @@ from ae_models import to_range
 from autoencoders import figures
 from autoencoders.data.batches import batch_order, to_device
 from autoencoders.data.images import ImageSet
-from autoencoders.evaluation.metrics import (
-    code_statistics,
-    denoise,
-    encode,
-    firing_rates,
-    loss_analysis,
-    mse_scale,
-    pearson,
-    range_label,
-    reconstruct,
-    reconstruction_error,
-    restoration_error,
-    to_pixels,
-)
+from autoencoders.evaluation import metrics as measures
 from autoencoders.evaluation.pca import Pca
 from autoencoders.recipes import Recipe
 from autoencoders.runtime.device import seed_for
@@ -47,20 +34,20 @@ log = logging.getLogger(__name__)
 
 ANALYSED = 10  # batches that the loss analysis looks at
 _SHOWN = 10  # test images in a picture
-_FEATURES = 100  # features in a picture, spread over how often they fire
+_FEATURES = 100  # features in a picture, evenly spaced in the order of their firing rates
 
 
 def measure(trainer: Trainer, images: ImageSet, pca: Pca) -> dict[str, Any]:
     """Every metric of the trained model, by its name in `run.json`; PCA's error is that of the same code size."""
-    model = trainer.model
-    metrics = reconstruction_error(model, trainer.test_images)
+    model, test_images = trainer.model, trainer.test_images
+    metrics = measures.reconstruction_error(model, test_images)
     code_size = trainer.recipe.code_size or 0
-    metrics["pca_test_mse"] = pca.test_mse(images.test_images, code_size) * mse_scale(model)
+    metrics["pca_test_mse"] = pca.test_mse(images.test_images, code_size) * measures.mse_scale(model)
     metrics["pca_samples"] = pca.samples
     if model.noise_factor:
-        metrics |= restoration_error(model, trainer.test_images, trainer.recipe.seed)
+        metrics |= measures.restoration_error(model, test_images, trainer.recipe.seed)
     if model.epoch_metrics:
-        metrics |= code_statistics(model, trainer.test_images)
+        metrics |= measures.code_statistics(model, test_images)
     if model.members > 1:
         metrics["mmcs"] = mmcs(model.state_dict()["weight"]).item()
     last = trainer.history[-1]
@@ -73,126 +60,134 @@ def analyse_untrained(recipe: Recipe, images: ImageSet, device: torch.device) ->
     model = recipe.build().to(device)
     train_images = to_device(images.train_images, device)
     order = batch_order(len(train_images), recipe.batch_size, recipe.seed, 0)
-    return loss_analysis(model, torch.as_tensor(train_images), torch.cat(order[:ANALYSED]))
+    return measures.loss_analysis(model, torch.as_tensor(train_images), torch.cat(order[:ANALYSED]))
 
 
 def format_summary(recipe: Recipe, metrics: dict[str, Any]) -> str:
-    """The test error beside PCA's, in a sentence."""
+    """The test error beside PCA's, in a sentence; one more on noise, and one on the features of a sparse code."""
     error, pca = float(np.mean(metrics["test_mse"])), metrics["pca_test_mse"]
     text = f"Test MSE {error:.5f}; PCA with {recipe.code_size} components {pca:.5f}: the autoencoder is "
     text += f"{'behind' if error > pca else 'ahead of'} PCA"
-    # Where PCA is all but exact, a ratio says nothing.
+    # A ratio to an error of almost zero would be meaningless.
     text += f", with {error / pca:.2f} times its error" if pca > 1e-6 else ", which is exact at this size"
     if "noisy_mse" in metrics:
-        times = metrics["noisy_mse"] / metrics["restored_mse"]
-        text += (
-            f"\nNoisy test images: MSE {metrics['noisy_mse']:.5f} to the clean ones, restored "
-            f"{metrics['restored_mse']:.5f}: {times:.1f} times closer"
-        )
+        noisy, restored = metrics["noisy_mse"], metrics["restored_mse"]
+        text += f"\nMSE to the clean test images: {noisy:.5f} of the noisy ones, {restored:.5f} of the restored ones: "
+        text += f"{noisy / restored:.1f} times less" if restored < noisy else "the noise was better"
     if "dead_features" in metrics:
-        text += "\n" + _format_sparse_summary(metrics)
+        correlations = ", ".join(f"{value:.4f}" for value in metrics["pearson"])
+        dead = ", ".join(f"{value:.1%}" for value in metrics["dead_features"])
+        text += f"\nCorrelation {correlations}; dead features (no test image activates them) {dead}"
+        text += f"; MMCS of the dictionaries {metrics['mmcs']:.4f}" if "mmcs" in metrics else ""
+        if any(metrics["undefined_pearson"]):
+            counts = ", ".join(map(str, metrics["undefined_pearson"]))
+            text += f"\nCorrelation leaves out {counts} test images: they, or their reconstructions, are constant"
     return text
 
 
-def _format_sparse_summary(metrics: dict[str, Any]) -> str:
-    """Correlation and dead features of each autoencoder, and how alike the dictionaries are."""
-    correlations = ", ".join(f"{value:.4f}" for value in metrics["pearson"])
-    dead = ", ".join(f"{value:.1%}" for value in metrics["dead_features"])
-    text = f"Correlation {correlations}; features that no test image makes fire {dead}"
-    if "mmcs" in metrics:
-        text += f"; MMCS of the dictionaries {metrics['mmcs']:.4f}"
-    if any(metrics["undefined_pearson"]):
-        counts = ", ".join(map(str, metrics["undefined_pearson"]))
-        text += (
-            f"\nCorrelation is undefined, and left out, for {counts} test images: they, or their answers, are constant"
-        )
-    return text
-
-
-def reconstructions(trainer: Trainer, images: ImageSet, when: str) -> bytes:
-    """Test images above their reconstructions with the error of each; the noisy ones between where there is noise."""
+def reconstructions(trainer: Trainer, images: ImageSet, result: str) -> bytes:
+    """Test images and their reconstructions with the error of each; the noisy copies, or the sparse codes, too."""
     model, shown = trainer.model, trainer.test_images[:_SHOWN]
-    if model.members > 1:
-        return _sparse_reconstructions(trainer, f"{images.title}, {trainer.recipe.name}: {when}")
-    clean = torch.from_numpy(images.test_images[:_SHOWN] / 255)
+    title = f"{images.title}, {trainer.recipe.name}: {result}"
+    if model.epoch_metrics:
+        return _sparse_reconstructions(trainer, title)
+    clean = measures.to_pixels(shown, "unit")
     if model.noise_factor:
-        noisy, rebuilt = denoise(model, shown, trainer.recipe.seed)
-        rows = {"clean": clean, "noisy": noisy.cpu(), "restored": rebuilt.cpu()}
+        noisy, rebuilt = measures.denoise(model, shown, trainer.recipe.seed)
+        rows = {"clean": clean, "noisy": noisy, "restored": rebuilt}
     else:
-        rebuilt = reconstruct(model, shown)
-        rows = {"original": clean, "reconstruction": rebuilt.cpu()}
-    errors = (rebuilt.cpu() - clean).square().mean(dim=1) * mse_scale(model)
-    notes = [f"MSE {error:.4f}" for error in errors.tolist()]
-    title = f"{images.title}, {trainer.recipe.name}: {when} ({range_label(model)})"
-    return figures.image_rows({label: row.numpy() for label, row in rows.items()}, title, notes)
+        rebuilt = measures.reconstruct(model, shown)
+        rows = {"original": clean, "reconstruction": rebuilt}
+    errors = (rebuilt - clean).square().mean(dim=1) * measures.mse_scale(model)
+    captions = [f"MSE {error:.4f}" for error in errors.tolist()]
+    arrays = {label: row.cpu().numpy() for label, row in rows.items()}
+    return figures.image_rows(arrays, f"{title} ({measures.range_label(model)})", captions)
 
 
 @torch.no_grad()
 def _sparse_reconstructions(trainer: Trainer, title: str) -> bytes:
-    """Test images, the first autoencoder's reconstructions with their correlations, and the features that fired."""
-    shown = trainer.test_images[:_SHOWN]
-    x = to_pixels(shown, "unit")
+    """Test images, the first autoencoder's reconstructions with their correlations, and its active features."""
+    x = measures.to_pixels(trainer.test_images[:_SHOWN], "unit")
     rebuilt, codes = (part[0] for part in trainer.model(x))
-    order = firing_rates(trainer.model, trainer.test_images)[0].argsort(descending=True, stable=True)
-    notes = ["undefined" if np.isnan(r) else f"r = {r:.3f}" for r in pearson(rebuilt, x).tolist()]
+    order = measures.firing_rates(trainer.model, trainer.test_images)[0].argsort(descending=True, stable=True)
+    captions = ["undefined" if np.isnan(r) else f"r = {r:.3f}" for r in measures.pearson(rebuilt, x).tolist()]
     rows = {"original": x.cpu().numpy(), "autoencoder 1": rebuilt.cpu().numpy()}
-    return figures.sparse_rows(rows, codes[:, order].cpu().numpy(), title, notes)
+    return figures.sparse_rows(rows, codes[:, order].cpu().numpy(), title, captions)
 
 
-def pictures(trainer: Trainer, images: ImageSet, metrics: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
-    """The pictures of a finished run, as (file name, PNG)."""
-    recipe, model = trainer.recipe, trainer.model
-    name = f"{images.title}, {recipe.name}"
-    title = f"{name}: test loss {metrics['test_loss']:.4f} after {recipe.epochs} epochs"
-    yield "training_loss.png", figures.loss_curve(trainer.batch_losses, trainer.history, title, model.loss_unit)
-    when = f"test MSE {np.mean(metrics['test_mse']):.4f}, PCA {metrics['pca_test_mse']:.4f}"
-    if model.members > 1:
-        when += f", mean correlation {np.nanmean(metrics['pearson']):.4f}"
-        yield from _sparse_pictures(trainer, name)
-    yield "reconstructions.png", reconstructions(trainer, images, when)
-    if model.generative:
-        torch.manual_seed(seed_for(recipe.seed, 0, 2))
-        with torch.no_grad():
-            samples = model.sample(100).cpu().numpy()
-        yield "samples.png", figures.image_grid(samples, f"{name}: images decoded from N(0, I)")
-    if recipe.model_args.get("code_size") == 2:
-        yield "latent_map.png", latent_map(trainer, images, f"{name}: a two-dimensional code")
+def samples(trainer: Trainer, name: str) -> bytes:
+    """Images decoded from codes drawn from the prior."""
+    torch.manual_seed(seed_for(trainer.recipe.seed, 0, 2))
+    with torch.no_grad():
+        images = trainer.model.sample(100).cpu().numpy()
+    return figures.image_grid(images, f"{name}: images decoded from N(0, I)")
 
 
-def _sparse_pictures(trainer: Trainer, name: str) -> Iterator[tuple[str, bytes]]:
-    """How an ensemble trained, what the first autoencoder's features look like, and how often all of them fire."""
-    panels = {"correlation, test images": ("pearson", 1), "loss (MSE), test images": ("test_recon_loss", 1),
-              "dead features, % of all": ("dead_features", 100)}  # fmt: skip
-    courses = {k: np.array([row[key] for row in trainer.history]) * by for k, (key, by) in panels.items()}
-    yield "training_metrics.png", figures.curves(courses, f"{name}: every autoencoder, every epoch")
-    rates = firing_rates(trainer.model, trainer.test_images).cpu().numpy()
-    order = np.argsort(-rates[0], kind="stable")
+def training_metrics(trainer: Trainer, name: str) -> bytes:
+    """The metrics of every autoencoder of an ensemble after every epoch."""
+    titles = {"correlation, test images": ("pearson", 1), "MSE, test images": ("test_recon_loss", 1),
+              "dead features, %": ("dead_features", 100)}  # fmt: skip
+    panels = {
+        title: factor * np.array([row[key] for row in trainer.history]) for title, (key, factor) in titles.items()
+    }
+    labels = [f"autoencoder {number + 1}" for number in range(trainer.model.members)]
+    return figures.epoch_curves(panels, f"{name}: metrics of each autoencoder", labels)
+
+
+def sae_features(trainer: Trainer, name: str) -> bytes:
+    """Features of the first autoencoder, from the highest to the lowest firing rate."""
+    rates = measures.firing_rates(trainer.model, trainer.test_images)[0].cpu().numpy()
+    order = np.argsort(-rates, kind="stable")
     order = order[np.linspace(0, len(order) - 1, min(_FEATURES, len(order))).round().astype(int)]
     weight = trainer.model.state_dict()["weight"][0].cpu().numpy()
     unit = weight / np.linalg.norm(weight, axis=1, keepdims=True)
     title = f"{name}: {len(order)} of {len(weight)} features of autoencoder 1"
-    yield "sae_features.png", figures.feature_grid(unit[order], rates[0][order], title)
-    title = f"{name}: {(rates == 0).mean():.1%} of features dead on {len(trainer.test_images):,} test images"
-    yield "feature_activity.png", figures.activity(rates, len(trainer.test_images), title)
+    return figures.feature_grid(unit[order], rates[order], title)
 
 
-def latent_map(trainer: Trainer, images: ImageSet, title: str) -> bytes:
-    """The images decoded over the plane of a 2-D code, beside the test codes coloured by label."""
+def feature_activity(trainer: Trainer, name: str) -> bytes:
+    """The distribution of the firing rates of every autoencoder's features."""
+    rates, count = measures.firing_rates(trainer.model, trainer.test_images).cpu().numpy(), len(trainer.test_images)
+    title = f"{name}: {(rates == 0).mean():.1%} of features dead on {count:,} test images"
+    return figures.firing_rate_histogram(rates, count, title)
+
+
+PICTURES = {picture.__name__: picture for picture in (samples, training_metrics, sae_features, feature_activity)}
+
+
+def pictures(trainer: Trainer, images: ImageSet, metrics: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
+    """The pictures of a finished run, as (file name, PNG)."""
+    recipe, name = trainer.recipe, f"{images.title}, {trainer.recipe.name}"
+    title = f"{name}: test loss {metrics['test_loss']:.4f} after {recipe.epochs} epochs"
+    loss_unit = trainer.model.loss_unit
+    yield "training_loss.png", figures.loss_curve(trainer.batch_losses, trainer.history, title, loss_unit)
+    result = f"test MSE {np.mean(metrics['test_mse']):.4f}, PCA {metrics['pca_test_mse']:.4f}"
+    if "pearson" in metrics:
+        result += f", mean correlation {np.mean(metrics['pearson']):.4f}"
+    yield "reconstructions.png", reconstructions(trainer, images, result)
+    for picture in recipe.pictures:
+        yield f"{picture}.png", PICTURES[picture](trainer, name)
+    if recipe.model_args.get("code_size") == 2:
+        yield "latent_map.png", latent_map(trainer, images.test_labels, f"{name}: two-dimensional code")
+
+
+@torch.no_grad()
+def latent_map(trainer: Trainer, labels: np.ndarray, title: str) -> bytes:
+    """Images decoded over the plane of a two-dimensional code, beside the codes of the test images."""
     model = trainer.model
-    codes = encode(model, trainer.test_images)
+    codes = measures.encode(model, trainer.test_images)
     low, high = codes.quantile(0.02, dim=0), codes.quantile(0.98, dim=0)
-    high = torch.maximum(high, low + 0.01)  # a unit that never fires has no range of its own
+    high = torch.maximum(high, low + 0.01)  # the range of a dead unit is empty
     steps = torch.linspace(0, 1, 20, device=codes.device)
-    across, up = torch.meshgrid(steps, steps.flip(0), indexing="xy")
-    places = low + torch.stack((across, up), dim=-1).reshape(-1, 2) * (high - low)
-    with torch.no_grad():
-        decoded = to_range(model.decode(places), model.output_range, "unit")
-    extent = tuple(torch.stack((low, high), dim=1).flatten().tolist())
-    return figures.latent_map(decoded.cpu().numpy(), extent, codes.cpu().numpy(), images.test_labels, title)
+    x, y = torch.meshgrid(steps, steps.flip(0), indexing="xy")
+    points = low + torch.stack((x, y), dim=-1).reshape(-1, 2) * (high - low)
+    decoded = to_range(model.decode(points), model.output_range, "unit").cpu().numpy()
+    (left, right), (bottom, top) = torch.stack((low, high), dim=1).tolist()
+    return figures.latent_map(decoded, (left, right, bottom, top), codes.cpu().numpy(), labels, title)
 
 
 def write_epoch_files(run: Run, trackers: Trackers, pictures_every: int | None, weights_every: int | None) -> None:
-    """Write the reconstructions and the weights of this epoch, every N epochs as asked for; None for never."""
+    """Write the reconstructions and the weights after every N-th epoch; None for never."""
     trainer, epoch = run.trainer, len(run.trainer.history)
     if pictures_every and epoch % pictures_every == 0:
         path = run.folder / f"reconstructions_epoch_{epoch:03d}.png"

@@ -1,0 +1,80 @@
+"""The results of a run: the summary compares with PCA, and every picture that a recipe names exists."""
+
+import csv
+import io
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_trainer
+
+from autoencoders.evaluation.pca import fit_pca
+from autoencoders.recipes import RECIPES
+from autoencoders.training import report
+
+METRICS = {"test_mse": 0.03, "pca_test_mse": 0.02}
+SPARSE = {"pearson": [0.9, 0.8], "dead_features": [0.25, 0.5], "undefined_pearson": [0, 0]}
+
+
+def summary(**metrics):
+    return report.format_summary(RECIPES["simple"], {**METRICS, **metrics})
+
+
+def test_the_summary_compares_the_test_error_with_that_of_pca():
+    assert "behind PCA, with 1.50 times" in summary() and "32 components 0.02000" in summary()
+    assert "ahead of PCA, with 0.50 times" in summary(test_mse=[0.01, 0.01])
+    assert "times" not in summary(pca_test_mse=1e-9)  # a ratio to nothing
+
+
+def test_the_summary_tells_whether_noise_was_removed():
+    assert "2.0 times" in summary(noisy_mse=0.1, restored_mse=0.05)
+    assert "times less" not in summary(noisy_mse=0.1, restored_mse=0.15)
+
+
+def test_the_summary_gives_the_values_of_each_autoencoder_of_an_ensemble():
+    text = summary(**SPARSE)
+    assert all(value in text for value in ("0.9000, 0.8000", "25.0%, 50.0%")) and "MMCS" not in text
+    assert "MMCS of the dictionaries 0.7000" in summary(**SPARSE, mmcs=0.7)
+    assert "leaves out 0, 3 test images" in summary(**{**SPARSE, "undefined_pearson": [0, 3]})
+
+
+def test_the_history_has_a_column_for_each_autoencoder():
+    rows = [{"epoch": 1, "loss": [0.5, 0.25]}, {"epoch": 2, "loss": [0.4, 0.2]}]
+    table = list(csv.reader(io.StringIO(report.format_history(rows).decode())))
+    assert len(table) == 3 and len(table[0]) == 3 and table[2] == ["2", "0.4", "0.2"]
+
+
+def test_every_picture_that_a_recipe_names_can_be_drawn():
+    assert {name for recipe in RECIPES.values() for name in recipe.pictures} == report.PICTURES.keys()
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_an_ensemble_of_any_number_is_measured_and_drawn(members, few, figures):
+    trainer = make_trainer("sparse", few, num_saes=members, features=64, k=8, epochs=1)
+    list(trainer.epochs())
+    metrics = report.measure(trainer, few, fit_pca(few))
+    assert len(metrics["test_mse"]) == len(metrics["dead_features"]) == members and ("mmcs" in metrics) == (members > 1)
+    names = [name for name, _ in report.pictures(trainer, few, metrics)]
+    assert names == ["training_loss.png", "reconstructions.png", "training_metrics.png", "sae_features.png",
+                     "feature_activity.png"]  # fmt: skip
+    labels = [axes.get_ylabel().replace("\n", " ") for axes in figures[1].axes]
+    assert labels[:3] == ["original", "autoencoder 1", "active features"]
+
+
+def test_pictures_show_what_the_model_computes(few, figures):
+    trainer = make_trainer("denoising", few, hidden_sizes=(32,), code_size=2, epochs=1)
+    list(trainer.epochs())
+    names = [name for name, _ in report.pictures(trainer, few, report.measure(trainer, few, fit_pca(few)))]
+    assert names == ["training_loss.png", "reconstructions.png", "latent_map.png"]
+    clean, noisy, restored = ([image.get_array() for image in axes.images] for axes in figures[1].axes)
+    np.testing.assert_allclose(np.reshape(clean, (10, -1)), few.test_images[:10] / 255, atol=1e-6)
+    with torch.no_grad():
+        expected = trainer.model(torch.tensor(np.reshape(noisy, (10, -1))))[0]
+    np.testing.assert_allclose(np.reshape(restored, (10, -1)), expected, atol=1e-5)
+
+
+def test_the_analysis_is_of_the_ensemble_that_training_starts_from(few):
+    recipe = RECIPES["sparse"].override({"num_saes": 2, "features": 64, "k": 8})
+    numbers = report.analyse_untrained(recipe, few, torch.device("cpu"))
+    assert len(numbers["mse"]) == 2 and numbers == report.analyse_untrained(recipe, few, torch.device("cpu"))
+    assert all(np.array(numbers["scaled_mse"]) <= numbers["mse"])
