@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     run = load_run(args.run, pick_device(args.device))
     if photo is not None:
-        photo = photo if generation.is_known_set(run) else read_picture(args.input, alone=False)
+        photo = photo if generation.is_known_set(run) else read_picture(args.input, keep_levels=True)
         picture = generation.own_picture(run, photo, args.invert)
     elif mode == "sample":
         picture = generation.samples(run, args.num, args.temperature, args.seed)

@@ -8,6 +8,7 @@ import contextlib
 import io
 import math
 import os
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -48,9 +49,10 @@ _STYLE: Any = {
 @contextlib.contextmanager
 def styled_figure(title: str, width: float, height: float) -> Iterator[Figure]:
     """An empty figure of at least 6 inches in width; draw, and call `png`, inside the block."""
+    width = max(width, 6.0)
     with rc_context(_STYLE):
-        figure = Figure((max(width, 6.0), height), layout="constrained")
-        figure.suptitle(title, wrap=True)
+        figure = Figure((width, height), layout="constrained")
+        figure.suptitle(textwrap.fill(title, int(10.5 * width)))  # matplotlib's own wrapping would parse a $
         yield figure
 
 

@@ -10,8 +10,8 @@ from ae_models import to_range
 from autoencoders import figures
 from autoencoders.data.batches import to_device
 from autoencoders.data.images import ImageSet
-from autoencoders.data.pictures import to_digit
-from autoencoders.data.sets import DATASETS, resized
+from autoencoders.data.pictures import resized, to_digit
+from autoencoders.data.sets import DATASETS
 from autoencoders.evaluation import metrics
 from autoencoders.runtime.device import seed_for
 from autoencoders.runtime.errors import UsageError
