@@ -19,8 +19,6 @@ from autoencoders.runtime.errors import UsageError
 from autoencoders.runtime.files import prepare_folder, write_atomic, write_json
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from autoencoders.evaluation.analyses import Analysis, OutlierSplit
     from autoencoders.training.checkpoint import TrainedRun
 
@@ -65,13 +63,9 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
 
     # What imports torch is imported once the flags are known to be good.
-    import torch
     from tqdm import tqdm
 
-    from autoencoders.data.batches import to_device
     from autoencoders.evaluation.analyses import ANALYSES, Subject
-    from autoencoders.evaluation.likelihood import likelihood_terms
-    from autoencoders.evaluation.pca import load_or_fit_pca
     from autoencoders.runtime.device import keep_freed_memory, pick_device
     from autoencoders.training.checkpoint import load_run, versions
 
@@ -86,18 +80,14 @@ def main(arguments: list[str] | None = None) -> None:
     if processes.is_main():
         prepare_folder(folder)
 
-    terms: dict[str, Tensor] = {}
+    subject = Subject(run.model, run.recipe, run.device, images, args.run, args.seed, samples, binarize, split)
     if samples:  # this takes longest, and processes share it
-        count = len(images.test_images) // processes.size()
-        with tqdm(total=count, unit=" images", leave=False, disable=None if cli.is_verbose() else True) as bar:
-            test_images = torch.as_tensor(to_device(images.test_images, run.device))
-            terms = processes.all_reduce(likelihood_terms(
-                run.model, test_images, samples, binarize, args.seed,
-                part=processes.rank(), parts=processes.size(), show=bar.update))  # fmt: skip
+        count, hidden = len(images.test_images) // processes.size(), None if cli.is_verbose() else True
+        with tqdm(total=count, unit=" images", leave=False, disable=hidden) as bar:
+            terms = subject.likelihood_terms(processes.rank(), processes.size(), bar.update)
+        subject.terms.update(processes.all_reduce(terms))
     if not processes.is_main():
         return
-    pca = load_or_fit_pca(args.run, images, run.recipe.code_size or 0)
-    subject = Subject(run.model, run.recipe, run.device, images, pca, args.seed, samples, binarize, terms, split)
     requested = {"reconstruction": True, "likelihood": samples, "probe": args.probe, "map": args.map, "outliers": split}
     results = {
         "recipe": run.recipe.as_dict(), "weights_sha256": run.record["weights_sha256"],

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from autoencoders.data.images import ImageSet
 from autoencoders.evaluation import likelihood as likelihoods
 from autoencoders.evaluation import metrics, probes
 from autoencoders.evaluation.metrics import Numbers, Scores
-from autoencoders.evaluation.pca import Pca
+from autoencoders.evaluation.pca import Pca, load_or_fit_pca
 from autoencoders.recipes import Recipe
 from autoencoders.runtime.cli import format_table
 from autoencoders.sparse import mmcs
@@ -35,8 +36,7 @@ _DETECTION = {
     "auroc": "AUROC", "average_precision": "average precision", "threshold": "threshold (MSE, pixels in [0, 1])",
     "specificity": "specificity at threshold", "sensitivity": "sensitivity at threshold",
 }  # fmt: skip
-
-
+# Rows of images in the picture of the outliers: label, inliers (0) or outliers (1), sign of the order of errors.
 _EXTREMES = (
     ("outliers,\nlargest error", 1, -1),
     ("outliers,\nsmallest error", 1, 1),
@@ -48,18 +48,18 @@ OutlierSplit = tuple[str, np.ndarray, np.ndarray]  # name of the outliers; inlie
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained model on its device, its images, the PCA it is compared with, and what the analyses are asked for."""
+    """A trained model on its device, its images, the PCA it is compared with, and the options of the analyses."""
 
     model: Autoencoder
     recipe: Recipe
     device: torch.device
     images: ImageSet
-    pca: Pca
+    folder: Path  # of the run, with its PCA
     seed: int
-    samples: int = 0  # of the likelihood
+    samples: int = 0  # of the likelihood, per image
     binarize: str = "none"
-    terms: dict[str, Tensor] = field(default_factory=dict)  # of the likelihood, of all test images
     split: OutlierSplit | None = None
+    terms: Scores = field(default_factory=dict)  # of the likelihood, for all test images
 
     @property
     def title(self) -> str:
@@ -76,11 +76,24 @@ class Subject:
         return min(self.recipe.code_size or 0, len(self.pca.components))
 
     @cached_property
+    def pca(self) -> Pca:
+        """The run's own PCA, or a new fit where that cannot be used."""
+        return load_or_fit_pca(self.folder, self.images, self.recipe.code_size or 0)
+
+    @cached_property
     def test_images(self) -> Tensor:
         return self.to_device(self.images.test_images)
 
     def to_device(self, images: np.ndarray) -> Tensor:
         return torch.as_tensor(to_device(images, self.device))
+
+    def likelihood_terms(
+        self, part: int = 0, parts: int = 1, show: Callable[[int], Any] = lambda images: None
+    ) -> Scores:
+        """`likelihood_terms` of one part of the test images, 0 for the others."""
+        return likelihoods.likelihood_terms(
+            self.model, self.test_images, self.samples, self.binarize, self.seed, part=part, parts=parts, show=show
+        )
 
     def scores(self, images: np.ndarray) -> tuple[Scores, Scores]:
         """`image_scores` of the model and of PCA on images (n, 784) uint8, which may be mapped from a file."""
@@ -89,7 +102,7 @@ class Subject:
         return metrics.image_scores(ours), metrics.image_scores(map(self._pca_output, batches))
 
     def _pca_output(self, batch: np.ndarray) -> metrics.Output:
-        """What `metrics.outputs` gives for a batch of a model."""
+        """Images, reconstructions and codes of a batch, as `metrics.outputs` yields them for a model."""
         code = self.pca.encode(batch, self.components)
         x = metrics.to_pixels(torch.tensor(batch), "unit")
         return x, torch.from_numpy(self.pca.decode(code)), torch.from_numpy(code)
