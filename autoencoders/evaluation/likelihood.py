@@ -1,9 +1,9 @@
-"""How likely a variational autoencoder finds images: ELBO and importance-weighted log-likelihood, in nats per image.
+"""The likelihood of images under a variational autoencoder: ELBO and importance-weighted estimate, in nats per image.
 
     log p(x) >= E log 1/K sum_k w_k,    w_k = p(x | z_k) p(z_k) / q(z_k | x),    z_k ~ q(z | x)
 
-(Burda, Grosse & Salakhutdinov 2016, "Importance Weighted Autoencoders"): a bound that closes as K grows, so that the
-negative log-likelihood estimated here is, on average, never too low.
+(Burda, Grosse & Salakhutdinov 2016, "Importance Weighted Autoencoders"). The bound closes as K grows, so the negative
+log-likelihood estimated here is, on average, never too low.
 """
 
 from collections.abc import Callable
@@ -13,116 +13,129 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ae_models import VAE, kl_to_standard_normal
-from autoencoders.evaluation.metrics import to_pixels
-from autoencoders.runtime import processes
+from ae_models import kl_to_standard_normal
+from autoencoders.evaluation.metrics import Numbers, to_pixels
 from autoencoders.runtime.device import seed_for
 
-# log p(x | code), (samples, batch), of codes (samples, batch, code_size) and images (batch, pixels)
+# log p(x | z), (samples, batch), of codes z (samples, batch, code_size) and images x (batch, pixels)
 LogLikelihood = Callable[[Tensor, Tensor], Tensor]
-BINARIZE = ("none", "static", "dynamic")
-_ROWS = {"cpu": 1024}  # codes decoded at a time: their logits stay in a core's cache
-_ROWS_ELSEWHERE = 65536
-_ACTIVE = 0.01  # the variance of a code's mean from which Burda et al. call it active
+Terms = dict[str, Tensor]  # of each image: (n,), in doubles
+_CHUNK = 32  # images whose noise has a seed of its own
+_ACTIVE = 0.01  # a code unit is active if its mean varies by more (Burda et al.)
+_PIXELS = {
+    "none": "grey levels as they are, which have no likelihood of their own: cross-entropy",
+    "static": "one fixed draw of binary pixels",
+    "dynamic": "binary pixels drawn by seed {seed}",
+}
 
 
-def bernoulli(model: VAE) -> LogLikelihood:
-    """log p(x | code) = sum x log y + (1 - x) log(1 - y) of pixels x in [0, 1] and decoded probabilities y.
+def bernoulli(model: Any) -> LogLikelihood:
+    """log p(x | z) = sum x log y + (1 - x) log(1 - y) of pixels x in [0, 1] and decoded probabilities y.
 
-    With logits l = W h + b that is x . l - sum softplus(l), and x . l = (x W) . h + x . b, which does not go through
-    the pixels of every code again.
+    With logits l = W h + b this is x . l - sum softplus(l), where x . l = (x W) . h + x . b needs no pass over the
+    pixels of every code.
     """
-    *hidden, last, _ = model.decoder  # the last of all is the sigmoid
+    *hidden, last, _sigmoid = model.decoder
     body = nn.Sequential(*hidden)
-    assert isinstance(last, nn.Linear)
 
-    def log_likelihood(code: Tensor, x: Tensor) -> Tensor:
-        h = body(code)
-        match: Tensor = (h * (x @ last.weight)).sum(dim=-1) + x @ last.bias
-        return match - F.softplus(last(h)).sum(dim=-1)
+    def log_likelihood(z: Tensor, x: Tensor) -> Tensor:
+        h = body(z)
+        return (h * (x @ last.weight)).sum(dim=-1) + x @ last.bias - F.softplus(last(h)).sum(dim=-1)
 
     return log_likelihood
 
 
 @torch.no_grad()
 def importance_weighted(
-    x: Tensor, mean: Tensor, logvar: Tensor, log_likelihood: LogLikelihood, samples: int,
-    show: Callable[[int], Any] = lambda images: None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Of images x (n, pixels) and q(z | x) = N(mean, exp(logvar)), each (n, code_size), each answer (n,) in doubles:
-    the estimate of log p(x), that of E_q log p(x | z), and the effective number of samples, (sum w)^2 / sum w^2.
+    x: Tensor, mean: Tensor, logvar: Tensor, log_likelihood: LogLikelihood, samples: int, seed: int,
+    part: int = 0, parts: int = 1, decoded: int | None = None, show: Callable[[int], Any] = lambda images: None,
+) -> Terms:  # fmt: skip
+    """For images x (n, pixels) and q(z | x) = N(mean, exp(logvar)), each (n, code_size), estimates for each image:
+    `log_px` of log p(x), `log_px_z` of E_q log p(x | z), and `effective` samples, (sum w)^2 / sum w^2.
 
-    `show` is told how many images are done. Draws from torch's global random generator. Several processes share the
-    images, and each draws the noise of all: it costs little beside what is done with it.
+    Every `parts`-th chunk of 32 images from chunk `part` on is computed, the others are 0: the sum over all parts is
+    the whole, since the noise of a chunk depends on the seed and its number alone. `decoded` codes are decoded at a
+    time. `show` is called with the number of images after each chunk.
     """
-    answers = []
-    rows = _ROWS.get(x.device.type, _ROWS_ELSEWHERE)
-    for number, (part, centre, spread) in enumerate(zip(x.split(32), mean.split(32), logvar.split(32))):
-        mine = number % processes.size() == processes.rank()
-        total = square = torch.full((len(part),), -torch.inf, dtype=torch.double)
-        match = torch.zeros_like(total)
-        for chunk in torch.empty(samples).split(max(rows // len(part), 1)):
-            noise = torch.randn(len(chunk), *centre.shape, device=x.device)
-            if not mine:
-                continue
-            code = centre + noise * torch.exp(0.5 * spread)
-            given = log_likelihood(code, part)
-            prior_to_posterior = 0.5 * (noise.square() + spread - code.square()).sum(dim=-1)
-            weight = (given + prior_to_posterior).cpu().double()  # log w
-            total = torch.logaddexp(total, weight.logsumexp(dim=0))
-            square = torch.logaddexp(square, (2 * weight).logsumexp(dim=0))
-            match += given.cpu().double().sum(dim=0)
-        answer = torch.stack((total - torch.tensor(samples).log(), match / samples, (2 * total - square).exp()))
-        answers.append(answer if mine else torch.zeros_like(answer))
-        show(len(part))
-    log_p, reconstruction, effective = processes.summing(*torch.cat(answers, dim=1))()
-    return log_p, reconstruction, effective
+    decoded = decoded or (1024 if x.device.type == "cpu" else 65536)  # on a CPU the logits stay in the cache
+    terms = torch.zeros(3, len(x), dtype=torch.double)
+    for number, index in enumerate(torch.arange(len(x)).split(_CHUNK)):
+        if number % parts == part:
+            torch.manual_seed(seed_for(seed, 5, number))
+            rows = slice(int(index[0]), int(index[-1]) + 1)
+            terms[:, rows] = _estimates(x[rows], mean[rows], logvar[rows], log_likelihood, samples, decoded)
+            show(len(index))
+    return dict(zip(("log_px", "log_px_z", "effective"), terms))
+
+
+def _estimates(
+    x: Tensor, mean: Tensor, logvar: Tensor, log_likelihood: LogLikelihood, samples: int, decoded: int
+) -> Tensor:
+    """The three terms of `importance_weighted`, (3, n)."""
+    log_sum = log_sum_of_squares = torch.full((len(x),), -torch.inf, dtype=torch.double)
+    log_px_z = torch.zeros(len(x), dtype=torch.double)
+    at_once = max(decoded // len(x), 1)
+    for first in range(0, samples, at_once):
+        noise = torch.randn(min(at_once, samples - first), *mean.shape, device=x.device)
+        z = mean + noise * torch.exp(0.5 * logvar)
+        log_px_each = log_likelihood(z, x)
+        log_prior_to_posterior = 0.5 * (noise.square() + logvar - z.square()).sum(dim=-1)
+        log_w = (log_px_each + log_prior_to_posterior).cpu().double()
+        log_sum = torch.logaddexp(log_sum, log_w.logsumexp(dim=0))
+        log_sum_of_squares = torch.logaddexp(log_sum_of_squares, (2 * log_w).logsumexp(dim=0))
+        log_px_z += log_px_each.cpu().double().sum(dim=0)
+    log_px = log_sum - torch.tensor(samples).log()
+    return torch.stack((log_px, log_px_z / samples, (2 * log_sum - log_sum_of_squares).exp()))
 
 
 def binarized(x: Tensor, binarize: str, seed: int) -> Tensor:
-    """Unit pixels as they are (`none`), or drawn, each 1 with its grey level's probability (Salakhutdinov & Murray
-    2008): always the same draw (`static`, ours, not the published file) or the seed's own (`dynamic`).
+    """Unit pixels as they are (`none`), or drawn as 0 or 1 with the grey level as probability (Salakhutdinov & Murray
+    2008): always the same draw (`static`; ours, not the published file) or a draw of the seed (`dynamic`).
     """
     if binarize == "none":
         return x
-    draw = torch.Generator().manual_seed(seed_for(*((0, 3) if binarize == "static" else (seed, 4))))
-    return torch.bernoulli(x.cpu(), generator=draw).to(x.device)
+    generator = torch.Generator().manual_seed(seed_for(*((0, 3) if binarize == "static" else (seed, 4))))
+    return torch.bernoulli(x.cpu(), generator=generator).to(x.device)
 
 
 def entropy_floor(x: Tensor) -> float:
-    """The mean over images of sum H(x), in nats: no decoder's cross-entropy with grey pixels x is below it."""
+    """The mean over images of sum H(x), in nats: the least cross-entropy that a decoder can reach on grey pixels x."""
     return float(-(torch.xlogy(x, x) + torch.xlogy(1 - x, 1 - x)).sum(dim=1).cpu().double().mean())
 
 
 @torch.no_grad()
-def likelihood(
-    model: VAE, images: Tensor, samples: int, binarize: str, seed: int, show: Callable[[int], Any] = lambda images: None
-) -> dict[str, Any]:
-    """`elbo`, `kl_loss`, `nll` and the rest, in nats per image, on uint8 images (n, 784), with the `protocol`.
+def posterior(model: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and log-variance, each (n, code_size), of q(z | x)."""
+    mean, logvar = zip(*map(model.posterior, x.split(1000)))
+    return torch.cat(mean), torch.cat(logvar)
 
-    `nll_standard_error` is that of the mean over images (None of one), `nll_monte_carlo_error` what another draw of the
-    samples would change (the delta method: the variance of log 1/K sum w is 1 / effective - 1 / K). `active_units`
-    counts the dimensions of the code whose mean varies by more than 0.01 over the images.
+
+def likelihood_terms(model: Any, images: Tensor, samples: int, binarize: str, seed: int, **options: Any) -> Terms:
+    """`importance_weighted` of a variational autoencoder on uint8 images (n, 784); `options` are its further ones."""
+    x = binarized(to_pixels(images, "unit"), binarize, seed)
+    return importance_weighted(x, *posterior(model, x), bernoulli(model), samples, seed, **options)
+
+
+@torch.no_grad()
+def likelihood(model: Any, images: Tensor, terms: Terms, samples: int, binarize: str, seed: int) -> Numbers:
+    """`elbo`, `kl_loss`, `nll` and more, in nats per image, from the terms of all images, with the `protocol`.
+
+    `nll_standard_error` is over images (None for one), `nll_monte_carlo_error` over draws of the samples (the delta
+    method: the variance of log 1/K sum w is 1 / effective - 1 / K). `active_units` are the dimensions of the code whose
+    mean varies by more than 0.01 over the images.
     """
     x = binarized(to_pixels(images, "unit"), binarize, seed)
-    parts = [model.posterior(part) for part in x.split(1000)]
-    mean, logvar = (torch.cat(part) for part in zip(*parts))
-    torch.manual_seed(seed_for(seed, 5))
-    log_p, reconstruction, effective = importance_weighted(x, mean, logvar, bernoulli(model), samples, show)
+    mean, logvar = posterior(model, x)
+    log_px, log_px_z, effective = terms["log_px"], terms["log_px_z"], terms["effective"]
     kl = kl_to_standard_normal(mean, logvar).cpu().double()
-    varies = mean.var(dim=0, correction=min(len(x) - 1, 1))  # of one image: not at all
-    pixels = {
-        "none": "grey levels as they are, which have no likelihood of their own: cross-entropy",
-        "static": "one fixed draw of binary pixels",
-        "dynamic": f"binary pixels drawn by seed {seed}",
-    }
+    variance = mean.var(dim=0, correction=min(len(x) - 1, 1))  # 0 for one image
     numbers = {
-        "protocol": f"{pixels[binarize]}; {samples:,} importance samples, {len(x):,} images",
+        "protocol": f"{_PIXELS[binarize].format(seed=seed)}; {samples:,} importance samples, {len(x):,} images",
         "binarize": binarize, "importance_samples": samples, "seed": seed, "images": len(x),
-        "elbo": (reconstruction - kl).mean().item(), "kl_loss": kl.mean().item(), "nll": -log_p.mean().item(),
-        "nll_standard_error": (log_p.std() / len(x) ** 0.5).item() if len(x) > 1 else None,
+        "elbo": (log_px_z - kl).mean().item(), "kl_loss": kl.mean().item(), "nll": -log_px.mean().item(),
+        "nll_standard_error": (log_px.std() / len(x) ** 0.5).item() if len(x) > 1 else None,
         "nll_monte_carlo_error": ((1 / effective - 1 / samples).clamp(min=0).sum().sqrt() / len(x)).item(),
         "effective_samples": effective.mean().item(),
-        "active_units": int((varies > _ACTIVE).sum()), "code_size": mean.shape[1],
+        "active_units": int((variance > _ACTIVE).sum()), "code_size": mean.shape[1],
     }  # fmt: skip
     return numbers | ({"entropy_floor": entropy_floor(x)} if binarize == "none" else {})

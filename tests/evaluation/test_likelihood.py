@@ -1,4 +1,4 @@
-"""The likelihood is exact where it has a closed form, and what is summed is the model's own cross-entropy."""
+"""The likelihood is exact where it has a closed form, and its terms are the model's own cross-entropy."""
 
 import math
 
@@ -8,8 +8,14 @@ import torch.nn.functional as F
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from ae_models import VAE
-from autoencoders.evaluation import likelihood as likelihood_module
-from autoencoders.evaluation.likelihood import bernoulli, binarized, entropy_floor, importance_weighted, likelihood
+from autoencoders.evaluation.likelihood import (
+    bernoulli,
+    binarized,
+    entropy_floor,
+    importance_weighted,
+    likelihood,
+    likelihood_terms,
+)
 
 SIZE, PIXELS, NOISE = 3, 12, 0.7
 
@@ -34,32 +40,33 @@ def linear_gaussian():
 
 def test_with_the_true_posterior_two_samples_give_the_exact_likelihood(linear_gaussian):
     x, exact, mean, logvar, log_likelihood = linear_gaussian
-    log_p, match, effective = importance_weighted(x, mean, logvar, log_likelihood, samples=2)
+    log_p, _, effective = importance_weighted(x, mean, logvar, log_likelihood, 2, seed=0).values()
     torch.testing.assert_close(log_p, exact, rtol=0, atol=1e-4)  # single precision's sums
     assert effective.numpy() == pytest.approx(2, abs=1e-3)
     # the ELBO of the true posterior is the likelihood too, but for the draws of its first term
     kl = kl_divergence(Normal(mean, (logvar / 2).exp()), Normal(0.0, 1.0)).sum(1)
-    match = importance_weighted(x, mean, logvar, log_likelihood, samples=4000)[1]
-    assert (match - kl).mean().item() == pytest.approx(exact.mean().item(), abs=0.02)
+    log_px_z = importance_weighted(x, mean, logvar, log_likelihood, 4000, seed=0)["log_px_z"]
+    assert (log_px_z - kl).mean().item() == pytest.approx(exact.mean().item(), abs=0.02)
 
 
 def test_with_another_posterior_the_estimate_is_within_its_monte_carlo_error(linear_gaussian):
     x, exact, mean, logvar, log_likelihood = linear_gaussian
-    torch.manual_seed(1)
-    log_p, match, effective = importance_weighted(x, mean + 0.1, logvar + 0.5, log_likelihood, samples=4000)
+    terms = importance_weighted(x, mean + 0.1, logvar + 0.5, log_likelihood, 4000, seed=1)
+    log_p, log_px_z, effective = terms.values()
     error = (1 / effective - 1 / 4000).sqrt()
     assert error.max() < 0.1 and ((log_p - exact) / error).abs().max() < 5
     assert ((log_p - exact) / error).square().mean().item() == pytest.approx(1, abs=0.6)
     kl = kl_divergence(Normal(mean + 0.1, (logvar / 2 + 0.25).exp()), Normal(0.0, 1.0)).sum(1)
-    assert (match - kl).mean() < exact.mean() - 0.05  # the ELBO stays below
+    assert (log_px_z - kl).mean() < exact.mean() - 0.05  # the ELBO stays below
 
 
 def test_more_samples_close_the_bound_from_below(linear_gaussian):
     x, exact, mean, logvar, log_likelihood = linear_gaussian
-    torch.manual_seed(2)
     gaps = []
     for samples in (1, 10, 1000):
-        tries = [importance_weighted(x, mean, logvar + 1.5, log_likelihood, samples)[0] for _ in range(5)]
+        tries = [
+            importance_weighted(x, mean, logvar + 1.5, log_likelihood, samples, seed)["log_px"] for seed in range(5)
+        ]
         gaps.append((exact - torch.stack(tries)).mean().item())
     assert gaps[0] > 2 * gaps[1] > 4 * abs(gaps[2])
 
@@ -85,31 +92,46 @@ def model():
     return model
 
 
-def test_how_many_codes_are_decoded_at_a_time_does_not_matter(model, digits, monkeypatch):
-    images = torch.from_numpy(digits.test_images[:64].copy())
-    found = []
-    for rows in (7, 64, 4096):
-        monkeypatch.setattr(likelihood_module, "_ROWS", {"cpu": rows})
-        numbers = likelihood(model, images, 50, "none", seed=0)
-        found.append([numbers[name] for name in ("elbo", "nll", "effective_samples", "nll_monte_carlo_error")])
-    assert found[0] == pytest.approx(found[1], rel=1e-4) and found[1] == pytest.approx(found[2], rel=1e-4)
+@pytest.fixture(scope="module")
+def images(digits):
+    return torch.from_numpy(digits.test_images[:70].copy())
 
 
-def test_what_is_reported_holds_together(model, digits):
-    images = torch.from_numpy(digits.test_images[:70].copy())
+def measured(model, images, samples, binarize="none", seed=0, **options):
+    terms = likelihood_terms(model, images, samples, binarize, seed, **options)
+    return likelihood(model, images, terms, samples, binarize, seed)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 5])
+def test_the_parts_add_up_to_the_whole_bit_for_bit(model, images, parts):
+    whole = likelihood_terms(model, images, 20, "dynamic", seed=4)
+    each = [likelihood_terms(model, images, 20, "dynamic", seed=4, part=part, parts=parts) for part in range(parts)]
+    for name, values in whole.items():
+        assert torch.equal(sum(terms[name] for terms in each), values)
+        assert sum((terms[name] != 0).sum() for terms in each) == len(images)  # each image in a single part
+
+
+def test_the_number_of_codes_decoded_at_a_time_does_not_matter(model, images):
+    found = [measured(model, images[:64], 50, decoded=decoded) for decoded in (7, 64, 4096)]
+    for other in found[1:]:
+        for name in ("elbo", "nll", "effective_samples", "nll_monte_carlo_error"):
+            assert found[0][name] == pytest.approx(other[name], rel=1e-4)
+
+
+def test_the_reported_numbers_are_consistent(model, images):
     done = []
-    found = likelihood(model, images, 40, "none", seed=0, show=done.append)
+    found = measured(model, images, 40, show=done.append)
     assert sum(done) == 70 and found["active_units"] == 4 and found["code_size"] == 6
     assert found["entropy_floor"] < found["nll"] < -found["elbo"] and 1 <= found["effective_samples"] <= 40
     assert "cross-entropy" in found["protocol"] and "40 importance samples" in found["protocol"]
-    assert found == likelihood(model, images, 40, "none", seed=0) != likelihood(model, images, 40, "none", seed=1)
-    static = likelihood(model, images, 40, "static", seed=0)
+    assert found == measured(model, images, 40) != measured(model, images, 40, seed=1)
+    static = measured(model, images, 40, "static")
     assert "binary" in static["protocol"] and "entropy_floor" not in static
 
 
 @pytest.mark.filterwarnings("error")
-def test_one_image_has_no_spread(model, digits):
-    found = likelihood(model, torch.from_numpy(digits.test_images[:1].copy()), 40, "none", seed=0)
+def test_one_image_has_no_spread(model, images):
+    found = measured(model, images[:1], 40)
     assert found["nll_standard_error"] is None and found["active_units"] == 0 and found["nll"] <= -found["elbo"]
 
 

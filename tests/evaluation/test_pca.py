@@ -4,7 +4,18 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from autoencoders.evaluation.pca import PCA_FILE, _moments, count_file, fit_pca, read_pca, write_pca
+from autoencoders.data.images import MappedImages
+from autoencoders.evaluation.pca import (
+    PCA_FILE,
+    _moments,
+    fit_pca,
+    load_or_fit_pca,
+    n_components_file,
+    read_pca,
+    resolve_code_size,
+    write_pca,
+)
+from autoencoders.recipes import RECIPES
 from autoencoders.runtime.errors import RunError, UsageError
 
 
@@ -59,6 +70,18 @@ def test_the_order_of_the_images_changes_no_bit(pca, digits):
     again = fit_pca(replace(digits, train_images=digits.train_images[order]))
     assert np.array_equal(again.components, pca.components)
     assert np.array_equal(again.cumulative_variance, pca.cumulative_variance)
+
+
+def test_images_that_stay_in_their_file_give_the_same_bits(digits, tmp_path):
+    np.save(tmp_path / "all.npy", digits.train_images.reshape(-1, 28, 28))
+    rows = np.delete(np.arange(1500), np.s_[::10])
+    mapped = replace(digits, train_images=MappedImages(tmp_path / "all.npy", rows, 784))
+    for samples in (60_000, 900, 300):  # all, a subset, and fewer images than pixels
+        one, other = (
+            fit_pca(images, samples) for images in (mapped, replace(digits, train_images=digits.train_images[rows]))
+        )
+        assert np.array_equal(one.components, other.components) and np.array_equal(one.mean, other.mean)
+    assert one.test_mse(mapped.train_images, 5) == one.test_mse(digits.train_images[rows], 5)
 
 
 def test_images_of_the_largest_values_are_counted_without_rounding():
@@ -119,8 +142,8 @@ def test_a_written_pca_is_read_back_whole(pca, digits, tmp_path):
 
 
 @pytest.mark.parametrize(("variance", "name"), [(0.95, "95"), (0.57, "57"), (0.9, "90"), (0.999, "99.9"), (1, "100")])
-def test_the_count_file_carries_its_percentage(tmp_path, variance, name):
-    assert count_file(tmp_path, variance) == tmp_path / f"n_components_{name}.txt"
+def test_the_n_components_file_carries_its_percentage(tmp_path, variance, name):
+    assert n_components_file(tmp_path, variance) == tmp_path / f"n_components_{name}.txt"
 
 
 def test_no_pca_file_is_no_pca(tmp_path, digits):
@@ -168,3 +191,40 @@ def test_95_percent_of_mnists_variance_takes_154_components_which_leave_the_publ
     assert pca.samples == 60_000
     assert pca.components_for(0.95) == 154
     assert 4 * pca.test_mse(mnist.test_images, 154) == pytest.approx(0.01321, abs=5e-6)
+
+
+@pytest.fixture
+def automatic():
+    return RECIPES["symmetric"]
+
+
+def test_the_code_size_comes_from_the_files_or_from_a_new_fit(automatic, pca, digits, tmp_path):
+    count = pca.components_for(0.95)
+    recipe, fitted, is_new = resolve_code_size(automatic, digits, tmp_path)
+    assert (recipe.code_size, is_new) == (count, True) and np.array_equal(fitted.components, pca.components)
+    write_pca(tmp_path, pca, 0.95, "digits")
+    recipe, found, is_new = resolve_code_size(automatic, digits, tmp_path)
+    assert (recipe.code_size, found.samples, is_new) == (count, pca.samples, False)
+    (tmp_path / PCA_FILE).unlink()
+    n_components_file(tmp_path, 0.95).write_text("7\n")
+    assert resolve_code_size(automatic, digits, tmp_path)[0].code_size == 7
+
+
+def test_files_that_contradict_each_other_or_belong_to_other_images_are_refused(automatic, pca, digits, few, tmp_path):
+    write_pca(tmp_path, pca, 0.95, "digits")
+    with pytest.raises(UsageError, match="not on these images"):
+        resolve_code_size(automatic, few, tmp_path)
+    n_components_file(tmp_path, 0.95).write_text("7\n")
+    with pytest.raises(UsageError, match="says 7"):
+        resolve_code_size(automatic, digits, tmp_path)
+    given = automatic.override({"code_size": 9})
+    recipe, fitted, is_new = resolve_code_size(given, few, tmp_path)  # needs the PCA for comparison only
+    assert (recipe, fitted.samples, is_new) == (given, len(few.train_images), False)
+
+
+def test_a_stored_pca_is_used_unless_it_is_too_small_or_damaged(digits, tmp_path):
+    write_pca(tmp_path, fit_pca(digits, 300), 0.95, "digits")
+    assert load_or_fit_pca(tmp_path, digits, 300).samples == 300
+    assert load_or_fit_pca(tmp_path, digits, 301).samples == len(digits.train_images)
+    (tmp_path / PCA_FILE).write_bytes(b"text")
+    assert load_or_fit_pca(tmp_path, digits, 300).samples == len(digits.train_images)

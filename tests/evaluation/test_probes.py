@@ -1,16 +1,17 @@
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import mannwhitneyu
+from sklearn.metrics import average_precision_score, roc_auc_score
 
-from autoencoders.evaluation.probes import accuracy, linear_probe, nearest, planes, spread_out
+from autoencoders.evaluation.probes import accuracy, detection, embed_2d, knn, linear_probe, pick_thumbnails
 
 
 @pytest.mark.parametrize(("right", "count"), [(0, 5), (1, 7), (95, 100), (9083, 10_000), (40, 40)])
 def test_the_interval_is_wilsons(right, count):
     found = accuracy(np.arange(count) < right)
-    interval = binomtest(right, count).proportion_ci(method="wilson")
     assert found["accuracy"] == right / count
-    np.testing.assert_allclose(found["interval"], (interval.low, interval.high), atol=1e-6)
+    for bound in found["interval"]:  # Wilson 1927: the shares whose own standard error the measured share is 1.96 off
+        assert abs(right / count - bound) == pytest.approx(1.959964 * np.sqrt(bound * (1 - bound) / count), abs=1e-7)
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +25,14 @@ def clouds():
     return features[:400], labels[:400], features[400:], labels[400:]
 
 
-def test_labels_that_can_be_told_apart_are(clouds):
-    assert linear_probe(*clouds, seed=0)["accuracy"] == 1 == nearest(*clouds)["accuracy"]
+def test_labels_that_are_separable_are_predicted(clouds):
+    assert linear_probe(*clouds, seed=0)["accuracy"] == 1 == knn(*clouds)["accuracy"]
 
 
-def test_of_features_without_the_labels_no_more_than_chance_is_read(clouds):
+def test_features_without_the_labels_give_chance(clouds):
     train, train_labels, test, test_labels = clouds
     for found in (linear_probe(train[:, 2:], train_labels, test[:, 2:], test_labels, 0),
-                  nearest(train[:, 2:], train_labels, test[:, 2:], test_labels)):  # fmt: skip
+                  knn(train[:, 2:], train_labels, test[:, 2:], test_labels)):  # fmt: skip
         assert found["accuracy"] < 0.4
 
 
@@ -41,10 +42,11 @@ def test_the_scale_and_the_origin_of_a_feature_do_not_matter_to_the_linear_probe
     moved = linear_probe(train * scale + origin, train_labels, test * scale + origin, test_labels, 0)
     assert moved["accuracy"] == linear_probe(*clouds, seed=0)["accuracy"]
     assert moved["converged"] is True
+    assert linear_probe(*clouds, seed=0, iterations=1)["converged"] is False
 
 
 @pytest.mark.parametrize("counts", [(1, 1), (1, 60), (2, 2, 2), (2, 40), (6, 6)], ids=str)
-def test_few_or_unevenly_many_images_of_a_label_are_read_all_the_same(counts):
+def test_few_or_unevenly_many_images_of_a_label_are_predicted_all_the_same(counts):
     labels = np.repeat(np.arange(len(counts)), counts)
     features = np.eye(len(counts), dtype=np.float32)[labels]
     for seed in range(5):
@@ -54,24 +56,54 @@ def test_few_or_unevenly_many_images_of_a_label_are_read_all_the_same(counts):
 
 
 @pytest.mark.parametrize("size", [1, 2, 60])
-def test_codes_of_any_size_have_a_place_in_the_plane(size):
+def test_codes_of_any_size_have_a_position_in_the_plane(size):
     codes = np.random.default_rng(0).normal(size=(80, size)).astype(np.float32)
-    places = planes(codes, seed=0)
-    again = planes(codes, seed=0)
-    for method, at in places.items():
+    positions = embed_2d(codes, seed=0)
+    again = embed_2d(codes, seed=0)
+    for method, at in positions.items():
         assert at.shape == (80, 2) and np.isfinite(at).all() and np.array_equal(at, again[method])
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("shape", [(3, 1), (3, 4), (40, 4)])
-def test_codes_that_are_all_one_lie_in_one_place(shape):
-    for at in planes(np.ones(shape, np.float32), seed=0).values():
+def test_identical_codes_share_a_position(shape):
+    for at in embed_2d(np.ones(shape, np.float32), seed=0).values():
         assert np.isfinite(at).all() and np.ptp(at, axis=0) == pytest.approx(0)
 
 
 def test_thumbnails_lie_apart(clouds):
-    places = np.random.default_rng(0).random((3000, 2))
-    chosen = spread_out(places, cells=5)
+    positions = np.random.default_rng(0).random((3000, 2))
+    chosen = pick_thumbnails(positions, cells=5)
     assert len(chosen) == 25
-    apart = np.abs(places[chosen][:, None] - places[chosen]).max(axis=2)[~np.eye(25, dtype=bool)]
+    apart = np.abs(positions[chosen][:, None] - positions[chosen]).max(axis=2)[~np.eye(25, dtype=bool)]
     assert apart.min() > 0.1
+
+
+def test_tsne_starts_from_pca(clouds):
+    positions = embed_2d(clouds[0], seed=0)
+    for one, other in zip(positions["PCA"].T, positions["t-SNE"].T):
+        assert np.corrcoef(one, other)[0, 1] > 0.5
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_detection_agrees_with_scikit_learn_and_with_the_rank_test(ties):
+    random = np.random.default_rng(0)
+    inliers, outliers = random.gamma(2, 1, 700), random.gamma(3, 1.3, 150)
+    if ties:
+        inliers, outliers = inliers.round(), outliers.round()
+    found = detection(inliers, outliers)
+    truth, errors = np.repeat((0, 1), (700, 150)), np.concatenate((inliers, outliers))
+    ranks = mannwhitneyu(outliers, inliers).statistic / (700 * 150)
+    assert found["auroc"] == pytest.approx(ranks, abs=1e-9)
+    assert found["auroc"] == pytest.approx(roc_auc_score(truth, errors), abs=1e-9)
+    assert found["average_precision"] == pytest.approx(average_precision_score(truth, errors), abs=1e-9)
+    assert found["auroc"] + detection(outliers, inliers)["auroc"] == pytest.approx(1)
+
+
+def test_no_smaller_inlier_error_would_do_for_the_threshold():
+    random = np.random.default_rng(1)
+    inliers, outliers = random.random(333), random.random(50) + 0.5
+    found = detection(inliers, outliers)
+    below = inliers[inliers < found["threshold"]]
+    assert (inliers <= found["threshold"]).mean() == found["specificity"] >= 0.95 > (inliers <= below.max()).mean()
+    assert found["sensitivity"] == (outliers > found["threshold"]).mean()

@@ -1,0 +1,243 @@
+"""The analyses of `ae_eval.py`: each measures a trained model and returns results, a table and pictures."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ae_models import Autoencoder
+from autoencoders import figures
+from autoencoders.data.batches import to_device
+from autoencoders.data.images import ImageSet
+from autoencoders.evaluation import likelihood as likelihoods
+from autoencoders.evaluation import metrics, probes
+from autoencoders.evaluation.metrics import Numbers, Scores
+from autoencoders.evaluation.pca import Pca, load_or_fit_pca
+from autoencoders.recipes import Recipe
+from autoencoders.runtime.cli import format_table
+from autoencoders.sparse import mmcs
+
+_SHOWN = 8  # images per row of a figure
+_BATCH = 500  # images read at a time
+_SCORES = {
+    "test_mse_unit": ("MSE, pixels in [0, 1]", ".5f"), "test_mse_signed": ("MSE, pixels in [-1, 1]", ".5f"),
+    "psnr": ("PSNR, dB", ".2f"), "ssim": ("SSIM", ".4f"), "pearson": ("Pearson correlation", ".4f"),
+    "l0": ("L0, non-zero features per code", ".1f"), "dead_features": ("dead features, fraction", ".4f"),
+    "mmcs": ("MMCS of the dictionaries", ".4f"), "noisy_mse": ("MSE of noisy images", ".5f"),
+    "restored_mse": ("MSE of restored images", ".5f"),
+}  # fmt: skip
+_NATS = {"elbo": "ELBO", "nll": "negative log-likelihood", "kl_loss": "KL term", "entropy_floor": "entropy floor"}
+_DETECTION = {
+    "auroc": "AUROC", "average_precision": "average precision", "threshold": "threshold (MSE, pixels in [0, 1])",
+    "specificity": "specificity at threshold", "sensitivity": "sensitivity at threshold",
+}  # fmt: skip
+# Rows of images in the picture of the outliers: label, inliers (0) or outliers (1), sign of the order of errors.
+_EXTREMES = (
+    ("outliers,\nlargest error", 1, -1),
+    ("outliers,\nsmallest error", 1, 1),
+    ("inliers,\nlargest error", 0, -1),
+)
+
+OutlierSplit = tuple[str, np.ndarray, np.ndarray]  # name of the outliers; inliers and outliers, (n, 784) uint8
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained model on its device, its images, the PCA it is compared with, and the options of the analyses."""
+
+    model: Autoencoder
+    recipe: Recipe
+    device: torch.device
+    images: ImageSet
+    folder: Path  # of the run, with its PCA
+    seed: int
+    samples: int = 0  # of the likelihood, per image
+    binarize: str = "none"
+    split: OutlierSplit | None = None
+    terms: Scores = field(default_factory=dict)  # of the likelihood, for all test images
+
+    @property
+    def title(self) -> str:
+        return f"{self.images.title}, {self.recipe.name}"
+
+    @property
+    def pca_title(self) -> str:
+        fitted_on_all = self.pca.samples == len(self.images.train_images)
+        return f"PCA{'' if fitted_on_all else f' of {self.pca.samples:,} images'}, {self.components}"
+
+    @property
+    def components(self) -> int:
+        """The components of PCA that equal the code in size."""
+        return min(self.recipe.code_size or 0, len(self.pca.components))
+
+    @cached_property
+    def pca(self) -> Pca:
+        """The run's own PCA, or a new fit where that cannot be used."""
+        return load_or_fit_pca(self.folder, self.images, self.recipe.code_size or 0)
+
+    @cached_property
+    def test_images(self) -> Tensor:
+        return self.to_device(self.images.test_images)
+
+    def to_device(self, images: np.ndarray) -> Tensor:
+        return torch.as_tensor(to_device(images, self.device))
+
+    def likelihood_terms(
+        self, part: int = 0, parts: int = 1, show: Callable[[int], Any] = lambda images: None
+    ) -> Scores:
+        """`likelihood_terms` of one part of the test images, 0 for the others."""
+        return likelihoods.likelihood_terms(
+            self.model, self.test_images, self.samples, self.binarize, self.seed, part=part, parts=parts, show=show
+        )
+
+    def scores(self, images: np.ndarray) -> tuple[Scores, Scores]:
+        """`image_scores` of the model and of PCA on images (n, 784) uint8, which may be mapped from a file."""
+        batches = [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
+        ours = (output for batch in batches for output in metrics.outputs(self.model, self.to_device(batch)))
+        return metrics.image_scores(ours), metrics.image_scores(map(self._pca_output, batches))
+
+    def _pca_output(self, batch: np.ndarray) -> metrics.Output:
+        """Images, reconstructions and codes of a batch, as `metrics.outputs` yields them for a model."""
+        code = self.pca.encode(batch, self.components)
+        x = metrics.to_pixels(torch.tensor(batch), "unit")
+        return x, torch.from_numpy(self.pca.decode(code)), torch.from_numpy(code)
+
+    def first_reconstructions(self, images: np.ndarray) -> np.ndarray:
+        """Reconstructions (n, 784) of a few images, of an ensemble those of its first autoencoder."""
+        y = metrics.reconstruct(self.model, self.to_device(images))
+        return y.reshape(-1, *images.shape)[0].cpu().numpy()
+
+
+class Analysis(NamedTuple):
+    """Entries of evaluation.json, the text to print, and PNGs by file name."""
+
+    results: Numbers
+    text: str
+    pictures: dict[str, bytes]
+
+
+def reconstruction(subject: Subject) -> Analysis:
+    """Errors of the model (lists for an ensemble) and of PCA on the test images."""
+    model, images = subject.model, subject.images
+    scores, pca_scores = subject.scores(images.test_images)
+    ours, pca = (metrics.summary(each, images.test_labels) for each in (scores, pca_scores))
+    if model.epoch_metrics:
+        statistics = metrics.code_statistics(model, subject.test_images)
+        ours |= {name: statistics[name] for name in ("l0", "dead_features")}
+    if model.members > 1:
+        ours["mmcs"] = mmcs(model.state_dict()["weight"]).item()
+    if model.noise_factor:
+        ours |= metrics.restoration_error(model, subject.test_images, subject.recipe.seed)
+    by_label = ours["mse_by_label"] if model.members > 1 else [ours["mse_by_label"]]
+    mean_by_label = {label: float(np.mean([member[label] for member in by_label])) for label in by_label[0]}
+
+    name = subject.recipe.name + (f", mean of {model.members}" if model.members > 1 else "")
+    rows = [(text, *(format(np.mean(each[key]), form) if key in each else "" for each in (ours, pca)))
+            for key, (text, form) in _SCORES.items() if key in ours]  # fmt: skip
+    rows += [(f"MSE of label {label}", f"{error:.5f}", f"{pca['mse_by_label'][label]:.5f}")
+             for label, error in mean_by_label.items()]  # fmt: skip
+    text = (f"{subject.title}: {len(images.test_images):,} test images, {subject.recipe.code_size} numbers per code\n"
+            + format_table(("", name, subject.pca_title), rows))  # fmt: skip
+    bars = {name: mean_by_label, subject.pca_title: pca["mse_by_label"]}
+    results = {"model": ours, "pca": {"components": subject.components, "samples": subject.pca.samples, **pca}}
+    return Analysis(results, text, {"evaluation.png": _best_and_worst(subject, scores["mse"][0].numpy(), bars)})
+
+
+def _best_and_worst(subject: Subject, errors: np.ndarray, bars: dict[str, dict[int, float]]) -> bytes:
+    """The errors by label, and the test images with the smallest and the largest errors (n,)."""
+    order = errors.argsort(kind="stable")
+    rows: dict[str, np.ndarray] = {}
+    captions = {}
+    for label, index in {"best": order[:_SHOWN], "worst": order[::-1][:_SHOWN]}.items():
+        chosen = subject.images.test_images[index]
+        rows |= {label: chosen / 255, f"{label}\nrebuilt": subject.first_reconstructions(chosen)}
+        captions[f"{label}\nrebuilt"] = [f"MSE {errors[i]:.4f}" for i in index]
+    member = ", autoencoder 1" if subject.model.members > 1 else ""
+    title = f"{subject.title}: best and worst of {len(errors):,} test images{member}"
+    return figures.evaluation(bars, rows, captions, title)
+
+
+def likelihood(subject: Subject) -> Analysis:
+    """ELBO and importance-weighted likelihood of the test images."""
+    found = likelihoods.likelihood(subject.model, subject.test_images, subject.terms, subject.samples,
+                                   subject.binarize, subject.seed)  # fmt: skip
+    error = found["nll_standard_error"]
+    rows = [(text, f"{found[key]:.3f}") for key, text in _NATS.items() if key in found] + [
+        ("standard error over images", "undefined" if error is None else f"{error:.3f}"),
+        ("Monte Carlo error", f"{found['nll_monte_carlo_error']:.4f}"),
+        ("effective samples, mean", f"{found['effective_samples']:.1f}"),
+        ("active units", f"{found['active_units']} of {found['code_size']}"),
+    ]
+    text = f"\nLikelihood in nats per image; protocol: {found['protocol']}\n{format_table(('', 'nats'), rows)}"
+    return Analysis({"likelihood": found}, text, {})
+
+
+def probe(subject: Subject) -> Analysis:
+    """Accuracy of linear probe and k-NN on codes, PCA's codes and pixels, for the labels that were trained on."""
+    images, seed = subject.images, subject.seed
+    known = np.isin(images.test_labels, images.train_labels)
+    labels, sets = (images.train_labels, images.test_labels[known]), (images.train_images[:], images.test_images[known])
+    codes = [metrics.first_member_codes(subject.model, subject.to_device(part)).numpy() for part in sets]
+    features = {
+        "code": (f"code, {codes[0].shape[1]}", codes),
+        "pca": (subject.pca_title, [subject.pca.encode(part, subject.components) for part in sets]),
+        "pixels": (f"pixels, {subject.recipe.pixels}", [part / np.float32(255) for part in sets]),
+    }
+    found: Numbers = {"trained_on": len(sets[0]), "tested_on": len(sets[1]), "seed": seed}
+    rows = []
+    for key, (name, (train, test)) in features.items():
+        linear = probes.linear_probe(train, labels[0], test, labels[1], seed)
+        nearest = probes.knn(train, labels[0], test, labels[1])
+        found[key] = {"features": train.shape[1], "linear": linear, "nearest": nearest}
+        rows.append((name, format_accuracy(linear), format_accuracy(nearest)))
+    header = ("", "logistic regression", f"{probes.NEIGHBOURS} nearest neighbours")
+    text = (f"\nLabels predicted from features: {len(sets[0]):,} training images, accuracy on {len(sets[1]):,} test "
+            f"images [95%]\n{format_table(header, rows)}")  # fmt: skip
+    return Analysis({"probe": found}, text, {})
+
+
+def format_accuracy(found: Numbers) -> str:
+    """An accuracy with its interval; says where a fit has not converged."""
+    low, high = found["interval"]
+    return f"{found['accuracy']:.4f} [{low:.4f}, {high:.4f}]{'' if found.get('converged', True) else ', not converged'}"
+
+
+def code_map(subject: Subject) -> Analysis:
+    """The test codes in the plane, by PCA and by t-SNE."""
+    images = subject.images
+    positions = probes.embed_2d(metrics.first_member_codes(subject.model, subject.test_images).numpy(), subject.seed)
+    thumbnails = {method: probes.pick_thumbnails(at) for method, at in positions.items()}
+    title = f"{subject.title}: the codes of {len(images.test_images):,} test images"
+    png = figures.code_map(positions, images.test_labels, images.test_images, thumbnails, title)
+    return Analysis({}, "", {"code_map.png": png})
+
+
+def outliers(subject: Subject) -> Analysis:
+    """How well the reconstruction error, and PCA's, detects the outliers among the inliers."""
+    assert subject.split
+    name, *sets = subject.split
+    scores = [subject.scores(images) for images in sets]
+    errors, pca_errors = ([each["mse"][0].numpy() for each in of] for of in zip(*scores))
+    ours, pca = probes.detection(*errors), probes.detection(*pca_errors)
+    rows = [(text, f"{ours[key]:.4f}", f"{pca[key]:.4f}") for key, text in _DETECTION.items()]
+    text = (f"\nOutliers: {len(sets[1]):,} images ({name}) among {len(sets[0]):,} test images\n"
+            + format_table(("", subject.recipe.name, subject.pca_title), rows))  # fmt: skip
+
+    rows_shown = {}
+    for label, of, sign in _EXTREMES:
+        index = (sign * errors[of]).argsort(kind="stable")[:_SHOWN]
+        rows_shown[label] = (sets[of][index] / 255, errors[of][index].tolist())
+    title = f"{subject.title}: {name}; AUROC {ours['auroc']:.4f}"
+    png = figures.outliers(dict(zip(("inliers", "outliers"), errors)), ours["threshold"], rows_shown, title)
+    results = {"strange": name, "usual_images": len(sets[0]), "strange_images": len(sets[1]), "model": ours, "pca": pca}
+    return Analysis({"outliers": results}, text, {"outliers.png": png})
+
+
+ANALYSES: dict[str, Callable[[Subject], Analysis]] = {
+    "reconstruction": reconstruction, "likelihood": likelihood, "probe": probe, "map": code_map, "outliers": outliers,
+}  # fmt: skip
