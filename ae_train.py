@@ -91,11 +91,11 @@ def train(recipe: Recipe, args: argparse.Namespace) -> None:
     if not check_flags(recipe, args):
         return
     # What imports torch is imported once the flags are known to be good.
-    from autoencoders.evaluation.pca import resolve_code_size, write_pca
+    from autoencoders.evaluation.pca import write_pca
     from autoencoders.runtime.device import check_memory, pick_device
     from autoencoders.training import report
     from autoencoders.training.health import Health
-    from autoencoders.training.run import Run
+    from autoencoders.training.run import Run, resolve_code_size
     from autoencoders.training.trackers import Trackers
     from autoencoders.training.trainer import Trainer
 

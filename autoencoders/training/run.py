@@ -15,13 +15,36 @@ from typing import Any
 from torch import Tensor
 
 from autoencoders.data.images import ImageSet
+from autoencoders.evaluation.pca import Pca, fit_pca, load_or_fit_pca, n_components_file, read_pca
 from autoencoders.recipes import Recipe
 from autoencoders.runtime import cli, processes
 from autoencoders.runtime.errors import RunError, UsageError
+from autoencoders.runtime.files import read_n_components
 from autoencoders.training import checkpoint
 from autoencoders.training.trainer import Diverged, Row, Trainer
 
 log = logging.getLogger(__name__)
+
+
+def resolve_code_size(recipe: Recipe, images: ImageSet, folder: Path) -> tuple[Recipe, Pca, bool]:
+    """The recipe with its code size, the PCA to compare with, and whether `write_pca` has yet to write that PCA.
+
+    A code size that the recipe does not give comes from the files in `folder`, or from a new fit where there are none;
+    UsageError when these files contradict each other or belong to other images.
+    """
+    if recipe.code_size is not None:
+        return recipe, load_or_fit_pca(folder, images, recipe.code_size), False
+    path, pca = n_components_file(folder, 0.95), read_pca(folder, images)
+    if not path.exists():
+        pca = pca or fit_pca(images)
+        return recipe.override({"code_size": pca.components_for(0.95)}), pca, True
+    hint = f"run ae_pca.py --output-dir {folder} again, or give a --code-size"
+    count = read_n_components(path, recipe.pixels, hint)
+    if pca and pca.components_for(0.95) != count:
+        raise UsageError(f"{path}: says {count}, but pca.npz beside it says {pca.components_for(0.95)}; {hint}")
+    if pca is None or count > len(pca.components):
+        pca = fit_pca(images)
+    return recipe.override({"code_size": count}), pca, False
 
 
 class Run:
