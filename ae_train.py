@@ -171,7 +171,7 @@ def print_header(run: "Run") -> None:
     """Print the model's structure and what it is trained on, unless --quiet."""
     if cli.is_verbose():
         print(run.trainer.model)
-        print(f"Recipe {run.trainer.recipe.name} on {run.images.title}, device {run.trainer.device_name}, "
+        print(f"Recipe {run.trainer.recipe.name} on {run.images.title}, device {run.trainer.device}, "
               f"{run.trainer.precision}", flush=True)  # fmt: skip
 
 

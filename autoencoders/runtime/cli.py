@@ -62,7 +62,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 
 class _Version(argparse.Action):
-    """Print the versions; they are looked up on demand only."""
+    """Print the versions and exit."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         from importlib.metadata import version
@@ -72,7 +72,7 @@ class _Version(argparse.Action):
 
 
 class Stopped(Exception):
-    """The process was asked to stop; `status` is 130 (Ctrl-C) or 143 (SIGTERM)."""
+    """The process was asked to stop; exit status 130 (Ctrl-C) or 143 (SIGTERM)."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -80,11 +80,11 @@ class Stopped(Exception):
 
 
 class _LineFormatter(logging.Formatter):
-    """One line a message; a warning says that it is one."""
+    """One line per message; a warning is marked as one."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = " ".join(record.getMessage().split()) if record.levelno >= logging.WARNING else record.getMessage()
-        return f"warning: {text}" if record.levelno >= logging.WARNING else text
+        marked = "warning: " if record.levelno >= logging.WARNING else ""
+        return marked + " ".join(record.getMessage().split())
 
 
 def run(main: Callable[[], None], distributed: bool = False) -> None:
@@ -95,9 +95,8 @@ def run(main: Callable[[], None], distributed: bool = False) -> None:
     if processes.torchrun_env("RANK"):
         if not distributed:
             return
-        processes.silence_output()
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (open as long as the process)
     signal.signal(signal.SIGTERM, _terminate)
-    sys.excepthook = _excepthook
     _make_streams_robust()
     handler = logging.StreamHandler()
     handler.setFormatter(_LineFormatter())
@@ -113,18 +112,15 @@ def run(main: Callable[[], None], distributed: bool = False) -> None:
     except (Exception, KeyboardInterrupt) as error:
         message, status = _explain(error)
         if not message:
+            sys.stderr = sys.__stderr__  # a bug prints its traceback also in a silenced process
             raise
         _fail(message, status)
 
 
 def _explain(error: BaseException) -> tuple[str, int]:
     """The message and exit status of an expected error; an empty message for a bug, which keeps its traceback."""
-    if isinstance(error, Stopped):
+    if isinstance(error, Stopped | UsageError | RunError):
         return str(error), error.status
-    if isinstance(error, UsageError):
-        return str(error), 2
-    if isinstance(error, RunError):
-        return str(error), 1
     if isinstance(error, KeyboardInterrupt):
         return "stopped by Ctrl-C", 130
     if processes.peer_is_gone(error):
@@ -138,7 +134,10 @@ def _explain(error: BaseException) -> tuple[str, int]:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    processes.wait_for_main_error()
+    if processes.torchrun_env("RANK") and processes.size() == 1:
+        # Before `setup` all processes meet the same error: let the main one print it, and torchrun end the others.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(30)
     where = f" (rank {processes.rank()} on {platform.node()})" if processes.rank() else ""
     with contextlib.suppress(OSError, ValueError):  # stderr may be closed; the status still counts
         stream = sys.__stderr__ if processes.rank() else sys.stderr
@@ -159,42 +158,29 @@ def _make_streams_robust() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _excepthook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """A bug prints its traceback also in a process whose output is silenced."""
-    sys.stderr = sys.__stderr__
-    sys.__excepthook__(kind, error, trace)
+def number(
+    minimum: float, maximum: float = math.inf, exclusive: bool = False, kind: Any = float
+) -> Callable[[str], Any]:
+    """An argparse type: a finite number from `minimum` (or above it, if `exclusive`) to `maximum`."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            name = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"expected {name}, got {text!r}") from None
+        if not minimum <= value <= maximum or value == math.inf or (exclusive and value == minimum):
+            upper = "" if maximum == math.inf else f" and at most {maximum:.10g}"
+            lower = f"{'above' if exclusive else 'at least'} {minimum:g}"
+            raise argparse.ArgumentTypeError(f"must be {lower}{upper}, got {text}")
+        return value
+
+    return parse
 
 
 def integer(minimum: int, maximum: int = 2**31 - 1) -> Callable[[str], int]:
     """An argparse type: an integer from `minimum` to `maximum`."""
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from None
-        if not minimum <= value <= maximum:
-            raise argparse.ArgumentTypeError(f"must be from {minimum} to {maximum}, got {text}")
-        return value
-
-    return parse
-
-
-def number(minimum: float, maximum: float = math.inf, exclusive: bool = False) -> Callable[[str], float]:
-    """An argparse type: a finite number from `minimum` (or above it, if `exclusive`) to `maximum`."""
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"expected a number, got {text!r}") from None
-        if not math.isfinite(value) or value > maximum or value < minimum or (exclusive and value == minimum):
-            upper = "" if maximum == math.inf else f" and at most {maximum:g}"
-            lower = f"{'above' if exclusive else 'at least'} {minimum:g}"
-            raise argparse.ArgumentTypeError(f"must be finite, {lower}{upper}, got {text}")
-        return value
-
-    return parse
+    return number(minimum, maximum, kind=int)
 
 
 def sizes(text: str) -> tuple[int, ...]:
@@ -222,11 +208,10 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], markdown:
 class Signals:
     """After `listen`, the first SIGINT or SIGTERM is recorded in `received`; the second ends the process."""
 
-    def __init__(self) -> None:
-        self.received = 0
-        self.process = os.getpid()
+    received = 0
 
     def listen(self) -> None:
+        self.process = os.getpid()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._record)
 

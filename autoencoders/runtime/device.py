@@ -36,20 +36,16 @@ def pick_device(name: str) -> torch.device:
     if kind == "cuda" and several:
         if index:
             raise UsageError(f"--device {name}: torchrun gives each process the device of its local rank; use cuda")
-        index = str(processes.torchrun_env("LOCAL_RANK"))
-        name = f"cuda:{index}"
-    if kind == "cuda" and several and int(index or 0) >= cuda:
-        raise UsageError(f"torchrun started more processes than this machine's {cuda} CUDA devices; use --device cpu")
+        if processes.torchrun_env("LOCAL_RANK") >= cuda:
+            raise UsageError(
+                f"torchrun started more processes than this machine's {cuda} CUDA devices; use --device cpu"
+            )
+        return torch.device("cuda", processes.torchrun_env("LOCAL_RANK"))
     if kind == "cuda" and int(index or 0) >= cuda:
         raise UsageError(f"--device {name}: PyTorch sees {cuda} CUDA devices here; use --device auto or cpu")
     if kind == "mps" and not mps:
         raise UsageError("--device mps: PyTorch sees no Apple GPU here; use --device auto or cpu")
     return torch.device(name)
-
-
-def _has_bf16(device: torch.device) -> bool:
-    with torch.cuda.device(device):
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def keep_freed_memory() -> None:
@@ -74,8 +70,11 @@ class Precision:
     def __init__(self, mode: str, device: torch.device) -> None:
         self.device = device
         self.mixed = mode == "on" or (mode == "auto" and device.type == "cuda")
-        half = device.type == "mps" or (device.type == "cuda" and not _has_bf16(device))
-        self.dtype = (torch.float16 if half else torch.bfloat16) if self.mixed else torch.float32
+        half = torch.float16 if device.type == "mps" else torch.bfloat16
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                half = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        self.dtype = half if self.mixed else torch.float32
         # fp16 underflows for small gradients; a disabled scaler passes everything through.
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
 

@@ -2,8 +2,12 @@
 
 
 class UsageError(Exception):
-    """The request cannot be carried out as given; the message says what to change. Exit status 2."""
+    """The request cannot be carried out as given; the message says what to change."""
+
+    status = 2  # of the script
 
 
 class RunError(Exception):
-    """The environment failed: a missing, damaged or unwritable file, or diverged training. Exit status 1."""
+    """The environment failed: a missing, damaged or unwritable file, or diverged training."""
+
+    status = 1

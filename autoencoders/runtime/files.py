@@ -31,29 +31,21 @@ def write_atomic(path: Path, *parts: bytes | memoryview) -> None:
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        try:
-            with temporary.open("wb") as file:
-                file.writelines(parts)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with temporary.open("wb") as file:
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
         if os.name != "nt":  # Windows cannot open a folder, and its rename is already durable
-            _flush_folder(path.parent)
+            descriptor = os.open(path.parent, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
     except OSError as error:
-        raise RunError(
-            f"{path}: cannot be written ({error.strerror}); free some space or choose another --output-dir"
-        ) from error
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
+        hint = "free some space or choose another --output-dir"
+        raise RunError(f"{path}: cannot be written ({error.strerror}); {hint}") from error
     finally:
-        os.close(descriptor)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def prepare_folder(folder: Path) -> Path:
@@ -125,13 +117,11 @@ def write_npz(path: Path, **arrays: Any) -> None:
 
 def read_npz(path: Path, shapes: dict[str, tuple[int, ...]], hint: str) -> dict[str, np.ndarray]:
     """The arrays of a .npz file, each of the shape given (-1 matches any length); never loads a pickle."""
+    file = io.BytesIO(read_bytes(path, hint))
     try:
-        file = io.BytesIO(read_bytes(path, hint))
         check_archive(file)
         with np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except RunError:
-        raise
     except Exception as error:  # a damaged archive or header fails in more ways than can be listed
         raise RunError(f"{path}: is damaged ({type(error).__name__}); {hint}") from error
     for name, shape in shapes.items():

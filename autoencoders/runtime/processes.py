@@ -1,14 +1,12 @@
 """Several processes, started by torchrun: each one computes a slice of every batch.
 
-Without torchrun there is one process and everything here is the identity. `data_parallel` is the one place where
+Without torchrun there is one process and everything here is the identity. `data_parallel` is the one point where
 training meets several processes; only the main process (rank 0) prints and writes.
 """
 
 import contextlib
 import os
 import signal
-import sys
-import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -49,23 +47,29 @@ def is_main() -> bool:
     return _rank == 0
 
 
+def _dist() -> Any:
+    """torch.distributed, imported only where there are several processes."""
+    import torch.distributed
+
+    return torch.distributed
+
+
 def setup() -> None:
     """Join the other processes that torchrun started; without torchrun do nothing."""
     global _rank, _size
     if torchrun_env("WORLD_SIZE") < 2 or _size > 1:
         return
     import torch
-    import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 
     # Waiting in C++ does not run Python's signal handlers, and there is nothing to save yet.
     handlers = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGINT)}
     store, _rank, _size = next(rendezvous("env://", timeout=_TIMEOUT))
     # After a restart the store still holds the addresses of the dead processes: each attempt has its own names.
-    store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)  # type: ignore[attr-defined]
+    store = _dist().PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
-        dist.init_process_group(backend, store=store, rank=_rank, world_size=_size, timeout=_TIMEOUT)
+        _dist().init_process_group(backend, store=store, rank=_rank, world_size=_size, timeout=_TIMEOUT)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise RunError(f"the processes cannot reach each other ({reason}); set GLOO_SOCKET_IFNAME") from error
@@ -76,51 +80,30 @@ def setup() -> None:
 def shutdown() -> None:
     """Leave the process group."""
     if _size > 1:
-        import torch.distributed as dist
-
-        dist.destroy_process_group()
-
-
-def silence_output() -> None:
-    """Discard what this process prints; errors still reach the real stderr."""
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (open as long as the process)
-
-
-def wait_for_main_error() -> None:
-    """Before `setup`, all processes meet the same usage error: let the main one print it and end the others."""
-    if torchrun_env("RANK") and _size == 1:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(30)
+        _dist().destroy_process_group()
 
 
 def peer_is_gone(error: BaseException) -> bool:
     """Whether an error of torch says that another process has died."""
     if _size == 1 or not isinstance(error, RuntimeError):
         return False
-    import torch.distributed as dist
-
-    return isinstance(error, dist.DistError) or "gloo" in str(error) or "by peer" in str(error)
+    return isinstance(error, _dist().DistError) or "gloo" in str(error) or "by peer" in str(error)
 
 
 def on_main(action: Callable[[], T]) -> T:
     """Run `action` on the main process alone; its result on every process."""
     if _size == 1:
         return action()
-    import torch.distributed as dist
-
     results: list[Any] = [action() if is_main() else None]
-    dist.broadcast_object_list(results, src=0)
-    result: T = results[0]
-    return result
+    _dist().broadcast_object_list(results, src=0)
+    return results[0]
 
 
 def all_gather(value: T) -> list[T]:
     """The value of every process, by rank. Waits for all of them."""
     values: list[Any] = [value] * _size
     if _size > 1:
-        import torch.distributed as dist
-
-        dist.all_gather_object(values, value)
+        _dist().all_gather_object(values, value)
     return values
 
 
@@ -139,54 +122,40 @@ def all_reduce(values: "dict[str, Tensor]") -> "dict[str, Tensor]":
     if _size == 1:
         return values
     import torch
-    import torch.distributed as dist
 
     flat = torch.cat([value.flatten() for value in values.values()])
-    dist.all_reduce(flat)
+    _dist().all_reduce(flat)
     parts = flat.split([value.numel() for value in values.values()])
     return {name: part.view_as(value) for (name, value), part in zip(values.items(), parts)}
 
 
-def data_parallel(loss: Loss, model: Any) -> Loss:
-    """`loss` itself on one process; on several, a loss that computes this process's slice of the batch.
+def data_parallel(loss: Any, model: Any, example: "Tensor") -> Loss:
+    """`loss`, a module, on one process; on several, a loss that computes this process's slice of a batch.
 
     Backward through the loss returned gives every process the gradients of the whole batch
     (DistributedDataParallel), and the values returned are those of the whole batch. Noise is drawn for the whole
-    batch and sliced, so the run equals that of one process up to the rounding of sums.
+    batch and sliced, so the run equals that of one process up to the rounding of sums. `example` is any batch.
     """
-    return loss if _size == 1 else _DataParallel(loss, model)
+    if _size == 1:
+        return loss
+    import torch
 
+    averaging = torch.nn.parallel.DistributedDataParallel(
+        loss, forward_sync_buffers=False, gradient_as_bucket_view=True
+    )
+    # A discarded pass fixes the order in which gradients are summed: a resumed run would sum in another order.
+    with torch.random.fork_rng([example.device] if example.device.type == "cuda" else []):
+        averaging(example)[0].backward()
+    averaging.zero_grad()
 
-class _DataParallel:
-    """See `data_parallel`."""
+    def loss_of_slice(batch: "Tensor") -> "tuple[Tensor, dict[str, Tensor]]":
+        part, share = batch_slice(len(batch), _rank, _size)
+        with noise_of_slice(model, len(batch), part):
+            scalar, values = averaging(batch[part])
+        # The averaging counts all slices as equal.
+        return scalar * (share * _size), all_reduce({name: value * share for name, value in values.items()})
 
-    def __init__(self, loss: Any, model: Any) -> None:
-        self.loss, self.model = loss, model
-        self.averaging: Any = None
-
-    def __call__(self, batch: "Tensor") -> "tuple[Tensor, dict[str, Tensor]]":
-        """The loss to call backward on, and the values of the whole batch (n, pixels)."""
-        self.averaging = self.averaging or self._wrap(batch)
-        part, weight = batch_slice(len(batch), _rank, _size)
-        with noise_of_slice(self.model, len(batch), part):
-            loss, values = self.averaging(batch[part])
-        # DistributedDataParallel averages over the processes as if all slices were equal.
-        return loss * (weight * _size), all_reduce({name: value * weight for name, value in values.items()})
-
-    def _wrap(self, batch: "Tensor") -> Any:
-        """The loss under DistributedDataParallel, after one discarded backward pass.
-
-        That pass fixes the order in which gradients are summed; without it a resumed run would sum in another order.
-        """
-        import torch
-
-        averaging = torch.nn.parallel.DistributedDataParallel(
-            self.loss, forward_sync_buffers=False, gradient_as_bucket_view=True
-        )
-        with torch.random.fork_rng([batch.device] if batch.device.type == "cuda" else []):
-            averaging(batch[:1])[0].backward()
-        averaging.zero_grad()
-        return averaging
+    return loss_of_slice
 
 
 def batch_slice(batch: int, rank: int, size: int) -> tuple[slice, float]:

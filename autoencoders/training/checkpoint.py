@@ -67,9 +67,9 @@ def load_run(folder: Path, device: torch.device) -> TrainedRun:
         weights, digest = folder / Path(str(record["weights"])).name, record["weights_sha256"]
         with torch.device("meta"):
             model = recipe.build()
-        if weights.name != recipe.weights_file or not isinstance(record["metrics"], dict):
-            raise ValueError("its weights or metrics are not a recipe's")
-        _check_dataset(record["dataset"], recipe)
+        texts = [record["dataset"][key] for key in ("name", "title", "fingerprint", "root")]
+        if weights.name != recipe.weights_file or not all(isinstance(text, str) for text in texts):
+            raise ValueError("its weights or images are not those of a recipe")
     except Exception as error:  # any content that we did not write
         raise RunError(f"{path}: is not the record of a run ({error}); {hint}") from error
     data = read_bytes(weights, hint)
@@ -77,20 +77,6 @@ def load_run(folder: Path, device: torch.device) -> TrainedRun:
         raise RunError(f"{weights}: is not the file that {path} describes; {hint}")
     load_state(model, from_bytes(data, weights, hint), weights, hint)
     return TrainedRun(folder, model.to(device).eval(), recipe, record, device)
-
-
-def _check_dataset(dataset: dict[str, Any], recipe: Recipe) -> None:
-    """ValueError, KeyError or TypeError unless a record's image set can be passed to `load_images`."""
-    texts = [dataset[key] for key in ("name", "title", "fingerprint", "root")] + [dataset.get("source", "")]
-    fraction, seed = dataset.get("test_fraction") or 0.1, dataset.get("split_seed", 0)
-    left_out = dataset.get("leave_out")
-    if (
-        not all(isinstance(text, str) for text in texts)
-        or dataset.get("image_size", 28) != recipe.image_size
-        or not (isinstance(fraction, float) and 0 < fraction < 1 and isinstance(seed, int) and seed >= 0)
-        or not (left_out is None or (isinstance(left_out, int) and 0 <= left_out < 2**16))
-    ):
-        raise ValueError("its image set cannot be loaded")
 
 
 def save_weights(path: Path, model: torch.nn.Module) -> str:

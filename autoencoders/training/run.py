@@ -8,7 +8,6 @@ import itertools
 import logging
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,18 +65,13 @@ class Run:
 
         A run whose processes torchrun has restarted resumes by itself.
         """
-        if processes.on_main(partial(self._resume_or_start, resume)):
+        if processes.on_main(
+            lambda: self.resume() if resume or self._restarted_by_torchrun() else self._start_afresh()
+        ):
             return True
         if processes.size() > 1:
             state = processes.on_main(lambda: bytes(checkpoint.to_bytes(self.trainer.state_dict())))
-            if not processes.is_main():
-                self.trainer.load_state_dict(checkpoint.from_bytes(state, self.path, ""))
-        return False
-
-    def _resume_or_start(self, resume: bool) -> bool:
-        if resume or self._restarted_by_torchrun():
-            return self.resume()
-        self.back_up_unfinished()
+            self.trainer.load_state_dict(checkpoint.from_bytes(state, self.path, ""))
         return False
 
     def _restarted_by_torchrun(self) -> bool:
@@ -128,21 +122,22 @@ class Run:
             listed = ", ".join(f"{name} {theirs.get(name)} (now {ours.get(name)})" for name in differences)
             raise UsageError(f"{self.path}: was trained with other settings: {listed}; use those, or train afresh")
 
-    def back_up_unfinished(self) -> None:
-        """Before a fresh start: rename the checkpoint of an unfinished run, so that nothing overwrites it."""
+    def _start_afresh(self) -> bool:
+        """Rename the checkpoint of an unfinished run, so that nothing overwrites it."""
         if not self.path.exists():
-            return
+            return False
         try:
             state, digest = checkpoint.load_checkpoint(self.path)
             done, epochs = len(state["trainer"]["history"]), state["recipe"]["epochs"]
             finished = done >= epochs and checkpoint.is_finished(self.folder, digest)
-        except (RunError, KeyError, TypeError):
+        except RunError:
             finished = False  # an unreadable checkpoint may still matter to somebody
         if not finished:
             names = (f"checkpoint.previous{n}.pt" for n in itertools.chain([""], itertools.count(2)))
             previous = next(path for name in names if not (path := self.folder / name).exists())
             self.path.replace(previous)
             log.info(f"Renamed the checkpoint of an unfinished run to {previous}")
+        return False
 
     def epochs(self, on_step: cli.OnStep, minutes: float) -> Iterator[Row]:
         """Train to the end; save a checkpoint after each epoch, then yield the row of history.

@@ -108,7 +108,11 @@ class Trackers:
     def log_summary(self, metrics: Mapping[str, Any]) -> None:
         """Tell the metrics of the finished run, those that its last epoch has not told."""
         trainer = self.trainer
-        new = {name: value for name, value in flatten_lists(metrics).items() if name not in flatten_lists(trainer.history[-1])}
+        new = {
+            name: value
+            for name, value in flatten_lists(metrics).items()
+            if name not in flatten_lists(trainer.history[-1])
+        }
         for feed in self.feeds:
             feed.tell("summary", len(trainer.batch_losses), new)
 

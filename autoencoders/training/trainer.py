@@ -51,16 +51,11 @@ class Trainer:
         self.batch_sizes = [recipe.batch_size] * whole + [rest] * (rest > 0)
         self.optimizer = make_optimizer(self.model, recipe)
         self.schedule = make_schedule(self.optimizer, recipe, recipe.epochs * len(self.batch_sizes))
-        self.loss = processes.data_parallel(_Loss(self.model, self.precision), self.model)
+        example = torch.zeros(1, recipe.pixels, dtype=torch.uint8, device=self.device)
+        self.loss = processes.data_parallel(_Loss(self.model, self.precision), self.model, example)
         self.history: list[Row] = []
         self.batch_losses: list[float] = []  # of all finished epochs
         self.log = StepLog(len(self.batch_sizes))
-
-    @property
-    def device_name(self) -> str:
-        """The device for people, with the name of a GPU."""
-        gpu = f" ({torch.cuda.get_device_name(self.device)})" if self.device.type == "cuda" else ""
-        return f"{self.device}{gpu}"
 
     def epochs(self, on_step: OnStep = lambda *_: None) -> Iterator[Row]:
         """Train to the end of the recipe; yield a row of history after each epoch."""
@@ -75,7 +70,7 @@ class Trainer:
             yield row
 
     def train_epoch(self, epoch: int, on_step: OnStep) -> Row:
-        """The remaining steps of an epoch (from 0); the means of the loss and its parts over all its images."""
+        """The remaining steps of epoch `epoch` (from 0); the means of the loss and its parts over all its images."""
         if not self.log.steps:
             torch.manual_seed(seed_for(self.recipe.seed, epoch, 1))  # noise depends on (seed, epoch) alone, too
         self.model.on_epoch(epoch, self.recipe.epochs)
