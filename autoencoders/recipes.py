@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from ae_models import Autoencoder
 
 
+_COUNT: dict[str, Any] = {"type": cli.integer(1), "metavar": "N"}
+_NUMBER: dict[str, Any] = {"type": cli.number(0), "metavar": "X"}
+
+
 @dataclass(frozen=True)
 class Recipe:
     """One way to train one model.
@@ -115,15 +119,11 @@ class Recipe:
         row, stored = RECIPES[plain["name"]], dict(plain["model_args"])
         arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items() if k in row.model_args}
         training = {name: plain[name] for name in (*TRAINING, "image_size") if name in plain}
-        recipe = dataclasses.replace(row, model_args={**row.model_args, **arguments}, **training)
-        pairs = [(getattr(row, name), value) for name, value in training.items()]
-        pairs += [(row.model_args[name], value) for name, value in arguments.items()]
-        if any(ours is not None and type(ours) is not type(value) for ours, value in pairs):
-            raise ValueError("its settings are not of the recipe's types")
-        sizes = [n for value in arguments.values() for n in (value if isinstance(value, tuple) else (value,))]
-        if len(sizes) > 100 or any(isinstance(n, int) and n > 10**7 for n in sizes) or recipe.image_size < 1:
-            raise ValueError("its sizes are not those of a trained model")
-        return recipe
+        for name, value in {**arguments, **training}.items():
+            default = row.model_args.get(name, getattr(row, name, None))
+            if default is not None and type(value) is not type(default):
+                raise TypeError(f"its {name} is not a {type(default).__name__}")
+        return dataclasses.replace(row, model_args={**row.model_args, **arguments}, **training)
 
     @property
     def pixels(self) -> int:
@@ -133,8 +133,7 @@ class Recipe:
     @property
     def code_size(self) -> int | None:
         """Numbers kept of an image: the code's size, or the k of a sparse code; None until PCA has decided."""
-        size: int | None = self.model_args.get("code_size", self.model_args.get("k"))
-        return size
+        return self.model_args.get("code_size", self.model_args.get("k"))
 
     @property
     def length_dependence(self) -> str:
@@ -154,64 +153,49 @@ class Recipe:
         return "outputs" if self.name == DEFAULT else f"outputs/{self.name}"
 
 
-@dataclass(frozen=True)
-class Setting:
-    """A setting that a flag overrides: a field of `Recipe` (group `training`) or an argument of a model (`model`)."""
-
-    name: str
-    group: str
-    help: str
-    options: Mapping[str, Any]  # for argparse
-
-    @property
-    def flag(self) -> str:
-        return f"--{self.name.replace('_', '-')}"
-
-
-def _setting(group: str, name: str, help: str, **options: Any) -> Setting:
-    return Setting(name, group, help, options)
-
-
+# Every setting that a flag overrides, with its help and further arguments for argparse.
 # fmt: off
-SETTINGS: dict[str, Setting] = {setting.name: setting for setting in (
-    _setting("model", "hidden_sizes", "layer widths between pixels and code, '' for none",
-             type=cli.sizes, metavar="N,N,.."),
-    _setting("model", "code_size", "a number, or auto for the number of components that PCA needs",
-             type=cli.code_size, metavar="N"),
-    _setting("model", "activation", "between the layers of a fully connected model", choices=("relu", "gelu")),
-    _setting("model", "code_activation", "after the last layer of the encoder", choices=("relu", "none")),
-    _setting("model", "linear_path", "add a linear map in parallel to the layers of encoder and decoder",
-             action="store_true"),
-    _setting("model", "loss", "mse: squared error; bce: cross-entropy", choices=("mse", "bce")),
-    _setting("model", "noise_factor", "standard deviation of the noise added to training images",
-             type=cli.number(0), metavar="X"),
-    _setting("model", "test_noise", "add the noise to the test images too", action="store_true"),
-    _setting("model", "kl_weight", "beta, the weight of the KL term", type=cli.number(0), metavar="X"),
-    _setting("model", "kl_anneal", "how beta grows over the epochs", choices=("linear", "none")),
-    _setting("model", "num_saes", "number of autoencoders trained together", type=cli.integer(1, 1000), metavar="N"),
-    _setting("model", "features", "number of features of each sparse autoencoder", type=cli.integer(1), metavar="N"),
-    _setting("model", "k", "number of active features of a code", type=cli.integer(1), metavar="N"),
-    _setting("model", "consistency_weight", "weight of the term that makes the dictionaries similar",
-             type=cli.number(0), metavar="X"),
-    _setting("model", "consistency_warmup", "steps until that weight is reached", type=cli.integer(0), metavar="N"),
-    _setting("model", "revive", "how silent features are revived", choices=("lift", "off")),
-    _setting("model", "reinit_threshold", "re-initialise an autoencoder when mean(|firing rate - 0.0625| / 0.0625)^3 "
-             "exceeds this", type=cli.number(0), metavar="X"),
-    _setting("training", "batch_size", "images per step", type=cli.integer(1), metavar="N"),
-    _setting("training", "epochs", "passes over the images; ten times the recipe's for fewer than 10,000 images",
-             type=cli.integer(0), metavar="N"),
-    _setting("training", "lr", "learning rate", type=cli.number(0, exclusive=True), metavar="X"),
-    _setting("training", "lr_schedule", "how the learning rate changes", choices=("constant", "one-cycle", "cosine")),
-    _setting("training", "optimizer", "Adam, or Adam with decoupled weight decay", choices=("adam", "adamw")),
-    _setting("training", "weight_decay", "of the optimizer", type=cli.number(0), metavar="X"),
-    _setting("training", "grad_clip", "maximum gradient norm, 0 for no clipping", type=cli.number(0), metavar="X"),
-    _setting("training", "seed", "of weights, order and noise", type=cli.integer(0), metavar="N"),
-)}
+SETTINGS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
+    "model": {
+        "hidden_sizes": ("layer widths between pixels and code, '' for none", {"type": cli.sizes, "metavar": "N,N,.."}),
+        "code_size": ("a number, or auto for the number of components that PCA needs",
+                      {"type": cli.code_size, "metavar": "N"}),
+        "activation": ("between the layers of a fully connected model", {"choices": ("relu", "gelu")}),
+        "code_activation": ("after the last layer of the encoder", {"choices": ("relu", "none")}),
+        "linear_path": ("add a linear map in parallel to the layers of encoder and decoder", {"action": "store_true"}),
+        "loss": ("mse: squared error; bce: cross-entropy", {"choices": ("mse", "bce")}),
+        "noise_factor": ("standard deviation of the noise added to training images", _NUMBER),
+        "test_noise": ("add the noise to the test images too", {"action": "store_true"}),
+        "kl_weight": ("beta, the weight of the KL term", _NUMBER),
+        "kl_anneal": ("how beta grows over the epochs", {"choices": ("linear", "none")}),
+        "num_saes": ("number of autoencoders trained together", {"type": cli.integer(1, 1000), "metavar": "N"}),
+        "features": ("number of features of each sparse autoencoder", _COUNT),
+        "k": ("number of active features of a code", _COUNT),
+        "consistency_weight": ("weight of the term that makes the dictionaries similar", _NUMBER),
+        "consistency_warmup": ("steps until that weight is reached", {"type": cli.integer(0), "metavar": "N"}),
+        "revive": ("how silent features are revived", {"choices": ("lift", "off")}),
+        "reinit_threshold": ("re-initialise an autoencoder when mean(|firing rate - 0.0625| / 0.0625)^3 exceeds this",
+                             _NUMBER),
+    },
+    "training": {
+        "batch_size": ("images per step", _COUNT),
+        "epochs": ("passes over the images; ten times the recipe's for fewer than 10,000 images",
+                   {"type": cli.integer(0), "metavar": "N"}),
+        "lr": ("learning rate", {"type": cli.number(0, exclusive=True), "metavar": "X"}),
+        "lr_schedule": ("how the learning rate changes", {"choices": ("constant", "one-cycle", "cosine")}),
+        "optimizer": ("Adam, or Adam with decoupled weight decay", {"choices": ("adam", "adamw")}),
+        "weight_decay": ("of the optimizer", _NUMBER),
+        "grad_clip": ("maximum gradient norm, 0 for no clipping", _NUMBER),
+        "seed": ("of weights, order and noise", {"type": cli.integer(0), "metavar": "N"}),
+    },
+}
+# fmt: on
 
-TRAINING = tuple(setting.name for setting in SETTINGS.values() if setting.group == "training")
+TRAINING = tuple(SETTINGS["training"])
 
 DEFAULT = "symmetric"
 
+# fmt: off
 # Arguments that every fully connected row shares; a row says what differs.
 _DENSE = {"activation": "relu", "code_activation": "relu", "linear_path": False, "output": "sigmoid", "loss": "mse",
           "noise_factor": 0.0, "test_noise": False}
@@ -272,17 +256,16 @@ def add_setting_flags(group: argparse._ArgumentGroup, kind: str, recipe: Recipe,
     `only_own` leaves out the settings that `recipe` does not have. A flag that is not given is absent from the parsed
     arguments, so that it overrides nothing.
     """
-    for setting in SETTINGS.values():
-        if setting.group == kind and (recipe.has(setting.name) or not only_own):
-            default = f"default: {recipe.format_value(setting.name)}" if recipe.has(setting.name) else (
-                f"only for {owners(setting.name)}")  # fmt: skip
-            group.add_argument(setting.flag, default=argparse.SUPPRESS, help=f"{setting.help} ({default})",
-                               **setting.options)  # fmt: skip
+    for name, (help, options) in SETTINGS[kind].items():
+        if recipe.has(name) or not only_own:
+            note = f"default: {recipe.format_value(name)}" if recipe.has(name) else f"only for {owners(name)}"
+            flag = f"--{name.replace('_', '-')}"
+            group.add_argument(flag, default=argparse.SUPPRESS, help=f"{help} ({note})", **options)
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
     """The recipe that parsed flags name, with the settings they give; `--code-size auto` becomes None."""
-    flags = {name: value for name, value in vars(args).items() if name in SETTINGS}
+    flags = {name: value for name, value in vars(args).items() if name in {**SETTINGS["model"], **SETTINGS["training"]}}
     if flags.get("code_size") == "auto":
         flags["code_size"] = None
     return RECIPES[args.recipe].override(flags)

@@ -52,7 +52,7 @@ def load_images(
     else:
         images = _load_known(source, root, image_size)
         source = images.name
-    if len(set(processes.all_gather(images.fingerprint if processes.size() > 1 else ""))) > 1:
+    if processes.size() > 1 and processes.on_main(lambda: images.fingerprint) != images.fingerprint:
         raise UsageError(f"{images.title}: the processes find different images at {source}; give all of them the same")
     return replace(images, source={
         "source": source, "root": str(root.resolve()), "image_size": image_size, "test_fraction": test_fraction,

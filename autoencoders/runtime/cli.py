@@ -6,6 +6,7 @@ library is imported here, so that `--help` answers at once; importing this modul
 
 import argparse
 import contextlib
+import importlib.metadata
 import logging
 import math
 import os
@@ -28,7 +29,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str | None, dry_run: bool = False) -> None:
         super().__init__(description=description, allow_abbrev=False, formatter_class=_HelpFormatter)
-        self.add_argument("--version", action=_Version, nargs=0, help="print the versions and exit")
+        versions = f"torch {importlib.metadata.version('torch')}, Python {platform.python_version()}"
+        self.add_argument("--version", action="version", version=f"autoencoder suite {VERSION} ({versions})")
         self.add_argument("--quiet", action="store_true", help="print results and warnings only, no progress")
         if dry_run:
             self.add_argument("--dry-run", action="store_true", help="print what would be done and write nothing")
@@ -59,16 +61,6 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
     def _get_help_string(self, action: argparse.Action) -> str | None:
         described = "(default" in (action.help or "") or action.default is None or action.default is False
         return action.help if described else super()._get_help_string(action)
-
-
-class _Version(argparse.Action):
-    """Print the versions and exit."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        from importlib.metadata import version
-
-        print(f"autoencoder suite {VERSION} (torch {version('torch')}, Python {platform.python_version()})")
-        raise SystemExit(0)
 
 
 class Stopped(Exception):

@@ -99,22 +99,14 @@ def on_main(action: Callable[[], T]) -> T:
     return results[0]
 
 
-def all_gather(value: T) -> list[T]:
-    """The value of every process, by rank. Waits for all of them."""
-    values: list[Any] = [value] * _size
-    if _size > 1:
-        _dist().all_gather_object(values, value)
-    return values
-
-
 @contextlib.contextmanager
 def local_main_first() -> Iterator[None]:
     """The first process of each machine runs the block before the others of that machine."""
-    if torchrun_env("LOCAL_RANK"):
-        all_gather(None)
+    if _size > 1 and torchrun_env("LOCAL_RANK"):
+        _dist().barrier()
     yield
-    if not torchrun_env("LOCAL_RANK"):
-        all_gather(None)
+    if _size > 1 and not torchrun_env("LOCAL_RANK"):
+        _dist().barrier()
 
 
 def all_reduce(values: "dict[str, Tensor]") -> "dict[str, Tensor]":
