@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, call_script, history, is_one_error_line, run_script, same_bits
+from conftest import ROOT, call_script, history, is_one_error_line, make_trainer, run_script, same_bits
 
 import ae_train
-from autoencoders.training.trackers import TRACKERS, flatten_lists
+from autoencoders.training.run import Run
+from autoencoders.training.trackers import TRACKERS, Trackers, flatten_lists
 
 QUICK = ("--recipe", "bce", "--hidden-sizes", 32, "--dataset", "digits")
 SPARSE = ("--recipe", "sparse", "--num-saes", 2, "--features", 64, "--k", 8, "--dataset", "digits")
@@ -205,28 +206,53 @@ def test_a_missing_package_is_one_line_with_the_command_before_anything_is_done(
     assert f"pip install {name}" in process.stderr and not folder.exists()
 
 
+@pytest.fixture
+def run(tmp_path, few):
+    """A run of two epochs, of two steps each, that has a checkpoint: its trackers find it resumed."""
+    run = Run(make_trainer("bce", few, hidden_sizes=(8,), epochs=2), few, tmp_path)
+    run.save()
+    return run
+
+
+def log_with_tensorboard(run):
+    with Trackers(run, ["tensorboard"], "project", 1) as trackers:
+        for _ in run.trainer.epochs():
+            trackers.log_epochs()
+        trackers.log_epochs()
+
+
 @pytest.mark.parametrize("left", ["{", '{"id": 5, "epochs": "abc"}', None])
-def test_files_that_an_earlier_run_has_left_end_the_tracker_and_not_the_run(tmp_path, capfd, left):
-    flags = (*QUICK, "--tracker", "tensorboard", "--output-dir", tmp_path)
-    assert call_script(capfd, ae_train.main, *QUICK, "--output-dir", tmp_path, "--epochs", 1)[0] == 0
+def test_files_that_an_earlier_run_has_left_end_the_tracker_and_not_the_run(run, caplog, left):
+    path = run.folder / "trackers" / "tensorboard.json"
     if left is None:
-        (tmp_path / "trackers").write_text("a file where the folder should be")
+        path.parent.write_text("a file where the folder should be")
     else:
-        (tmp_path / "trackers").mkdir()
-        (tmp_path / "trackers" / "tensorboard.json").write_text(left)
-    status, out, err = call_script(capfd, ae_train.main, *flags, "--epochs", 2, "--resume")
-    assert status == 0 and "Epoch 2/2" in out and err.count("--tracker tensorboard: ") == 1
+        path.parent.mkdir()
+        path.write_text(left)
+    log_with_tensorboard(run)
+    assert len(run.trainer.history) == 2
+    assert [record.message.startswith("--tracker tensorboard: ") for record in caplog.records] == [True]
 
 
-def test_a_tracker_that_joins_a_resumed_run_holds_the_epochs_before_and_a_fresh_run_is_a_new_one(tmp_path, capfd):
-    flags = (*QUICK, "--output-dir", tmp_path)
-    assert call_script(capfd, ae_train.main, *flags, "--epochs", 1)[0] == 0
-    assert call_script(capfd, ae_train.main, *flags, "--epochs", 2, "--resume", "--tracker", "tensorboard")[0] == 0
-    assert steps_of(events_of(tmp_path), "train_loss") == [12, 24]
-    (tmp_path / "checkpoint.pt").unlink()
-    assert call_script(capfd, ae_train.main, *flags, "--epochs", 1, "--resume", "--tracker", "tensorboard")[0] == 0
-    runs = sorted((tmp_path / "trackers" / "tensorboard").iterdir())
-    assert len(runs) == 2 and [steps_of(events_of(tmp_path, run.name), "train_loss") for run in runs] == [
-        [12, 24],
-        [12],
-    ]
+def test_a_tracker_that_joins_a_resumed_run_holds_the_epochs_before(run):
+    next(run.trainer.epochs())
+    log_with_tensorboard(run)
+    events = events_of(run.folder)
+    assert steps_of(events, "train_loss") == [2, 4] and steps_of(events, "batch_loss") == [1, 2, 3, 4]
+
+
+def test_steps_after_the_last_epoch_on_record_are_replaced(run):
+    log_with_tensorboard(run)
+    path = run.folder / "trackers" / "tensorboard.json"
+    state = json.loads(path.read_text())
+    path.write_text(json.dumps({**state, "epochs": 1}))  # as when the process died before it was written
+    log_with_tensorboard(run)
+    assert steps_of(events_of(run.folder), "train_loss") == [2, 4]
+
+
+def test_a_fresh_start_is_a_new_run(run):
+    log_with_tensorboard(run)
+    run.digest = ""
+    log_with_tensorboard(run)
+    folders = sorted((run.folder / "trackers" / "tensorboard").iterdir())
+    assert [steps_of(events_of(run.folder, folder.name), "train_loss") for folder in folders] == [[2, 4], [2, 4]]
