@@ -1,112 +1,97 @@
-"""Train the sparse ensemble: five k-sparse autoencoders at once, under the command line it was published with.
+"""Train the sparse ensemble: five k-sparse autoencoders at once, with the command line of its write-up.
 
 The training is that of `ae_train.py --recipe sparse`. With --analyze-loss the loss of the untrained autoencoders is
-first put beside that of answering every image with the mean image; with --epochs 0 that is all.
+first compared with that of the mean image as the answer to every image; with --epochs 0 nothing else is done.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import ae_train
-from autoencoders.data.sets import load_images
-from autoencoders.recipes import RECIPES, Recipe
-from autoencoders.runtime import cli
+from autoencoders.data.sets import data_arguments, load_images
+from autoencoders.recipes import RECIPES, Recipe, recipe_of
+from autoencoders.runtime import cli, processes
+from autoencoders.runtime.cli import log
 from autoencoders.runtime.errors import UsageError
-
-RECIPE = "sparse"
 
 
 # fmt: off
 def parser() -> cli.Parser:
-    parser = ae_train.parser(RECIPES[RECIPE], alone=True, least_epochs=0)
+    """The command line of ae_train.py for this recipe, and the flag of the write-up."""
+    parser = ae_train.parser(RECIPES["sparse"], only_own=True)
     parser.description = __doc__
-    ours = parser.add_argument_group("as published; --device cuda falls back to the CPU where there is no CUDA")
-    ours.add_argument("--analyze-loss", "--analyze_loss", action="store_true",
-                      help="before training, compare the untrained autoencoders with the mean image; with --epochs 0 "
-                      "that is all")
+    published = parser.add_argument_group("as published; --device cuda falls back to the CPU where there is no CUDA")
+    published.add_argument("--analyze-loss", "--analyze_loss", action="store_true",
+                           help="before training, compare the untrained autoencoders with the mean image; with "
+                           "--epochs 0 do nothing else")
     return parser
 # fmt: on
 
 
 def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
-    training = vars(args).get("epochs") != 0
-    if not training and not args.analyze_loss:
+    recipe = recipe_of(args)
+    if not recipe.epochs and not args.analyze_loss:
         raise UsageError("--epochs 0: there is nothing to do; give --analyze-loss too, or at least 1")
-    recipe = ae_train.resolve(args)
-    args.device = available(args.device)
+    args.device = fall_back_to_cpu(args.device)
     if args.analyze_loss and not args.dry_run:
         analyze(recipe, args)
-    if training:
-        ae_train.run(args)
+    if recipe.epochs:
+        ae_train.train(recipe, args)
 
 
-def available(device: str) -> str:
-    """The device, or the CPU where it is CUDA and this machine has none, saying so."""
+def fall_back_to_cpu(device: str) -> str:
+    """The device, or the CPU where it is CUDA and this machine has none."""
     if device.split(":")[0] != "cuda":
         return device
     import torch
 
     if torch.cuda.device_count():
         return device
-    print("CUDA is not available: falling back to the CPU", file=sys.stderr)
+    log.warning("CUDA is not available: falling back to the CPU")
     return "cpu"
 
 
 def analyze(recipe: Recipe, args: argparse.Namespace) -> None:
-    """Print what the loss of the models that training would start from is worth, on its first batches."""
+    """Print the loss analysis of the untrained ensemble, on the first batches of its training."""
     from autoencoders.runtime.device import check_memory, pick_device
     from autoencoders.training.report import ANALYSED, analyse_untrained
 
+    processes.setup()
     device = pick_device(args.device)
-    images = load_images(**cli.data_flags(args))
+    images = load_images(**data_arguments(args))
     recipe = replace(recipe, image_size=images.side)
-    check_memory(recipe)
-    numbers = analyse_untrained(recipe, images, device)
+    check_memory(recipe.count_parameters())
+    analysis = analyse_untrained(recipe, images, device)
     count = min(ANALYSED * recipe.batch_size, len(images.train_images))
     print(f"Loss before training, {images.title}: {count:,} of {len(images.train_images):,} training images")
-    print(report(numbers), flush=True)
+    print(format_analysis(analysis), flush=True)
 
 
-def report(numbers: dict[str, Any]) -> str:
-    """The analysis as a table, and what it says."""
-    mean, mse, scaled = numbers["mean_image"], numbers["mse"], numbers["scaled_mse"]
-    lines = [
-        "                         MSE  explained   scale  scaled MSE  explained",
-        f"mean image, all    {numbers['mean_image_all']:9.5f}  {0:9.1%}",
-        f"mean image         {mean:9.5f}  {0:9.1%}",
-    ]
-    rows = zip(mse, numbers["explained"], numbers["scale"], scaled, numbers["scaled_explained"])
-    for number, (error, share, scale, least, then) in enumerate(rows, start=1):
-        lines.append(f"autoencoder {number:<4}   {error:9.5f}  {share:9.1%}  {scale:6.3f}   {least:9.5f}  {then:9.1%}")
-    drops = span([100 * (1 - least / error) for error, least in zip(mse, scaled)], ".1f")
-    lines.append(f"Untrained, they are {compared(mse, mean)}.")
-    lines.append(
-        f"Scaling each by its best factor, {span(numbers['scale'], '.2f')}, lowers the error by {drops} %: "
-        f"they are then {compared(scaled, mean)}"
-        + ("; it is not the scale that they lack." if min(scaled) > mean else ".")
+def format_analysis(analysis: dict[str, Any]) -> str:
+    """The result of `metrics.loss_analysis`: a table, and how each error compares with the mean image's."""
+    mean, mse, scaled = analysis["mean_image"], analysis["mse"], analysis["scaled_mse"]
+    rows = [["mean image, all images", f"{analysis['mean_image_all']:.5f}", f"{0:.1%}", "", "", ""],
+            ["mean image", f"{mean:.5f}", f"{0:.1%}", "", "", ""]]  # fmt: skip
+    columns = zip(mse, analysis["explained"], analysis["scale"], scaled, analysis["scaled_explained"])
+    for number, values in enumerate(columns, start=1):
+        formats = zip(values, (".5f", ".1%", ".3f", ".5f", ".1%"))
+        rows.append([f"autoencoder {number}", *(format(value, form) for value, form in formats)])
+    table = cli.format_table(("", "MSE", "explained", "scale", "scaled MSE", "explained"), rows)
+    plain, best = (format_range([error / mean - 1 for error in errors]) for errors in (mse, scaled))
+    return (
+        f"{table}\nUntrained, their error compared with that of the mean image: {plain}; "
+        f"with each reconstruction scaled by its best factor: {best}"
     )
-    return "\n".join(lines)
 
 
-def compared(errors: Sequence[float], reference: float) -> str:
-    """Errors against that of the mean image, in words."""
-    shares = [100 * (error / reference - 1) for error in errors]
-    if max(shares) <= 0:
-        return f"{span([-share for share in shares], '.1f')} % better than the mean image"
-    if min(shares) >= 0:
-        return f"{span(shares, '.1f')} % worse than the mean image"
-    return f"from {-min(shares):.1f} % better to {max(shares):.1f} % worse than the mean image"
-
-
-def span(values: Sequence[float], form: str) -> str:
-    """The least and the greatest of some numbers; one number where they look the same."""
-    low, high = (format(value, form) for value in (min(values), max(values)))
+def format_range(shares: Sequence[float]) -> str:
+    """The least and the greatest of some shares, as signed percentages; one where they look the same."""
+    low, high = f"{min(shares):+.1%}", f"{max(shares):+.1%}"
     return low if low == high else f"{low} to {high}"
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, distributed=True)

@@ -1,7 +1,21 @@
-"""The k-sparse ensemble: autoencoders trained side by side as one stacked parameter, and the pass that makes it fast.
+"""The sparse ensemble: S k-sparse autoencoders, trained side by side as one stacked parameter.
 
-Images x are (batch, pixels) in [0, 1]; codes are (S, batch, features) and reconstructions (S, batch, pixels) for S
-autoencoders. Everything stays on the device: no step waits for a number.
+Images x are (B, P) in [0, 1]: B images of P pixels. A dictionary has F features, rows W_f of length n_f. Codes are
+(S, B, F), reconstructions (S, B, P). The S dictionaries are also one stack of N = S F rows, and a row's number is its
+number in the stack. Everything stays on the device: no step waits for a value.
+
+Of a training step's five dense products only the encoder's remains: the autograd functions here touch active rows only.
+With the largest k pre-activations v, the amplitudes a and the answer y,
+
+    v = top_k(W x + b)        a_f = v_f / n_f        y = sum_f a_f W_f
+
+    dL/dv_f = dL/dy . W_f / n_f
+    dL/db_f = sum_x dL/dv_f
+    dL/dW_f = sum_x dL/dv_f x  +  sum_x a_f dL/dy  -  sum_x a_f dL/dv_f W_f / n_f
+
+and for the cosine c_f between row f and its partner, row m,
+
+    c_f = W_f . W_m / (n_f n_m)        dc_f/dW_f = W_m / (n_f n_m) - c_f W_f / n_f^2        (and so for W_m)
 """
 
 import math
@@ -15,12 +29,10 @@ from ae_models import Autoencoder, Parts
 
 
 def mmcs(weight: Tensor) -> Tensor:
-    """Mean max cosine similarity between the dictionaries, by brute force.
+    """Mean max cosine similarity between the dictionaries of `weight` (S, F, P), S >= 2: a differentiable scalar.
 
-    MMCS(A, B) = mean_f max_g cos(A_f, B_g), averaged over both directions and over all pairs
-    (Sharkey et al. 2022, "Taking features out of superposition with sparse autoencoders").
-
-    weight: (S, features, pixels), S >= 2. Returns a differentiable scalar.
+    MMCS(A, B) = mean_f max_g cos(A_f, B_g), averaged over both directions and over all pairs (Sharkey et al. 2022,
+    "Taking features out of superposition with sparse autoencoders"). By brute force.
     """
     unit = F.normalize(weight, dim=-1)
     pairs = torch.combinations(torch.arange(len(weight)))
@@ -28,144 +40,122 @@ def mmcs(weight: Tensor) -> Tensor:
     return torch.stack([(c.amax(0).mean() + c.amax(1).mean()) / 2 for c in cosines]).mean()
 
 
-def _selected_dots(left: Tensor, rows: Tensor, index: Tensor) -> Tensor:
-    """Entry (n, e) is left[n] . rows[index[n, e]]: (N, P), (M, P), (N, E) -> (N, E).
+def _dots(left: Tensor, rows: Tensor, index: Tensor) -> Tensor:
+    """left[i] . rows[index[i, e]]: (M, P), (N, P), (M, E) -> (M, E), without an (M, E, P) copy of the rows.
 
-    It is the gradient of `embedding_bag` with respect to its per-sample weights, which PyTorch
-    computes without gathering the (N, E, P) rows.
+    It is the gradient of `embedding_bag` for its per-sample weights.
     """
-    count, entries = index.shape
-    bag = torch.arange(count, device=index.device)
+    bag = torch.arange(len(index), device=index.device)
     dots: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        left, rows, index.flatten(), bag * entries, bag.repeat_interleave(entries), 0
+        left, rows, index.flatten(), bag * index.shape[1], bag.repeat_interleave(index.shape[1]), 0
     )
-    return dots.view(count, entries)
+    return dots.view_as(index)
 
 
-def _add_rows(target: Tensor, source: Tensor, factor: Tensor, rows: Tensor, count: int) -> Tensor:
-    """Sum `factor * rows[source]` into row `target` of a (count, P) result.
+class _RowSums:
+    """Adds E scaled rows to N rows, entry e to row target[e]; by one `embedding_bag`, which is deterministic."""
 
-    target: (E,), source and factor: (E, r), rows: (R, P). Sorting by target turns the scattered
-    additions into one `embedding_bag`, which writes every row once and is deterministic.
-    """
-    target, order = target.sort()
-    offsets = torch.searchsorted(target, torch.arange(count, device=target.device))
-    return F.embedding_bag(
-        source[order].flatten(),
-        rows,
-        offsets * source.shape[1],
-        mode="sum",
-        per_sample_weights=factor[order].flatten(),
-    )
+    def __init__(self, target: Tensor, count: int) -> None:
+        target, self.order = target.sort()
+        self.first = torch.searchsorted(target, torch.arange(count, device=target.device))
 
-
-def _pulls(partner: Tensor, factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The rows to add to each dictionary when row f and row partner[f] attract one another.
-
-    partner, factor: (S, F). Returns target (row in its dictionary), source (row of the stack) and
-    factor, each (S, 2F): every row is a target by itself, and for the row whose partner it is.
-    """
-    num_saes, features = partner.shape
-    row = torch.arange(partner.numel(), device=partner.device)
-    target, order = torch.cat([row, partner.flatten()]).sort()
-    source = torch.cat([partner.flatten(), row])[order]
-    factor = factor.flatten().repeat(2)[order]
-    return (target % features).view(num_saes, -1), source.view(num_saes, -1, 1), factor.view(num_saes, -1, 1)
+    def __call__(self, factor: Tensor, rows: Tensor, source: Tensor) -> Tensor:
+        """sum_e factor[e] rows[source[e]]: (E,), (M, P), (E,) -> (N, P)."""
+        source, factor = source[self.order], factor[self.order]
+        return F.embedding_bag(source, rows, self.first, mode="sum", per_sample_weights=factor)
 
 
 class _SparsePass(torch.autograd.Function):
-    """Encode, keep the k largest, decode: touching only the rows that are active.
+    """Encode, keep the k largest, decode; the equations are at the top of the module.
 
-    Of a training step's five dense products only the encoder's remains. With n_f = |W_f|, the
-    kept pre-activations v and y = sum_f (v_f / n_f) W_f, the gradients are
-
-        dL/dv_f = (dL/dy . W_f) / n_f
-        dL/dW_f = sum_batch [dL/dv_f x + (v_f / n_f) dL/dy - (v_f / n_f) dL/dv_f W_f / n_f],
-
-    and for the cosine c between rows f and m, dc/dW_f = W_m / (n_f n_m) - c W_f / n_f^2.
-
-    x (B, P), weight (S, F, P), bias (S, F), and partner (S, F): for each row the number, in the
-    whole stack, of a row in another dictionary, a different one for each dictionary; or None.
-    Returns the reconstruction (S, B, P), the active rows (S * B, k), the mean pre-activations
-    (S, F) and the cosines with the partners (S, F), 1 without. The input gets no gradient.
+    x (B, P), weight (S, F, P), bias (S, F) -> reconstruction (S, B, P), active rows (S B, k). x gets no gradient.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, partner: Tensor | None, k: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        # Under autocast the products are in half precision; everything else stays in single.
-        pre = torch.stack([F.linear(x, w, b) for w, b in zip(weight, bias)]).float()
-        value, index = pre.topk(k, sorted=False)
-        first = torch.arange(len(weight), device=x.device) * weight.shape[1]
-        index = (index + first[:, None, None]).view(-1, k)
-        norm = torch.linalg.vector_norm(weight, dim=-1)
-        scaled = value.view(-1, k) / norm.view(-1)[index]
-        rows = weight.flatten(0, 1)
-        output = F.embedding_bag(index, rows, mode="sum", per_sample_weights=scaled)
-        cosine = torch.ones_like(norm)
-        if partner is not None:
-            cosine = _selected_dots(rows, rows, partner.view(-1, 1)).view_as(norm)
-            cosine /= norm * norm.view(-1)[partner]
-        ctx.save_for_backward(x, weight, partner, norm, scaled, index, cosine)
-        ctx.mark_non_differentiable(index)
-        return output.view(len(weight), *x.shape), index, pre.mean(1), cosine
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        rows, stack = weight.flatten(0, 1), torch.arange(len(weight), device=x.device)
+        # Under autocast this product is in half precision; everything else stays in single.
+        pre = F.linear(x, rows, bias.flatten()).float().view(len(x), *bias.shape).transpose(0, 1)  # (S, B, F)
+        v, f = pre.topk(k, sorted=False)
+        v, f = v.reshape(-1, k), (f + bias.shape[1] * stack[:, None, None]).view(-1, k)  # (S B, k)
+        n = torch.linalg.vector_norm(rows, dim=1)  # (N,)
+        a = v / n[f]
+        y = F.embedding_bag(f, rows, mode="sum", per_sample_weights=a)  # (S B, P)
+        ctx.save_for_backward(x, weight, n, a, f)
+        ctx.mark_non_differentiable(f)
+        return y.view(len(weight), *x.shape), f
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor, None, None]:
-        grad_output, _, grad_mean, grad_cosine = grads
-        x, weight, partner, norm, scaled, index, cosine = ctx.saved_tensors
-        rows, active, grad_output = weight.flatten(0, 1), index.flatten(), grad_output.contiguous()
-        grad_scaled = _selected_dots(grad_output.flatten(0, 1), rows, index)
-        grad_value = grad_scaled / norm.view(-1)[index]
-        radial = torch.zeros_like(norm)
-        radial.view(-1).index_add_(0, active, (grad_scaled * scaled).flatten())
-        if partner is not None:
-            pull = grad_cosine * cosine
-            radial += pull
-            radial.view(-1).index_add_(0, partner.flatten(), pull.flatten())
-            pulls = _pulls(partner, grad_cosine / (norm * norm.view(-1)[partner]))
-        image = torch.arange(len(x), device=x.device).repeat_interleave(index.shape[1])
-        source = torch.stack([image, image + len(x)], dim=1)
-        factor = torch.stack([grad_value, scaled], dim=-1).view(len(weight), -1, 2)
-        target = active.view(len(weight), -1) % weight.shape[1]
-        grad_weight, radial, mean = torch.empty_like(weight), radial / norm**2, x.mean(0)
-        for s, one in enumerate(weight):  # one at a time, to stay in the cache; written out once
-            batch = torch.cat([x, grad_output[s]])
-            grad = _add_rows(target[s], source, factor[s], batch, len(one))
-            if partner is not None:
-                grad += _add_rows(pulls[0][s], pulls[1][s], pulls[2][s], rows, len(one))
-            grad.addcmul_(one, radial[s, :, None], value=-1)
-            torch.addcmul(grad, grad_mean[s, :, None], mean, out=grad_weight[s])
-        grad_bias = grad_mean.flatten().index_add(0, active, grad_value.flatten())
-        return None, grad_weight, grad_bias.view_as(norm), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor, None]:
+        x, weight, n, a, f = ctx.saved_tensors
+        rows, dy = weight.flatten(0, 1), grads[0].reshape(-1, x.shape[1])  # (N, P), (S B, P)
+        dv = _dots(dy, rows, f) / n[f]  # (S B, k)
+        answer = torch.arange(len(f), device=x.device).repeat_interleave(f.shape[1])  # (S B k,)
+        a, dv, f, image = a.flatten(), dv.flatten(), f.flatten(), answer % len(x)
+        sums = _RowSums(f, len(rows))
+        dw = sums(dv, x, image)  # sum_x dL/dv_f x
+        dw += sums(a, dy, answer)  # sum_x a_f dL/dy
+        norm_term = torch.zeros_like(n).index_add(0, f, a * dv) / n
+        dw.addcmul_(rows, norm_term[:, None], value=-1)  # sum_x a_f dL/dv_f W_f / n_f
+        db = torch.zeros_like(n).index_add(0, f, dv)
+        return None, dw.view_as(weight), db.view(weight.shape[:2]), None
+
+
+class _CosineWithPartner(torch.autograd.Function):
+    """The cosine (N,) between each row (N, P) and its partner, the row of that number (N,)."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, partner: Tensor) -> Tensor:
+        n = torch.linalg.vector_norm(rows, dim=1)
+        c = _dots(rows, rows, partner[:, None])[:, 0] / (n * n[partner])
+        ctx.save_for_backward(rows, partner, n, c)
+        return c
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        rows, partner, n, c = ctx.saved_tensors
+        row, pull = torch.arange(len(rows), device=rows.device), grads[0] / (n * n[partner])
+        ends, others = torch.cat([row, partner]), torch.cat([partner, row])  # both ends of every pair (f, m)
+        dw = _RowSums(ends, len(rows))(pull.repeat(2), rows, others)  # W_m / (n_f n_m)
+        norm_term = torch.zeros_like(n).index_add(0, ends, (grads[0] * c).repeat(2)) / n.square()
+        return dw.addcmul_(rows, norm_term[:, None], value=-1), None  # c_f W_f / n_f^2
 
 
 class SparseEnsemble(Autoencoder):
-    """S k-sparse autoencoders with tied, normalised decoders, trained side by side.
+    """S k-sparse autoencoders with tied, normalised decoders (Makhzani & Frey 2014, here without a ReLU).
 
-        code = top_k(W x + b),    reconstruction = sum_f code_f W_f / |W_f|
+        code = top_k(W x + b)        reconstruction = sum_f code_f W_f / |W_f|
+        loss = sum_s MSE_s + consistency_weight (1 - MMCS) - revive_weight sum_s mean_f [f is silent] mean_x (W x + b)_f
 
-    (Makhzani & Frey 2014, "k-Sparse Autoencoders"; here without a ReLU, as in the write-up.)
-    `weight` (S, features, pixels) and `bias` (S, features) hold all autoencoders. Adam works
-    element by element, so one optimiser over the stack equals one per autoencoder.
+    `weight` (S, F, P) and `bias` (S, F) hold all autoencoders. Adam works element by element, so one optimizer over
+    the stack equals one per autoencoder.
 
-    The training state (step, activity, matches) lives in non-persistent buffers: a state dict holds
-    the model alone, and a checkpoint that also stores `buffers()` resumes bit by bit.
+    MMCS: the matches are those known so far; `matches_per_step` of them are searched anew after each step. The weight
+    rises to `consistency_weight` over the first `consistency_warmup` steps.
 
-    revive="lift" brings features back that were silent for `revive_window` steps: the loss falls
-    with their mean pre-activation, at a weight so small that only Adam's scaling makes it count
-    (a silent feature has no other gradient). It replaces the auxiliary loss of Gao et al. 2024
-    ("Scaling and evaluating sparse autoencoders"), which rebuilds the residual from silent
+    revive="lift": the last term brings back features that were silent for `revive_window` steps, at a weight so small
+    that only Adam's scaling makes it count (a silent feature has no other gradient). It replaces the auxiliary loss of
+    Gao et al. 2024 ("Scaling and evaluating sparse autoencoders"), which reconstructs the residual from silent
     features; with a tied decoder that costs correlation, and a second top-k.
 
-    reinit_threshold: the published rule, off by default. Every `reinit_every` steps an autoencoder
-    with mean(|rate - 0.0625| / 0.0625)^3 above it starts afresh.
+    reinit_threshold: the published rule, off by default. Every `reinit_every` steps an autoencoder with
+    mean_f (|rate_f - 0.0625| / 0.0625)^3 above it starts afresh.
+    The training state is in non-persistent buffers: a state dict holds the model alone, a checkpoint stores both.
     """
 
     epoch_metrics = ("pearson", "dead_features", "mean_activity")
     loss_unit = "squared error, summed over the autoencoders"
+    matches_per_step = 64
+    revive_weight = 3e-3
+    revive_window = 2
+    reinit_every = 100
     target_rate = 0.0625
+
+    step: Tensor
+    images: Tensor
+    fires: Tensor
+    silent: Tensor
+    matches: Tensor
 
     def __init__(
         self,
@@ -175,93 +165,83 @@ class SparseEnsemble(Autoencoder):
         image_size: int = 28,
         consistency_weight: float = 0.01,
         consistency_warmup: int = 100,
-        matches_per_step: int = 64,
         revive: str = "lift",
-        revive_weight: float = 3e-3,
-        revive_window: int = 2,
         reinit_threshold: float | None = None,
-        reinit_every: int = 100,
     ) -> None:
         super().__init__()
         if min(num_saes, features, image_size) < 1 or not 1 <= k <= features:
-            raise ValueError(
-                f"expected num_saes, features >= 1 and 1 <= k <= features, got "
-                f"num_saes {num_saes}, features {features}, k {k}"
-            )
-        self.members, self.num_saes, self.features, self.k = num_saes, num_saes, features, k
-        self.consistency_weight = consistency_weight
+            raise ValueError(f"expected num_saes, features >= 1 and 1 <= k <= features, got num_saes {num_saes}, "
+                             f"features {features}, k {k}")  # fmt: skip
+        self.members, self.features, self.k = num_saes, features, k
+        self.consistency_weight = consistency_weight if num_saes > 1 else 0.0
         self.consistency_warmup = consistency_warmup
-        self.matches_per_step = matches_per_step
-        self.revive, self.revive_weight, self.revive_window = revive, revive_weight, revive_window
-        self.reinit_threshold, self.reinit_every = reinit_threshold, reinit_every
-        self.weight = nn.Parameter(torch.empty(num_saes, features, image_size**2))
-        self.bias = nn.Parameter(torch.zeros(num_saes, features))
-        if not self.weight.is_meta:  # a model without memory is only asked for its shapes
+        self.revive, self.reinit_threshold = revive, reinit_threshold
+        shape = (num_saes, features)
+        self.weight = nn.Parameter(torch.empty(*shape, image_size**2))
+        self.bias = nn.Parameter(torch.zeros(shape))
+        for name, buffer in {
+            "step": torch.zeros((), dtype=torch.long),
+            "images": torch.zeros(()),  # steps since `fires` was last emptied
+            "fires": torch.zeros(shape),  # the firing rates of these steps, summed
+            "silent": torch.zeros(shape),  # steps since the feature last fired
+            "matches": torch.zeros(num_saes - 1, *shape, dtype=torch.long),  # rows; see `_partner`
+        }.items():
+            self.register_buffer(name, buffer, persistent=False)
+        if not self.weight.is_meta:  # a model on the meta device has shapes only
             for weight in self.weight:
                 nn.init.orthogonal_(weight)
-        self._register_state()
-        self.refresh_matches()
+            self.refresh_matches()
 
     def extra_repr(self) -> str:
-        return f"num_saes={self.num_saes}, features={self.features}, k={self.k}"
-
-    def _register_state(self) -> None:
-        """step; images seen; per feature: steps silent, firings (ever, last batch), matches."""
-        self.step: Tensor
-        self.images: Tensor
-        self.silent: Tensor
-        self.fires: Tensor
-        self.matches: Tensor
-        shape = (self.num_saes, self.features)
-        self.register_buffer("step", torch.zeros((), dtype=torch.long), persistent=False)
-        self.register_buffer("images", torch.zeros(()), persistent=False)
-        for name in ("silent", "fires"):
-            self.register_buffer(name, torch.zeros(shape), persistent=False)
-        matches = torch.zeros(self.num_saes - 1, *shape, dtype=torch.long)
-        self.register_buffer("matches", matches, persistent=False)
+        return f"num_saes={self.members}, features={self.features}, k={self.k}"
 
     def encode(self, x: Tensor) -> Tensor:
-        """x (batch, pixels) -> code (S, batch, features), exactly k kept per row, also in a tie."""
+        """Codes (S, B, F) of images (B, P): exactly k entries of each row are selected, also in a tie."""
         pre = torch.matmul(x, self.weight.mT) + self.bias[:, None]
         value, index = pre.topk(self.k)
         return torch.zeros_like(pre).scatter(-1, index, value)
 
     def decode(self, code: Tensor) -> Tensor:
-        """code (S, batch, features) -> reconstruction (S, batch, pixels)."""
+        """Reconstructions (S, B, P) of codes (S, B, F)."""
         return torch.matmul(code, F.normalize(self.weight, dim=-1).to(code.dtype))
 
     def loss(self, x: Tensor) -> tuple[Tensor, Parts]:
-        """x (batch, pixels) -> the scalar to minimise, and its detached parts.
+        """The scalar to minimise over images x (B, P), and its detached parts.
 
-        The squared errors are summed over the autoencoders, so that each one gets the gradient of its own mean
-        squared error. Outside of training it is these errors alone.
+        The errors are summed over the autoencoders, so that each gets the gradient of its own mean squared error.
+        Outside training the loss is these errors alone.
         """
         if not self.training:
             recon_loss = (self(x)[0] - x).square().mean((1, 2))
             return recon_loss.sum(), {"recon_loss": recon_loss}
-        consistent = self.num_saes > 1 and self.consistency_weight > 0
-        partner = self._partner() if consistent else None
-        output, index, mean_pre, cosine = _SparsePass.apply(x, self.weight, self.bias, partner, self.k)
+        output, active = _SparsePass.apply(x, self.weight, self.bias, self.k)
         recon_loss = (output - x).square().mean((1, 2))
-        total, parts = recon_loss.sum(), {"recon_loss": recon_loss.detach(), "firing_rate": self._firing_rate(index)}
-        if consistent:
-            consistency = 1 - cosine.mean()
+        parts = {"recon_loss": recon_loss.detach(), "firing_rate": self._count(active) / len(x)}
+        total = recon_loss.sum()
+        if self.consistency_weight:
+            consistency = 1 - _CosineWithPartner.apply(self.weight.flatten(0, 1), self._partner()).mean()
             total = total + self.consistency_weight * self._warmup() * consistency
             parts["consistency"] = consistency.detach()
         if self.revive == "lift":
             silent = self.silent >= self.revive_window
+            mean_pre = self.weight @ x.mean(0) + self.bias
             total = total - self.revive_weight * (silent * mean_pre).mean(1).sum()
             parts["silent_features"] = silent.float().mean(1)
         return total, parts
 
-    def _partner(self) -> Tensor:
-        """The matched row of every row, in the dictionary whose turn it is.
+    def _count(self, active: Tensor) -> Tensor:
+        """How often each feature (S, F) is among the active rows (S B, k)."""
+        count = torch.zeros_like(self.fires).flatten()
+        return count.index_add_(0, active.flatten(), count.new_ones(active.numel())).view_as(self.fires)
 
-        Dictionary i meets i + 1 + turn: after S - 1 steps every pair was met in both directions,
-        so that at fresh matches the mean over a round is 1 - MMCS, and so is its gradient.
+    def _partner(self) -> Tensor:
+        """The row that each row (N,) is matched with at this step.
+
+        matches[t, i] are the best matches of dictionary i in dictionary i + 1 + t (modulo S). The steps take turns t:
+        in S - 1 steps every pair meets in both directions, so at fresh matches the mean cosine is the MMCS, and so is
+        its gradient.
         """
-        turn = self.step.view(1) % (self.num_saes - 1)
-        return self.matches.index_select(0, turn)[0]
+        return self.matches.index_select(0, self.step.view(1) % (self.members - 1)).flatten()
 
     def _warmup(self) -> Tensor | float:
         """Cosine ramp from 0 to 1 over the first `consistency_warmup` steps."""
@@ -270,54 +250,43 @@ class SparseEnsemble(Autoencoder):
         progress = (self.step / self.consistency_warmup).clamp(max=1)
         return (1 - torch.cos(math.pi * progress)) / 2
 
-    def _firing_rate(self, index: Tensor) -> Tensor:
-        """The share of a batch's images that each feature fires for, (S, features); index (S * batch, k) active rows."""
-        share = torch.full((), self.num_saes / len(index), device=index.device).expand(index.numel())
-        return torch.zeros_like(self.fires).view(-1).index_add_(0, index.flatten(), share).view_as(self.fires)
-
     @torch.no_grad()
-    def _match(self, pair: Tensor, rows: Tensor) -> None:
-        """Search the best matches of some rows of one dictionary in one other.
+    def _match(self, pair: Tensor, features: Tensor) -> None:
+        """Search the best matches of some features (n,) of one dictionary in one other.
 
-        pair: 0-d tensor below S * (S - 1), read as (dictionary, turn); rows: (n,) of its features.
-        Index arithmetic on tensors keeps the step free of host synchronisation.
+        `pair` is a 0-d tensor below S (S - 1), read as (dictionary, turn): indices stay on the device.
         """
-        sae, turn = pair // (self.num_saes - 1), pair % (self.num_saes - 1)
-        other = (sae + turn + 1) % self.num_saes
+        sae, turn = pair // (self.members - 1), pair % (self.members - 1)
+        other = (sae + turn + 1) % self.members
         dictionary = self.weight.index_select(0, other.view(1))[0]
-        query = self.weight[sae.expand_as(rows), rows]
+        query = self.weight[sae.expand_as(features), features]
         norm = torch.linalg.vector_norm(dictionary, dim=1)
         best = (query @ dictionary.T / norm).argmax(1) + other * self.features
-        self.matches[turn.expand_as(rows), sae.expand_as(rows), rows] = best
+        self.matches[turn.expand_as(features), sae.expand_as(features), features] = best
 
     def refresh_matches(self) -> None:
         """Search all best matches anew."""
-        if self.weight.is_meta:  # only its shapes are wanted
-            return
-        rows = torch.arange(self.features, device=self.weight.device)
-        for pair in torch.arange(self.num_saes * (self.num_saes - 1), device=rows.device):
-            for part in rows.split(4096):  # of many features, all against all would not fit into memory
+        features = torch.arange(self.features, device=self.weight.device)
+        for pair in torch.arange(self.members * (self.members - 1), device=features.device):
+            for part in features.split(4096):  # all against all would not fit into memory
                 self._match(pair, part)
 
     @torch.no_grad()
     def after_step(self, parts: Parts) -> None:
-        """Add the batch's firing rates to the totals and search the next matches; call it after the optimizer."""
+        """Add the batch's firing rates to the sums, and search the next matches; for after the optimizer's step."""
         self.silent.add_(1).masked_fill_(parts["firing_rate"] > 0, 0)
         self.fires.add_(parts["firing_rate"])
         self.images.add_(1)
-        if self.num_saes > 1 and self.consistency_weight:
-            pairs = self.num_saes * (self.num_saes - 1)
-            rows = torch.arange(self.matches_per_step, device=self.step.device)
-            rows = (self.step // pairs * self.matches_per_step + rows) % self.features
-            self._match(self.step % pairs, rows)
+        if self.consistency_weight:
+            pairs = self.members * (self.members - 1)
+            features = torch.arange(self.matches_per_step, device=self.step.device)
+            features = (self.step // pairs * self.matches_per_step + features) % self.features
+            self._match(self.step % pairs, features)
         self.step.add_(1)
         self._reinitialise()
 
     def _reinitialise(self) -> None:
-        """The published rule: start an autoencoder afresh when its firing rates are far off.
-
-        Acting on the rule takes the host; only here, and only when the rule is switched on.
-        """
+        """The published rule: start an autoencoder afresh when its firing rates are far off; waits for the device."""
         if self.reinit_threshold is None or self.step % self.reinit_every:
             return
         rate = self.fires / self.images

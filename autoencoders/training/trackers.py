@@ -1,47 +1,37 @@
-"""Experiment trackers: TensorBoard, Weights & Biases and SwanLab, each in a process of its own.
+"""Experiment trackers: TensorBoard, Weights & Biases and SwanLab log a training beside the files it writes.
 
-A tracker is somebody else's program: it starts threads, takes over signals and streams, asks questions and waits for
-networks. None of that can reach a training that only puts rows into a queue: its result is the same bits, and a tracker
-that fails or hangs is reported once and dropped.
+A tracker changes no bit of a result and ends no run: it draws no random numbers of ours, its own output goes to a log,
+and its first error is reported once and drops it. Everything is below OUTPUT/trackers: NAME.log, and NAME.json with the
+id of the tracker's run and the number of epochs it holds, so that a resumed training continues the same run.
 
-Everything lands below OUTPUT/trackers. TRACKER.json there keeps the id of the run and how many epochs have been told,
-so that a resumed run goes on as the same one. Numbers have the names of `run.json`, an ensemble's with _1, _2, ...;
-`batch_loss`, `lr` and `epoch` are the tracker's own. Every number stands at the step of the training it belongs to.
+Values have the names of `run.json`, an ensemble's with _1, _2, ...; `batch_loss`, `lr` and `epoch` are the tracker's
+own. Every value is logged at the training step it belongs to.
 """
 
 import contextlib
 import importlib.util
-import json
 import logging
 import os
 import secrets
-import struct
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from autoencoders.runtime.errors import RunError, UsageError
+import numpy as np
+
+from autoencoders.runtime import cli
+from autoencoders.runtime.errors import UsageError
 from autoencoders.runtime.files import read_json, write_json
 
 if TYPE_CHECKING:
     from autoencoders.training.run import Run
 
-# The tracker's process runs this file: nothing here may import torch.
-
 log = logging.getLogger(__name__)
-
-_PATIENCE = 30.0  # seconds that a tracker gets for its last words
-_CHILD = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r})\nfrom autoencoders.training.trackers import _serve\n_serve(sys.argv[1])"  # fmt: skip  # noqa: E501
-_REPORTED = 3  # exit status of a tracker's process that has said itself why it ends
 
 
 def flatten_lists(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers of a row by name; those of an ensemble, which are lists, as name_1, name_2, ..."""
+    """The values of a row by name; those of an ensemble, which are lists, as name_1, name_2, ..."""
     return {f"{name}_{i}" if isinstance(value, list) else name: number
             for name, value in row.items()
             for i, number in enumerate(value if isinstance(value, list) else [value], start=1)}  # fmt: skip
@@ -56,239 +46,187 @@ def check_installed(names: Iterable[str]) -> None:
 
 
 class Trackers:
-    """The trackers of one run. Nobody waits for what they do with what they are told, until the run ends."""
+    """The trackers of one run, a context manager; a tracker that raises is reported once and dropped."""
 
-    def __init__(self, owner: "Run", names: Iterable[str], project: str, interval: int) -> None:
-        """Start the trackers called `names` for a run; every `interval`-th batch's loss is logged."""
-        trainer, folder, resume = owner.trainer, owner.folder, bool(owner.digest)
-        self.trainer = trainer
-        where = {"dataset": owner.images.title, "device": str(trainer.device), "precision": str(trainer.precision)}
-        config = {**trainer.recipe.as_dict(), **where}
-        place = folder.resolve() / "trackers"
-        self.interval = interval
-        run = f"{config['name']}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-        facts = {"id": run, "folder": str(place), "project": project, "config": config}
-        self.feeds: list[_Feed] = []
+    def __init__(self, run: "Run", names: Iterable[str], project: str, interval: int) -> None:
+        """Start the trackers called `names`; they log every `interval`-th batch's loss."""
+        from torch.random import fork_rng
+
+        self.trainer, self.interval, self.fork_rng = run.trainer, interval, fork_rng
+        self.folder = run.folder.resolve() / "trackers"
+        self.settings = {
+            **run.trainer.recipe.as_dict(), "dataset": run.images.title, "device": str(run.trainer.device),
+            "precision": str(run.trainer.precision),
+        }  # fmt: skip
+        self.active: dict[str, _Tracker] = {}
         for name in dict.fromkeys(names):
-            try:
-                place.mkdir(exist_ok=True)
-                self.feeds.append(_Feed(name, facts, resume))
-            except (RunError, OSError, ValueError, TypeError) as error:  # what an earlier run has left, or the disk
-                log.warning(f"--tracker {name}: {error}; the run goes on without it")
+            self._guarded(name, self._start, name, project, bool(run.digest))
+
+    def _start(self, name: str, project: str, resumed: bool) -> None:
+        path = self.folder / f"{name}.json"
+        id = f"{self.settings['name']}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        state: dict[str, Any] = {"id": id, "epochs": 0}
+        state |= read_json(path, "delete it to start a new one") if resumed and path.exists() else {}
+        first_step = int(state["epochs"]) * len(self.trainer.batch_sizes) + 1
+        tracker = TRACKERS[name](str(state["id"]), self.folder, project, self.settings, first_step)
+        tracker.state, self.active[name] = state, tracker
+        if tracker.notice:
+            log.info(f"{name}: {tracker.notice}")
+
+    def _guarded(self, name: str, act: Callable[..., None], *arguments: Any) -> None:
+        """Call a tracker; its output, its random numbers and its errors stay away from the training."""
+        logging.getLogger(name).propagate = False
+        try:
+            self.folder.mkdir(exist_ok=True)
+            with (
+                (self.folder / f"{name}.log").open("a") as file, contextlib.redirect_stdout(file),
+                contextlib.redirect_stderr(file), self.fork_rng([]),
+            ):  # fmt: skip
+                act(*arguments)
+        except Exception as error:  # a tracker may fail in any way
+            self.active.pop(name, None)
+            log.warning(f"--tracker {name}: {type(error).__name__}: {error}; the run continues without it")
+
+    def _each(self, act: Callable[["_Tracker"], None]) -> None:
+        for name, tracker in list(self.active.items()):
+            self._guarded(name, act, tracker)
 
     def __enter__(self) -> "Trackers":
         return self
 
     def __exit__(self, kind: object, *error: object) -> None:
-        for feed in self.feeds:
-            feed.close(status=0 if kind is None else 1)
+        self._each(lambda tracker: tracker.close(failed=kind is not None))
 
     def log_epochs(self) -> None:
-        """Tell of every epoch that is done and has not been told: of a resumed run, perhaps, some of before."""
-        trainer = self.trainer
-        history, losses = trainer.history, trainer.batch_losses
-        steps = len(losses) // max(len(history), 1)
-        for feed in self.feeds:
-            for number in range(feed.told, len(history)):
-                first, last = number * steps, (number + 1) * steps
-                batches = [(step, losses[step - 1]) for step in range(first + 1, last + 1) if not step % self.interval]
-                # Of an epoch before the resume only the last learning rate is known, and only when it is constant.
-                now = number == len(history) - 1 or not trainer.schedule
-                rate = {"lr": trainer.optimizer.param_groups[0]["lr"]} if now else {}
-                feed.tell("epoch", number + 1, last, flatten_lists(history[number]) | rate, batches)
-            feed.told = max(feed.told, len(history))
+        """Log every finished epoch that a tracker does not hold yet; in a resumed run some may be from before."""
+        self._each(self._log_epochs)
+
+    def _log_epochs(self, tracker: "_Tracker") -> None:
+        history, losses, steps = self.trainer.history, self.trainer.batch_losses, len(self.trainer.batch_sizes)
+        logged = int(tracker.state["epochs"])
+        for epoch, row in enumerate(history[logged:], start=logged + 1):
+            for step in range((epoch - 1) * steps + 1, epoch * steps + 1):
+                if step % self.interval == 0:
+                    tracker.log({"batch_loss": losses[step - 1]}, step)
+            # Of an epoch before the resume only the last learning rate is known, unless it is constant.
+            known = epoch == len(history) or not self.trainer.schedule
+            rate = {"lr": self.trainer.optimizer.param_groups[0]["lr"]} if known else {}
+            tracker.log(flatten_lists(row) | rate, epoch * steps)
+            tracker.flush()
+            tracker.state["epochs"] = epoch
+            write_json(self.folder / f"{tracker.name}.json", tracker.state)
 
     def log_picture(self, path: Path, name: str = "") -> None:
-        """Tell of a picture that was written where training stands."""
-        trainer = self.trainer
-        self.log_epochs()  # first: to some trackers nothing can be told of earlier steps later on
-        for feed in self.feeds:
-            feed.tell("picture", len(trainer.batch_losses), name or path.stem, str(path.resolve()))
+        """Log the picture in a file, at the last step of training."""
+        self.log_epochs()  # first: W&B takes nothing for an earlier step than the last
+        step = len(self.trainer.batch_losses)
+        self._each(lambda tracker: tracker.log_picture(name or path.stem, path, step))
 
     def log_summary(self, metrics: Mapping[str, Any]) -> None:
-        """Tell the metrics of the finished run, those that its last epoch has not told."""
-        trainer = self.trainer
-        new = {
-            name: value
-            for name, value in flatten_lists(metrics).items()
-            if name not in flatten_lists(trainer.history[-1])
-        }
-        for feed in self.feeds:
-            feed.tell("summary", len(trainer.batch_losses), new)
+        """Log the metrics of the finished run that are not among the values of its last epoch."""
+        last, step = flatten_lists(self.trainer.history[-1]), len(self.trainer.batch_losses)
+        new = {name: value for name, value in flatten_lists(metrics).items() if name not in last}
+        self._each(lambda tracker: tracker.log_summary(new, step))
 
 
-class _Feed:
-    """What one tracker is told, the thread that hands it over, and the process that takes it."""
+class _Tracker:
+    """One tracker: `run` takes values by name and step, `image` packs a picture."""
 
-    def __init__(self, name: str, facts: dict[str, Any], resume: bool) -> None:
-        path = Path(facts["folder"]) / f"{name}.json"
-        kept = read_json(path, "delete it to have the tracker begin a new run") if resume and path.exists() else {}
-        self.name, self.told = name, int(kept.get("epochs", 0))
-        self.queue: SimpleQueue[Any] = SimpleQueue()
-        self.tell({**facts, "id": kept.get("id", facts["id"])})
-        # In a session of its own, Ctrl-C in the terminal does not reach it: it ends after us, having heard it all.
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", _CHILD, name], stdin=subprocess.PIPE, text=True, start_new_session=True
-        )
-        threading.Thread(target=self._hand_over, daemon=True).start()
+    name = ""
+    notice = ""  # for the user, once
+    state: dict[str, Any]
+    run: Any
+    image: Any
 
-    def tell(self, *message: Any) -> None:
-        self.queue.put(message)
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        self.run.log(dict(values), step=step)
 
-    def _hand_over(self) -> None:
-        with contextlib.suppress(OSError), self.process.stdin as pipe:  # type: ignore[union-attr]
-            while message := self.queue.get():
-                pipe.write(json.dumps(message) + "\n")
-                pipe.flush()
+    def log_summary(self, metrics: Mapping[str, float], step: int) -> None:
+        self.log(metrics, step)
 
-    def close(self, status: int) -> None:
-        """Let the tracker finish, or end it when that takes too long."""
-        self.tell("close", status)
-        self.tell()
-        try:
-            ended = self.process.wait(_PATIENCE)
-            why = f"its process ended with status {ended}" if ended not in (0, _REPORTED) else ""
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            why = f"it did not finish within {_PATIENCE:.0f} seconds and was ended"
-        if why:
-            log.warning(f"--tracker {self.name}: {why}; the run itself is not touched by it")
+    def log_picture(self, name: str, path: Path, step: int) -> None:
+        self.run.log({name: self.image(str(path))}, step=step)
+
+    def flush(self) -> None: ...
+
+    def close(self, failed: bool) -> None:
+        raise NotImplementedError
 
 
-def _serve(name: str) -> None:
-    """Be the process of one tracker: messages in on stdin, one line each; whatever the tracker prints, into a log."""
-    messages, stderr = os.fdopen(os.dup(0)), os.fdopen(os.dup(2), "w")
-    try:
-        facts = json.loads(messages.readline())[0]
-        folder = Path(facts["folder"])
-        log = os.open(folder / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        for stream, place in ((0, os.open(os.devnull, os.O_RDONLY)), (1, log), (2, log)):
-            os.dup2(place, stream)
-        tracker = TRACKERS[name](**facts)
-        if tracker.remark:
-            print(f"{name}: {tracker.remark}", file=stderr, flush=True)
-        for line in messages:
-            message, *values = json.loads(line)
-            getattr(tracker, message)(*values)
-            if message == "epoch":
-                write_json(folder / f"{name}.json", {"id": facts["id"], "epochs": values[0]})
-        status = 0
-    except BaseException as error:  # whatever it is, the training shall not know
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        print(f"warning: --tracker {name}: {reason}; the run goes on without it", file=stderr, flush=True)
-        status = _REPORTED
-    os._exit(status)  # past the hooks that a tracker may have left for the end
+class TensorBoard(_Tracker):
+    """Event files in trackers/tensorboard/ID; the file of a resumed run replaces all from `first_step` on."""
+
+    name = "tensorboard"
+
+    def __init__(self, id: str, folder: Path, project: str, settings: dict[str, Any], first_step: int) -> None:
+        from PIL import Image
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.image = Image.open
+        self.run = SummaryWriter(str(folder / "tensorboard" / id), purge_step=first_step)
+        rows = [(name, str(value)) for name, value in {"project": project, **settings}.items()]
+        self.run.add_text("recipe", cli.format_table(("setting", "value"), rows, markdown=True))
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self.run.add_scalar(name, value, step)
+
+    def log_picture(self, name: str, path: Path, step: int) -> None:
+        self.run.add_image(name, np.asarray(self.image(path).convert("RGB")), step, dataformats="HWC")
+
+    def flush(self) -> None:
+        self.run.flush()
+
+    def close(self, failed: bool) -> None:
+        self.run.close()
 
 
-class TensorBoard:
-    """Event files in trackers/tensorboard/ID; a resumed run adds a file to those of its folder."""
+class Wandb(_Tracker):
+    """A Weights & Biases run, online when the environment says so or the user is logged in, else offline."""
 
-    remark = ""
+    name = "wandb"
 
-    def __init__(self, id: str, folder: str, project: str, config: dict[str, Any]) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
-        from tensorboard.compat.proto.tensor_pb2 import TensorProto
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
-        self._event, self._summary = Event, Summary
-        self._writer = EventFileWriter(str(Path(folder, "tensorboard", id)))
-        lines = "\n".join(f"| {key} | {value} |" for key, value in {"project": project, **config}.items())
-        table = TensorProto(dtype="DT_STRING", string_val=[f"| setting | value |\n| --- | --- |\n{lines}".encode()])
-        text = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
-        self._write(0, [Summary.Value(tag="recipe", metadata=text, tensor=table)])
-
-    def _write(self, step: int, values: list[Any]) -> None:
-        self._writer.add_event(self._event(wall_time=time.time(), step=step, summary=self._summary(value=values)))
-
-    def epoch(self, epoch: int, step: int, numbers: dict[str, float], batches: list[tuple[int, float]]) -> None:
-        for place, loss in batches:
-            self._write(place, [self._summary.Value(tag="batch_loss", simple_value=loss)])
-        self.summary(step, numbers)
-        self._writer.flush()
-
-    def picture(self, step: int, name: str, path: str) -> None:
-        png = Path(path).read_bytes()
-        width, height = struct.unpack(">II", png[16:24])  # where every PNG keeps them
-        image = self._summary.Image(width=width, height=height, colorspace=4, encoded_image_string=png)
-        self._write(step, [self._summary.Value(tag=name, image=image)])
-
-    def summary(self, step: int, metrics: dict[str, float]) -> None:
-        self._write(step, [self._summary.Value(tag=name, simple_value=number) for name, number in metrics.items()])
-
-    def close(self, status: int) -> None:
-        self._writer.close()
-
-
-class _Logged:
-    """What the two that are told by `log(numbers, step)` share; `_run` and `_image` are the tracker's own."""
-
-    _run: Any
-    _image: Any
-
-    def epoch(self, epoch: int, step: int, numbers: dict[str, float], batches: list[tuple[int, float]]) -> None:
-        for place, loss in batches:
-            self._run.log({"batch_loss": loss}, step=place)
-        self._run.log(numbers, step=step)
-
-    def picture(self, step: int, name: str, path: str) -> None:
-        self._run.log({name: self._image(path)}, step=step)
-
-
-class Wandb(_Logged):
-    """A Weights & Biases run; online when the environment says so or somebody is logged in, else offline."""
-
-    remark = ""
-
-    def __init__(self, id: str, folder: str, project: str, config: dict[str, Any]) -> None:
-        for name in ("CACHE", "DATA"):  # which would be somewhere in the home folder
-            os.environ.setdefault(f"WANDB_{name}_DIR", str(Path(folder, "wandb", name.lower())))
+    def __init__(self, id: str, folder: Path, project: str, settings: dict[str, Any], first_step: int) -> None:
+        for name in ("CACHE", "DATA"):  # which would be in the home folder
+            os.environ.setdefault(f"WANDB_{name}_DIR", str(folder / "wandb" / name.lower()))
         import wandb
 
         mode: Any = None
         if "WANDB_MODE" not in os.environ and not wandb.login(prompt=False, verify=False):
-            mode, self.remark = "offline", "not logged in, so the run is kept offline (wandb login, wandb sync)"
-        settings = wandb.Settings(console="off", silent=True, save_code=False, x_stats_pid=os.getppid())
-        self._image = wandb.Image
-        self._run = wandb.init(
-            project=project, id=id, name=id, dir=folder, config=config, mode=mode, resume="allow", settings=settings
-        )
+            mode, self.notice = "offline", "not logged in: the run is stored offline (wandb login, then wandb sync)"
+        self.image = wandb.Image
+        self.run = wandb.init(
+            project=project, id=id, name=id, dir=folder, config=settings, mode=mode, resume="allow",
+            settings=wandb.Settings(console="off", silent=True, save_code=False),
+        )  # fmt: skip
 
-    def summary(self, step: int, metrics: dict[str, float]) -> None:
-        self._run.summary.update(metrics)
+    def log_summary(self, metrics: Mapping[str, float], step: int) -> None:
+        self.run.summary.update(metrics)
 
-    def close(self, status: int) -> None:
-        self._run.finish(exit_code=status)
+    def close(self, failed: bool) -> None:
+        self.run.finish(exit_code=int(failed))
 
 
-class SwanLab(_Logged):
-    """A SwanLab run; online when the environment does not say otherwise and somebody is logged in, else offline."""
+class SwanLab(_Tracker):
+    """A SwanLab run, online unless the environment says otherwise or the user is not logged in."""
 
-    remark = ""
+    name = "swanlab"
 
-    def __init__(self, id: str, folder: str, project: str, config: dict[str, Any]) -> None:
+    def __init__(self, id: str, folder: Path, project: str, settings: dict[str, Any], first_step: int) -> None:
         import swanlab
 
-        settings = swanlab.Settings(
-            interactive=False, terminal=swanlab.Settings.Terminal(proxy_type="none"),
-        )  # fmt: skip
-        mode: Any = settings.mode
-        if mode == "online" and settings.api_key is None:
-            mode, self.remark = "offline", "not logged in, so the run is kept offline (swanlab login, swanlab sync)"
-        self._image = swanlab.Image
-        self._run = swanlab.init(
-            project=project, id=id, name=id, log_dir=str(Path(folder, "swanlab")), config=config, mode=mode,
-            resume="allow", settings=settings,
+        options = swanlab.Settings(interactive=False, terminal=swanlab.Settings.Terminal(proxy_type="none"))
+        mode: Any = options.mode
+        if mode == "online" and options.api_key is None:
+            mode, self.notice = "offline", "not logged in: the run is stored offline (swanlab login, then swanlab sync)"
+        self.image = swanlab.Image
+        self.run = swanlab.init(
+            project=project, id=id, name=id, log_dir=str(folder / "swanlab"), config=settings, mode=mode,
+            resume="allow", settings=options,
         )  # fmt: skip
 
-    def summary(self, step: int, metrics: dict[str, float]) -> None:
-        self._run.log(metrics, step=step)
-
-    def close(self, status: int) -> None:
-        self._run.finish(*(["crashed", "the training was stopped or has failed"] if status else []))
+    def close(self, failed: bool) -> None:
+        self.run.finish(*(["crashed", "the training was stopped or failed"] if failed else []))
 
 
-TRACKERS: dict[str, Any] = {"tensorboard": TensorBoard, "wandb": Wandb, "swanlab": SwanLab}
-
-if __name__ == "__main__":
-    _serve(sys.argv[1])
+TRACKERS: dict[str, Any] = {tracker.name: tracker for tracker in (TensorBoard, Wandb, SwanLab)}
