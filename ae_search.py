@@ -116,6 +116,8 @@ def main(arguments: list[str] | None = None) -> None:
         return
 
     # What imports torch is imported once the flags are known to be good.
+    import torch
+
     from autoencoders.evaluation.metrics import range_label
     from autoencoders.runtime.device import check_memory, pick_device
     from autoencoders.training.folds import Fold, cross_validate
@@ -132,7 +134,8 @@ def main(arguments: list[str] | None = None) -> None:
     # Fold by fold, so that a search that is stopped has results of every candidate.
     folds = [Fold(candidate.name, candidate.recipe, number, args.folds, args.seed, device, args.threads)
              for number in range(args.folds) for candidate in candidates]  # fmt: skip
-    label = f"MSE on the folds held out, {range_label(candidates[0].recipe.build())}"
+    with torch.device("meta"):  # without memory for the weights
+        label = f"MSE on the folds held out, {range_label(candidates[0].recipe.build())}"
     with locked(folder):
         results = cross_validate(folds, images, folder / "folds", args.jobs)
         for number, candidate in enumerate(candidates):
