@@ -1,56 +1,49 @@
-"""Train one recipe ten times, each time without one digit, and print how well each is found: a Markdown table.
+"""Train one recipe ten times, each time without one digit, and print how well it is detected: a Markdown table.
 
-Every number comes out of the evaluation.json that ae_eval.py wrote; a run that is finished already is not repeated.
-Beside it stands the same digit looked for by a model that was trained on all of them.
+Every number is from the evaluation.json that ae_eval.py wrote; a finished run is not repeated. The last column is the
+same digit detected by a model that was trained on all digits.
 """
 
-import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+from autoencoders.runtime import cli
+from benchmarks.common import run_python
 
-def script(name: str, *arguments: Any) -> None:
-    """A script of the suite in a process of its own, its output on our stderr."""
-    command = [sys.executable, str(Path(__file__).resolve().parent.parent / name), *map(str, arguments)]
-    subprocess.run(command, check=True, stdout=sys.stderr)
+HEAD = ("left out", "AUROC", "average precision", "found at 95 % specificity", "PCA, AUROC", "trained on it, AUROC")
 
 
-def found(folder: Path, digit: int, output: Path) -> dict[str, Any]:
-    script("ae_eval.py", "--run", folder, "--leave-out", digit, "--output-dir", output)
+def detect(run: Path, digit: int, output: Path) -> dict[str, Any]:
+    """The `outliers` part of the evaluation of a run that looks for `digit`."""
+    run_python("ae_eval.py", "--run", run, "--leave-out", digit, "--output-dir", output)
     outliers: dict[str, Any] = json.loads((output / "evaluation.json").read_text())["outliers"]
     return outliers
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default="symmetric")
-    parser.add_argument("--dataset", default="mnist")
-    parser.add_argument("--data-root", default="data")
-    parser.add_argument("--output-dir", type=Path, default=Path("outputs/leave_out"))
-    return parser
-
-
 def main() -> None:
-    args, more = parser().parse_known_args()  # the rest goes to ae_train.py
-    train = ("--recipe", args.recipe, "--dataset", args.dataset, "--data-root", args.data_root, *more, "--resume")
-    all_digits = args.output_dir / "all"
-    script("ae_train.py", *train, "--output-dir", all_digits)
-    print("| left out | AUROC | average precision | found at 95 % specificity | PCA, AUROC | trained on it, AUROC |")
-    print("| --- | --- | --- | --- | --- | --- |", flush=True)
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--recipe", default="symmetric", help="what to train")
+    parser.add_argument("--dataset", default="mnist", help="image set")
+    parser.add_argument("--data-root", type=Path, default=Path("data"), help="where the images are")
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs/leave_out"), help="where the runs go")
+    parser.add_argument("flags", nargs="*", help="after --: more flags of ae_train.py")
+    args = parser.parse_args()
+    folder, rows = args.output_dir, []
+    train = ["ae_train.py", "--recipe", args.recipe, "--dataset", args.dataset, "--data-root", args.data_root]
+    train += ["--resume", *args.flags]
+    run_python(*train, "--output-dir", folder / "all")
     for digit in range(10):
-        folder = args.output_dir / f"without_{digit}"
-        script("ae_train.py", *train, "--leave-out", digit, "--output-dir", folder)
-        never, seen = found(folder, digit, folder), found(all_digits, digit, all_digits / f"find_{digit}")
-        model = never["model"]
-        print(
-            f"| {digit} | {model['auroc']:.4f} | {model['average_precision']:.4f} | {model['sensitivity']:.1%} "
-            f"| {never['pca']['auroc']:.4f} | {seen['model']['auroc']:.4f} |",
-            flush=True,
-        )
+        run = folder / f"without_{digit}"
+        run_python(*train, "--leave-out", digit, "--output-dir", run)
+        unseen, seen = detect(run, digit, run), detect(folder / "all", digit, folder / "all" / f"find_{digit}")
+        model = unseen["model"]
+        values = (model["auroc"], model["average_precision"], unseen["pca"]["auroc"], seen["model"]["auroc"])
+        auroc, precision, pca, trained = (f"{value:.4f}" for value in values)
+        rows.append([str(digit), auroc, precision, f"{model['sensitivity']:.1%}", pca, trained])
+        cli.log.info(" ".join(rows[-1]))
+    print(cli.format_table(HEAD, rows, markdown=True))
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -1,11 +1,10 @@
-"""The plain loop everyone knows, for any recipe: what `bench.py` holds the suite against.
+"""The plain training loop for any recipe, which `bench.py` compares the suite with.
 
-torchvision's data set, ToTensor and Normalize image by image through a DataLoader, unfused Adam, `.item()` after
-every step, the test set at the end, two pictures. As a script it is the whole process that a tutorial's reader runs.
+torchvision's data set, ToTensor and Normalize image by image through a DataLoader, unfused Adam, `.item()` after every
+step, the test set at the end, two pictures. As a script it is the complete process that a tutorial's reader runs.
 """
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,13 +14,10 @@ from matplotlib import pyplot as plt
 from torch import Tensor
 from torchvision import datasets, transforms
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from plain_sparse import PlainEnsemble
-
 from ae_models import VAE, Autoencoder
-from autoencoders.recipes import RECIPES, Recipe
-from autoencoders.sparse import SparseEnsemble
+from autoencoders.recipes import Recipe
+from benchmarks.common import sized
+from benchmarks.plain_sparse import PlainEnsemble
 
 Loader = torch.utils.data.DataLoader[tuple[Tensor, Tensor]]
 
@@ -33,7 +29,7 @@ def build(recipe: Recipe) -> Autoencoder:
 
 
 def plain_loader(root: Path, train: bool, signed: bool, batch_size: int, count: int | None = None) -> Loader:
-    """The first `count` images of MNIST, shuffled when they are to be trained on."""
+    """The first `count` images of MNIST, shuffled for training."""
     steps = [transforms.ToTensor(), *([transforms.Normalize((0.5,), (0.5,))] if signed else [])]
     images = datasets.MNIST(str(root), train=train, transform=transforms.Compose(steps))
     part = torch.utils.data.Subset(images, range(count or len(images)))
@@ -56,8 +52,8 @@ def plain_loss(model: Autoencoder, recipe: Recipe, x: Tensor) -> Tensor:
 
 
 def plain_epoch(model: Autoencoder, recipe: Recipe, loader: Loader) -> Callable[[], list[float]]:
-    """One epoch by the plain loop, ready to be called; it answers with the batch losses."""
-    if isinstance(model, SparseEnsemble):
+    """A function that trains one epoch by the plain loop and returns the batch losses."""
+    if model.members > 1:
         ensemble = PlainEnsemble()
         return lambda: [sum(ensemble.step(x.view(len(x), -1))) for x, _ in loader]
     kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
@@ -77,16 +73,15 @@ def plain_epoch(model: Autoencoder, recipe: Recipe, loader: Loader) -> Callable[
 
 
 def main() -> None:
-    """Train a recipe, with a code of 154 where the PCA would say it, and leave two pictures."""
+    """Train a recipe and write two pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-root", type=Path, default=Path("data"))
     parser.add_argument("--output-dir", type=Path, default=Path("."))
     parser.add_argument("--recipe", default="symmetric")
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--images", type=int, help="so many only, and neither test nor pictures (default: all)")
+    parser.add_argument("--images", type=int, help="train on this many only, without test and pictures (default: all)")
     args = parser.parse_args()
-    row = RECIPES[args.recipe]
-    recipe = row if row.code_size else row.override({"code_size": 154})
+    recipe = sized(args.recipe)
     model = build(recipe)
     signed = model.input_range == "signed"
     epoch = plain_epoch(model, recipe, plain_loader(args.data_root, True, signed, recipe.batch_size, args.images))

@@ -1,7 +1,7 @@
-"""The sparse ensemble as its write-up builds it: what `bench.py` holds the stacked one against.
+"""The sparse ensemble as its write-up builds it, which `bench.py` compares the stacked one with.
 
-Five separate modules and optimisers, dense products throughout, `.item()` after every loss, and at every step the
-full best-match search over the ten pairs, on detached numbers as published (but features against features).
+Five separate modules and optimizers, dense products throughout, `.item()` after every loss, and at every step the full
+best-match search over the ten pairs, on detached values as published (but features against features).
 """
 
 from itertools import combinations
@@ -29,7 +29,7 @@ class SparseAutoencoder(nn.Module):
 
 
 class PlainEnsemble:
-    """Trains five of them step by step."""
+    """Trains five of them, step by step."""
 
     def __init__(self, num_saes: int = 5, consistency_weight: float = 0.01) -> None:
         self.saes = [SparseAutoencoder() for _ in range(num_saes)]
@@ -48,7 +48,7 @@ class PlainEnsemble:
         return 1 - sum(scores) / len(scores)
 
     def step(self, x: Tensor) -> list[float]:
-        """One step on images (batch, 784); the losses as numbers."""
+        """One step on images (batch, 784); the losses as floats."""
         losses = []
         consistency = self.consistency_weight * self.consistency()
         for number, (sae, optimizer) in enumerate(zip(self.saes, self.optimizers)):

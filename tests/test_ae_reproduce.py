@@ -1,35 +1,43 @@
+"""The reproduction from its command line: a smoke test on the digits, with claims about them made by these tests."""
+
 import http.server
 import json
 import re
 import shutil
-import signal
 import subprocess
-import sys
 import threading
-import time
+from argparse import ArgumentTypeError
 from functools import partial
-from pathlib import Path
 
 import pytest
+from conftest import call_script, is_one_error_line, run_script
 
-SUITE = Path(__file__).resolve().parent.parent
+import ae_reproduce
+from autoencoders.evaluation.pca import fit_pca
+from autoencoders.reproduction.claims import CLAIMS, Claim
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-def command(folder, *flags, suite=SUITE):
-    chosen = () if "--study" in flags else ("--only", "bce")
-    script = str(suite / "ae_reproduce.py")
-    return [sys.executable, script, "--dataset", "digits", *chosen, "--output-dir", str(folder), *flags]
-
-
-def reproduce(folder, *flags, suite=SUITE):
-    return subprocess.run(command(folder, *flags, suite=suite), capture_output=True, text=True, timeout=300)
+FLAGS = ("--dataset", "digits", "--only", "bce", "--device", "cpu")
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
+    """(folder, finished process) of a reproduction on images without claims; for looking at, not for writing into."""
     folder = tmp_path_factory.mktemp("reproduction")
-    return folder, reproduce(folder)
+    return folder, run_script("ae_reproduce.py", *FLAGS, "--output-dir", folder)
+
+
+@pytest.fixture
+def copied(done, tmp_path):
+    """A copy of that folder."""
+    return shutil.copytree(done[0], tmp_path / "copy")
+
+
+def reproduce(capsys, folder, *claims, seeds=1):
+    """(status, stdout, stderr, report) of a reproduction under claims about the digits."""
+    main = partial(ae_reproduce.main, claims={"bce": claims}, claimed_for="digits")
+    result = call_script(capsys, main, *FLAGS, "--seeds", seeds, "--output-dir", folder)
+    return *result, json.loads((folder / "reproduction.json").read_text())
 
 
 def test_on_other_images_every_claim_is_marked_as_not_applicable(done):
@@ -39,26 +47,63 @@ def test_on_other_images_every_claim_is_marked_as_not_applicable(done):
     assert {row["verdict"] for row in report["rows"]} == {"not applicable"}
     assert (folder / "reproduction.md").read_text().strip() in result.stdout
     assert all(row["claim"] in result.stdout for row in report["rows"]) and len(report["rows"]) == 4
+    assert "bce, seed 42" in result.stderr
 
 
-def test_what_stands_already_is_not_trained_again(done):
-    folder, _ = done
-    weights = folder / "digits" / "bce" / "seed-42" / "mnist_bce.pt"
-    before = weights.stat().st_mtime_ns
-    again = reproduce(folder)
-    assert again.returncode == 0 and "stands already" in again.stderr
-    assert weights.stat().st_mtime_ns == before
+def test_a_finished_run_is_not_trained_again_and_a_changed_csv_is_not_believed(copied, capsys):
+    run = copied / "digits" / "bce" / "seed-42"
+    weights, csv = run / "mnist_bce.pt", run / "history.csv"
+    before, losses = weights.stat().st_mtime_ns, csv.read_text()
+    csv.write_text(re.sub(r"(\n1,)", r"\g<1>0", losses))
+    status, *_, report = reproduce(capsys, copied, Claim("a loss", "1.train_loss", 1.0))
+    assert status == 1 and weights.stat().st_mtime_ns == before
+    assert report["rows"][0]["mean"] == pytest.approx(float(losses.splitlines()[1].split(",")[1]))
 
 
-def test_a_history_that_was_changed_is_not_believed(done):
-    folder, _ = done
-    path = folder / "digits" / "bce" / "seed-42" / "history.csv"
-    before = path.read_text()
-    path.write_text(before.replace("1,", "1,0", 1))
-    again = reproduce(folder)
-    assert again.returncode == 0 and "stands already" not in again.stderr
-    losses = [line.split(",")[:3] for line in before.splitlines()]
-    assert [line.split(",")[:3] for line in path.read_text().splitlines()] == losses
+def test_a_wrong_claim_and_a_model_that_does_not_learn_are_reported_with_status_1(copied, capsys, digits):
+    sound = Claim("sound", "1.test_loss", 540.0, relation="<")
+    wrong = Claim("wrong", "1.test_loss", 1.0, rounding=0.5)
+    broken = Claim("broken", "1.test_loss", 540.0, relation="<", flags=("--lr", "1e-9"))
+    miss = fit_pca(digits).components_for(0.95)
+    known = Claim("known", "pca.components", 1, rounding=0.5, expected_miss=miss, reason="these are digits")
+    status, out, _, report = reproduce(capsys, copied, sound)
+    assert status == 0 and "| reproduced |" in out and report["rows"][0]["verdict"] == "reproduced"
+    status, out, err, report = reproduce(capsys, copied, sound, wrong, broken, known)
+    verdicts = ["reproduced", "not reproduced", "not reproduced", "not reproduced (known)"]
+    assert status == 1 and [row["verdict"] for row in report["rows"]] == verdicts
+    assert re.fullmatch(r"error: 2 of 4 claims not reproduced.*: wrong; broken\n", err.splitlines(True)[-1])
+
+
+def test_over_seeds_the_mean_and_its_spread_are_judged_and_a_baseline_takes_part(copied, capsys):
+    wide = ("bce", "--hidden-sizes", "64")
+    claim = Claim("ahead", "metrics.test_mse", relation="<", baseline=wide)
+    status, _, _, report = reproduce(capsys, copied, claim, seeds=2)
+    row = report["rows"][0]
+    assert len(row["measured"]) == 2 and row["measured"][0] != row["measured"][1]
+    assert row["mean"] == pytest.approx(sum(row["measured"]) / 2) and row["spread"] > 0
+    assert row["against"] == " ".join(wide) and row["difference"] == pytest.approx(row["mean"] - row["reference"])
+    assert status == (0 if row["mean"] < row["reference"] else 1) and report["seeds"] == 2
+
+
+def test_a_dry_run_distinguishes_finished_runs_from_missing_ones(done, capsys, tmp_path):
+    for folder, answer in ((done[0], "Finished"), (tmp_path / "new", "Would train")):
+        status, out, _ = call_script(capsys, ae_reproduce.main, *FLAGS, "--dry-run", "--output-dir", folder)
+        assert status == 0 and out.startswith(f"{answer}: python ae_train.py --recipe bce")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_mistake_is_one_line_and_leaves_no_folder(capsys, tmp_path):
+    for flags in (("--only", "nothing"), ("--device", "bogus")):
+        status, _, err = call_script(capsys, ae_reproduce.main, *FLAGS, *flags, "--output-dir", tmp_path / "new")
+        assert status == 2 and is_one_error_line(err) and not (tmp_path / "new").exists()
+
+
+def test_recipes_are_listed_by_name_in_the_order_of_the_claims():
+    assert ae_reproduce.recipe_names("vae, bce") == ("bce", "vae")
+    assert ae_reproduce.recipe_names(",".join(CLAIMS)) == tuple(CLAIMS)
+    for text in ("", "bce,", "tuned"):
+        with pytest.raises(ArgumentTypeError):
+            ae_reproduce.recipe_names(text)
 
 
 PROBE = """<!doctype html><iframe src="reproduction.html"></iframe><script>
@@ -97,72 +142,3 @@ def test_the_page_opens_in_a_browser_with_its_table_and_pictures_and_an_empty_co
     assert seen["wide"] <= 0  # on a phone only the table scrolls sideways
     assert "CONSOLE" not in result.stderr
     assert set(asked) <= {"/probe.html", "/reproduction.html", "/favicon.ico"}
-
-
-def planted(folder, claim, model=""):
-    """A copy of the suite with one claim about the digits, and with its reconstructions spoilt when asked for."""
-    folder.mkdir()
-    for path in SUITE.glob("*.py"):
-        shutil.copy(path, folder)
-    shutil.copytree(SUITE / "autoencoders", folder / "autoencoders")
-    with open(folder / "autoencoders/recipes.py", "a") as file:
-        file.write(f"\nRECIPES['bce'] = dataclasses.replace(RECIPES['bce'], claims=({claim},))\n")
-    if model:
-        good = "logits: Tensor = self.decoder[:-1](code)"
-        source = (folder / "ae_models.py").read_text()
-        assert good in source
-        (folder / "ae_models.py").write_text(source.replace(good, good + model))
-    return folder
-
-
-def test_a_wrong_claim_and_a_broken_model_are_said_and_end_with_status_1(tmp_path):
-    right = "Claim('planted', '1.test_loss', 540.0, relation='<', dataset='digits')"
-    wrong = "Claim('planted', '1.test_loss', 1.0, rounding=0.5, dataset='digits')"
-    sound = reproduce(tmp_path / "runs", suite=planted(tmp_path / "sound", right))
-    assert sound.returncode == 0 and "| reproduced |" in sound.stdout, sound.stderr
-    lying = reproduce(tmp_path / "runs", suite=planted(tmp_path / "lying", wrong))
-    broken = reproduce(tmp_path / "broken runs", suite=planted(tmp_path / "broken", right, " * 0"))
-    for result in (lying, broken):
-        assert result.returncode == 1 and "| not reproduced |" in result.stdout
-        assert re.fullmatch(r"error: 1 of 1 claims not reproduced.*: planted\n", result.stderr.splitlines(True)[-1])
-
-
-def test_a_stopped_reproduction_takes_its_run_along_and_goes_on_later(tmp_path):
-    with subprocess.Popen(command(tmp_path), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / ".lock").exists() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        time.sleep(1)
-        process.send_signal(signal.SIGINT)
-        said = process.stderr.read()
-    assert process.returncode == 130 and said.splitlines()[-1].startswith("error: stopped")
-    assert reproduce(tmp_path).returncode == 0
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["--only", "nothing"],
-        ["--only", ""],
-        ["--seeds", "0"],
-        ["--study", "width"],
-        ["--device", "bogus"],
-        ["--study", "code-size", "--seeds", "3"],
-        ["--study", "code-size", "--code-sizes", ""],
-    ],
-)
-def test_a_mistake_is_one_line_and_leaves_no_folder(tmp_path, flags):
-    result = reproduce(tmp_path / "new", *flags)
-    assert result.returncode == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
-    assert not (tmp_path / "new").exists()
-
-
-def test_the_study_puts_pca_beside_two_autoencoders_and_the_page_takes_it_up(done):
-    folder, _ = done
-    result = reproduce(folder, "--study", "code-size", "--code-sizes", "2,64")
-    assert result.returncode == 0, result.stderr
-    errors = json.loads((folder / "code_size.json").read_text())["test_mse_unit"]
-    assert {tuple(points) for points in errors.values()} == {("2", "64")} and len(errors) == 3
-    assert all(points["64"] < points["2"] for points in errors.values())
-    assert reproduce(folder).returncode == 0  # stands already; the page is made anew
-    assert "over code sizes" in (folder / "reproduction.html").read_text()

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 from scipy.special import stdtrit  # the quantile of Student's t
 
+REPRODUCED, FAILED = "reproduced", "not reproduced"
+EXPECTED_MISS, NOT_APPLICABLE = "not reproduced (known)", "not applicable"
+
 _FORMER = "what its settings gave before"
 _PUBLISHED_SPARSE = ("--revive", "off", "--consistency-weight", "0")  # without our revival and consistency
 
@@ -43,7 +46,6 @@ class Claim:
 
     def tolerance(self, spread: float | None, seeds: int) -> float:
         """Allowed distance of the mean of `seeds` runs from the value; below 3 seeds the recorded spread is used."""
-
         measured = spread is not None and seeds >= 3
         deviation, runs = (spread or 0.0, seeds) if measured else (self.spread, 3)
         return float(self.rounding + stdtrit(runs - 1, 0.975) * deviation * math.sqrt(1 + 1 / seeds))
@@ -53,6 +55,12 @@ class Claim:
         if self.relation == "=":
             return abs(measured - reference) <= tolerance
         return measured > reference if self.relation == ">" else measured < reference
+
+    def verdict(self, measured: float, reference: float, tolerance: float) -> str:
+        """REPRODUCED, EXPECTED_MISS or FAILED."""
+        if self.holds(measured, reference, tolerance):
+            return REPRODUCED
+        return EXPECTED_MISS if abs(measured - self.expected_miss) <= tolerance else FAILED
 
 
 # fmt: off

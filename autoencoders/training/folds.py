@@ -1,122 +1,155 @@
-"""K-fold cross-validation: a fold is trained by the suite's own loop, measured, and kept in a file of its own.
+"""K-fold cross-validation: each fold is trained by `Trainer`, measured, and its result stored in a file of its own.
 
-What comes out depends on the recipe, the images, the fold, the precision, the kind of device, the number of threads and
-the versions of torch and numpy alone. The file is named by a hash of them, so that whoever asks the same finds it. No
-test image is looked at.
+A result depends on the recipe, the images, the fold, the precision, the kind of device, the number of threads and the
+versions of torch and numpy; the file is named by a hash of these. Test images are never used.
 """
 
+import logging
 import signal
-import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import joblib
-import numpy as np
 import torch
 from sklearn.model_selection import KFold
+from tqdm.auto import tqdm
 
-from autoencoders.data.sets import ImageSet
+from autoencoders.data.images import ImageSet
 from autoencoders.evaluation.metrics import reconstruction_error
 from autoencoders.recipes import Recipe
-from autoencoders.runtime import processes
+from autoencoders.runtime import cli
 from autoencoders.runtime.device import Precision, keep_freed_memory
 from autoencoders.runtime.errors import RunError
-from autoencoders.runtime.files import read_json, write_json
+from autoencoders.runtime.files import prepare_folder, read_json, write_json
 from autoencoders.training.checkpoint import checksum, versions
-from autoencoders.training.run import flatten
 from autoencoders.training.trainer import Diverged, Trainer
 
-Result = dict[str, Any]
+log = logging.getLogger(__name__)
+
+Result = dict[str, Any]  # `val_mse` per pixel in the recipe's range, None and `diverged` if training failed; `seconds`
 
 
 @dataclass(frozen=True)
 class Fold:
-    """Fold `number` of `of`, drawn by `seed` as scikit-learn's KFold draws them, held out from training `recipe`."""
+    """Fold `number` of `of`, drawn by scikit-learn's KFold from `seed`: held out while `recipe` is trained."""
 
+    name: str  # for people
     recipe: Recipe
-    number: int
+    number: int  # from 0
     of: int
     seed: int
     device: torch.device
     threads: int
 
-    @processes.alone()
-    def train(self, images: np.ndarray) -> Result:
-        """Train on the other folds of images (N, 784) uint8; `val_mse` per pixel, in the recipe's range, and `seconds`.
-
-        Where training diverges `val_mse` is None, and `diverged` says how.
-        """
+    def train(self, images: ImageSet) -> Result:
+        """Train on the training images of the other folds, and measure on those of this fold."""
         torch.set_num_threads(self.threads)
         keep_freed_memory()
-        splits = list(KFold(self.of, shuffle=True, random_state=self.seed).split(images))
-        train, held_out = (images[rows] for rows in splits[self.number])
-        torch.manual_seed(self.recipe.seed)
-        precision = Precision("auto", self.device)
-        trainer = Trainer(self.recipe.build(), self.recipe, train, held_out, self.device, precision)
+        trainer = Trainer(self.recipe, self.split(images), self.device, "auto")
         result: Result = {"val_mse": None}
         try:
             for _ in trainer.epochs():
                 pass
             result["val_mse"] = reconstruction_error(trainer.model, trainer.test_images)["test_mse"]
-        except Diverged as fault:
-            result["diverged"] = str(fault)
-        return result | {"seconds": round(trainer.seconds + sum(row["seconds"] for row in trainer.history), 3)}
+        except Diverged as error:
+            result["diverged"] = str(error)
+        return result | {"seconds": round(trainer.log.seconds + sum(row["seconds"] for row in trainer.history), 3)}
 
-    def facts(self, images: ImageSet) -> dict[str, Any]:
-        """All that the result depends on, in JSON types."""
+    def split(self, images: ImageSet) -> ImageSet:
+        """The other folds of the training images as training images, this fold as test images."""
+        splits = list(KFold(self.of, shuffle=True, random_state=self.seed).split(images.train_labels))
+        train, held_out = splits[self.number]
+        return replace(
+            images, train_images=images.train_images[train], train_labels=images.train_labels[train],
+            test_images=images.train_images[held_out], test_labels=images.train_labels[held_out],
+        )  # fmt: skip
+
+    def cache_key(self, images: ImageSet) -> dict[str, Any]:
+        """Everything the result depends on, in JSON types."""
         return {
-            "recipe": flatten(self.recipe.as_dict()), "fingerprint": images.fingerprint,
+            "recipe": self.recipe.settings(), "fingerprint": images.fingerprint,
             "fold": [self.number, self.of, self.seed], "threads": self.threads, "device": self.device.type,
             "precision": str(Precision("auto", self.device)),
             "versions": {name: versions()[name] for name in ("torch", "numpy")},
         }  # fmt: skip
 
 
-def path_of(facts: dict[str, Any], folder: Path) -> Path:
-    """The file that keeps the result which these facts lead to."""
-    return folder / f"{checksum(facts)[:16]}.json"
+def cross_validate(folds: list[Fold], images: ImageSet, folder: Path, jobs: int) -> list[Result]:
+    """The result of every fold: read from `folder`, or trained, `jobs` folds at a time, and stored there.
 
-
-def keep(result: Result, facts: dict[str, Any], folder: Path) -> None:
-    """Write a fold's result, with a checksum, so that a number changed later is not taken for one."""
-    record = {"facts": facts, "result": result}
-    write_json(path_of(facts, folder), {**record, "sha256": checksum(record)})
-
-
-def kept(facts: dict[str, Any], folder: Path) -> Result | None:
-    """The result that was kept of a fold, or None; a damaged file is as good as none."""
-    path = path_of(facts, folder)
-    if not path.exists():
-        return None
+    If the process is asked to stop, the finished folds stay stored.
+    """
+    prepare_folder(folder)
+    keys = [fold.cache_key(images) for fold in folds]
+    results = {index: result for index, key in enumerate(keys) if (result := load_result(key, folder))}
+    missing = {index: fold for index, fold in enumerate(folds) if index not in results}
+    if results:
+        log.info(f"{len(results)} of {len(folds)} folds are in {folder} already")
+    progress = tqdm(train_folds(missing, images, jobs), total=len(missing), desc="folds", leave=False,
+                    disable=None if cli.is_verbose() else True)  # fmt: skip
     try:
-        record = read_json(path, "it is trained again")
-        if record.pop("sha256", None) == checksum(record) and record["facts"] == facts:
-            return dict(record["result"])
-    except (RunError, KeyError, TypeError):
-        pass
-    print(f"warning: {path}: is damaged; this fold is trained again", file=sys.stderr)
-    return None
+        for index, result in progress:
+            save_result(result, keys[index], folder)
+            results[index] = result
+            progress.clear()  # the line about the fold comes next
+            error = "diverged" if result["val_mse"] is None else f"MSE {result['val_mse']:.5f}"
+            name = f"{folds[index].name}, fold {folds[index].number + 1}"
+            log.info(f"{len(results)}/{len(folds)} {name}: {error}, {result['seconds']:.1f} s")
+    except (KeyboardInterrupt, cli.Stopped) as stop:
+        stored = sum(_path(key, folder).exists() for key in keys)
+        message = f"stopped; {stored} of {len(folds)} folds are in {folder}; the same command continues"
+        raise cli.Stopped(message, getattr(stop, "status", 130)) from stop
+    return [results[index] for index in range(len(folds))]
 
 
-def train_all(folds: Mapping[int, Fold], images: np.ndarray, jobs: int) -> Iterator[tuple[int, Result]]:
-    """Train every fold, `jobs` processes at a time, and yield each one's key with its result as it ends."""
-    with joblib.parallel_config("loky", initializer=_leave_signals_to_the_parent):
-        work = joblib.Parallel(n_jobs=max(1, min(jobs, len(folds))), return_as="generator_unordered")
-    # joblib's, when we are stopped, and when it replaces a process that has kept much memory: which is its right.
+def train_folds(folds: dict[int, Fold], images: ImageSet, jobs: int) -> Iterator[tuple[int, Result]]:
+    """Train every fold, in `jobs` processes; yield each fold's key and result as it ends."""
+    jobs = max(1, min(jobs, len(folds)))
+    with joblib.parallel_config("loky", initializer=_ignore_sigint):
+        parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
+    if (granted := joblib.effective_n_jobs(jobs)) < jobs:
+        log.info(f"--jobs {jobs}: this system allows {granted}")
+    # joblib's warnings when we are stopped, and when it replaces a process that holds much memory.
     warnings.filterwarnings("ignore", r"\d+ tasks which were|A worker stopped while some jobs", UserWarning)
     try:
-        yield from work(joblib.delayed(_train)(key, fold, images) for key, fold in folds.items())
+        yield from parallel(joblib.delayed(_train)(key, fold, images) for key, fold in folds.items())
     except BrokenProcessPool as error:
-        raise RunError("a process was ended by the system, most likely for want of memory; use fewer --jobs") from error
+        raise RunError("the system ended a process, most likely for lack of memory; use fewer --jobs") from error
 
 
-def _train(key: int, fold: Fold, images: np.ndarray) -> tuple[int, Result]:
+def _train(key: int, fold: Fold, images: ImageSet) -> tuple[int, Result]:
     return key, fold.train(images)
 
 
-def _leave_signals_to_the_parent() -> None:
+def _ignore_sigint() -> None:
+    """Ctrl-C reaches every process of the terminal; the main process ends the others."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _path(key: dict[str, Any], folder: Path) -> Path:
+    return folder / f"{checksum(key)[:16]}.json"
+
+
+def save_result(result: Result, key: dict[str, Any], folder: Path) -> None:
+    """Write a fold's result with a checksum, which detects a number that was changed later."""
+    record = {"facts": key, "result": result}
+    write_json(_path(key, folder), {**record, "sha256": checksum(record)})
+
+
+def load_result(key: dict[str, Any], folder: Path) -> Result | None:
+    """The stored result of the fold with this key; None if there is none, or it is damaged."""
+    path = _path(key, folder)
+    if not path.exists():
+        return None
+    try:
+        record = read_json(path, "delete it")
+        if record.pop("sha256", None) == checksum(record) and record["facts"] == key:
+            return dict(record["result"])
+    except (RunError, KeyError, TypeError):
+        pass
+    log.warning(f"{path}: is damaged; this fold is trained again")
+    return None

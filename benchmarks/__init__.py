@@ -1,0 +1,1 @@
+"""Benchmarks, run from the repository's folder as `python -m benchmarks.NAME`."""
