@@ -7,8 +7,6 @@ only the new ones. Results depend on --threads, but not on --jobs.
 """
 
 import argparse
-import csv
-import io
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
@@ -168,7 +166,7 @@ def write_results(args: argparse.Namespace, candidates: list[Candidate], images:
     """Rank the candidates by their mean error, those that diverged last; write and print the result."""
     ranked = sorted(candidates, key=lambda c: (c.diverged, c.errors.mean() if len(c.errors) else 0))
     rows = [candidate.row(rank) for rank, candidate in enumerate(ranked, start=1)]
-    write_atomic(args.output_dir / "search.csv", format_csv(rows))
+    write_atomic(args.output_dir / "search.csv", cli.format_csv(rows))
     converged = [candidate for candidate in ranked if not candidate.diverged]
     if converged:
         count = f"{len(converged)} candidate{'s' * (len(converged) > 1)}"
@@ -181,15 +179,6 @@ def write_results(args: argparse.Namespace, candidates: list[Candidate], images:
 def standard_error(errors: np.ndarray) -> float:
     """The standard error of the mean of some numbers."""
     return float(errors.std(ddof=1) / len(errors) ** 0.5)
-
-
-def format_csv(rows: list[dict[str, Any]]) -> bytes:
-    """The rows as CSV."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
 
 
 def format_ranking(rows: list[dict[str, Any]]) -> str:

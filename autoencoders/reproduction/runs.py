@@ -84,7 +84,7 @@ class Training:
             run, finished = self.restore()
             if not finished:
                 if not run.digest:
-                    run.back_up_unfinished()
+                    run.start_afresh()
                 self._finish(run)
         self.record, self.history = read_record(self.folder), run.trainer.history
 

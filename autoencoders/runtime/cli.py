@@ -6,7 +6,9 @@ library is imported here, so that `--help` answers at once; importing this modul
 
 import argparse
 import contextlib
+import csv
 import importlib.metadata
+import io
 import logging
 import math
 import os
@@ -14,7 +16,7 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from autoencoders.runtime import processes
@@ -195,6 +197,15 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], markdown:
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))])
         for row in (header, *rows)
     )
+
+
+def format_csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Rows with the same columns as a CSV file: a header, then one line per row."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
 
 
 class Signals:

@@ -65,9 +65,7 @@ class Run:
 
         A run whose processes torchrun has restarted resumes by itself.
         """
-        if processes.on_main(
-            lambda: self.resume() if resume or self._restarted_by_torchrun() else self._start_afresh()
-        ):
+        if processes.on_main(lambda: self.resume() if resume or self._restarted_by_torchrun() else self.start_afresh()):
             return True
         if processes.size() > 1:
             state = processes.on_main(lambda: bytes(checkpoint.to_bytes(self.trainer.state_dict())))
@@ -122,7 +120,7 @@ class Run:
             listed = ", ".join(f"{name} {theirs.get(name)} (now {ours.get(name)})" for name in differences)
             raise UsageError(f"{self.path}: was trained with other settings: {listed}; use those, or train afresh")
 
-    def _start_afresh(self) -> bool:
+    def start_afresh(self) -> bool:
         """Rename the checkpoint of an unfinished run, so that nothing overwrites it."""
         if not self.path.exists():
             return False

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from autoencoders.runtime import cli
 from autoencoders.runtime.errors import UsageError
@@ -54,13 +55,15 @@ class Trackers:
 
         self.trainer, self.interval, self.fork_rng = run.trainer, interval, fork_rng
         self.folder = run.folder.resolve() / "trackers"
-        self.settings = {
-            **run.trainer.recipe.as_dict(), "dataset": run.images.title, "device": str(run.trainer.device),
+        where = {
+            "dataset": run.images.title,
+            "device": str(run.trainer.device),
             "precision": str(run.trainer.precision),
-        }  # fmt: skip
+        }
+        self.settings = {**run.trainer.recipe.as_dict(), **where}
         self.active: dict[str, _Tracker] = {}
         for name in dict.fromkeys(names):
-            self._guarded(name, self._start, name, project, bool(run.digest))
+            self._guarded(name, lambda name=name: self._start(name, project, bool(run.digest)))
 
     def _start(self, name: str, project: str, resumed: bool) -> None:
         path = self.folder / f"{name}.json"
@@ -70,26 +73,24 @@ class Trackers:
         first_step = int(state["epochs"]) * len(self.trainer.batch_sizes) + 1
         tracker = TRACKERS[name](str(state["id"]), self.folder, project, self.settings, first_step)
         tracker.state, self.active[name] = state, tracker
-        if tracker.notice:
-            log.info(f"{name}: {tracker.notice}")
 
-    def _guarded(self, name: str, act: Callable[..., None], *arguments: Any) -> None:
+    def _guarded(self, name: str, act: Callable[[], None]) -> None:
         """Call a tracker; its output, its random numbers and its errors stay away from the training."""
         logging.getLogger(name).propagate = False
         try:
             self.folder.mkdir(exist_ok=True)
-            with (
-                (self.folder / f"{name}.log").open("a") as file, contextlib.redirect_stdout(file),
-                contextlib.redirect_stderr(file), self.fork_rng([]),
-            ):  # fmt: skip
-                act(*arguments)
+            with contextlib.ExitStack() as stack:
+                file = stack.enter_context((self.folder / f"{name}.log").open("a"))
+                for context in (contextlib.redirect_stdout(file), contextlib.redirect_stderr(file), self.fork_rng([])):
+                    stack.enter_context(context)
+                act()
         except Exception as error:  # a tracker may fail in any way
             self.active.pop(name, None)
             log.warning(f"--tracker {name}: {type(error).__name__}: {error}; the run continues without it")
 
-    def _each(self, act: Callable[["_Tracker"], None]) -> None:
+    def _each(self, act: "Callable[[_Tracker], None]") -> None:
         for name, tracker in list(self.active.items()):
-            self._guarded(name, act, tracker)
+            self._guarded(name, lambda tracker=tracker: act(tracker))
 
     def __enter__(self) -> "Trackers":
         return self
@@ -112,7 +113,6 @@ class Trackers:
             known = epoch == len(history) or not self.trainer.schedule
             rate = {"lr": self.trainer.optimizer.param_groups[0]["lr"]} if known else {}
             tracker.log(flatten_lists(row) | rate, epoch * steps)
-            tracker.flush()
             tracker.state["epochs"] = epoch
             write_json(self.folder / f"{tracker.name}.json", tracker.state)
 
@@ -126,14 +126,13 @@ class Trackers:
         """Log the metrics of the finished run that are not among the values of its last epoch."""
         last, step = flatten_lists(self.trainer.history[-1]), len(self.trainer.batch_losses)
         new = {name: value for name, value in flatten_lists(metrics).items() if name not in last}
-        self._each(lambda tracker: tracker.log_summary(new, step))
+        self._each(lambda tracker: tracker.log(new, step))
 
 
 class _Tracker:
     """One tracker: `run` takes values by name and step, `image` packs a picture."""
 
     name = ""
-    notice = ""  # for the user, once
     state: dict[str, Any]
     run: Any
     image: Any
@@ -141,16 +140,11 @@ class _Tracker:
     def log(self, values: Mapping[str, float], step: int) -> None:
         self.run.log(dict(values), step=step)
 
-    def log_summary(self, metrics: Mapping[str, float], step: int) -> None:
-        self.log(metrics, step)
-
     def log_picture(self, name: str, path: Path, step: int) -> None:
         self.run.log({name: self.image(str(path))}, step=step)
 
-    def flush(self) -> None: ...
-
     def close(self, failed: bool) -> None:
-        raise NotImplementedError
+        self.run.finish(exit_code=int(failed))
 
 
 class TensorBoard(_Tracker):
@@ -159,10 +153,8 @@ class TensorBoard(_Tracker):
     name = "tensorboard"
 
     def __init__(self, id: str, folder: Path, project: str, settings: dict[str, Any], first_step: int) -> None:
-        from PIL import Image
         from torch.utils.tensorboard import SummaryWriter
 
-        self.image = Image.open
         self.run = SummaryWriter(str(folder / "tensorboard" / id), purge_step=first_step)
         rows = [(name, str(value)) for name, value in {"project": project, **settings}.items()]
         self.run.add_text("recipe", cli.format_table(("setting", "value"), rows, markdown=True))
@@ -172,10 +164,7 @@ class TensorBoard(_Tracker):
             self.run.add_scalar(name, value, step)
 
     def log_picture(self, name: str, path: Path, step: int) -> None:
-        self.run.add_image(name, np.asarray(self.image(path).convert("RGB")), step, dataformats="HWC")
-
-    def flush(self) -> None:
-        self.run.flush()
+        self.run.add_image(name, np.asarray(Image.open(path).convert("RGB")), step, dataformats="HWC")
 
     def close(self, failed: bool) -> None:
         self.run.close()
@@ -191,20 +180,13 @@ class Wandb(_Tracker):
             os.environ.setdefault(f"WANDB_{name}_DIR", str(folder / "wandb" / name.lower()))
         import wandb
 
-        mode: Any = None
-        if "WANDB_MODE" not in os.environ and not wandb.login(prompt=False, verify=False):
-            mode, self.notice = "offline", "not logged in: the run is stored offline (wandb login, then wandb sync)"
+        online = "WANDB_MODE" in os.environ or wandb.login(prompt=False, verify=False)
+        if not online:
+            log.info("wandb: not logged in: the run is stored offline (wandb login, then wandb sync)")
+        options = wandb.Settings(console="off", silent=True, save_code=False)
         self.image = wandb.Image
-        self.run = wandb.init(
-            project=project, id=id, name=id, dir=folder, config=settings, mode=mode, resume="allow",
-            settings=wandb.Settings(console="off", silent=True, save_code=False),
-        )  # fmt: skip
-
-    def log_summary(self, metrics: Mapping[str, float], step: int) -> None:
-        self.run.summary.update(metrics)
-
-    def close(self, failed: bool) -> None:
-        self.run.finish(exit_code=int(failed))
+        self.run = wandb.init(project=project, id=id, name=id, dir=folder, config=settings, resume="allow",
+                              mode=None if online else "offline", settings=options)  # fmt: skip
 
 
 class SwanLab(_Tracker):
@@ -218,12 +200,11 @@ class SwanLab(_Tracker):
         options = swanlab.Settings(interactive=False, terminal=swanlab.Settings.Terminal(proxy_type="none"))
         mode: Any = options.mode
         if mode == "online" and options.api_key is None:
-            mode, self.notice = "offline", "not logged in: the run is stored offline (swanlab login, then swanlab sync)"
+            mode = "offline"
+            log.info("swanlab: not logged in: the run is stored offline (swanlab login, then swanlab sync)")
         self.image = swanlab.Image
-        self.run = swanlab.init(
-            project=project, id=id, name=id, log_dir=str(folder / "swanlab"), config=settings, mode=mode,
-            resume="allow", settings=options,
-        )  # fmt: skip
+        self.run = swanlab.init(project=project, id=id, name=id, log_dir=str(folder / "swanlab"), config=settings,
+                                resume="allow", mode=mode, settings=options)  # fmt: skip
 
     def close(self, failed: bool) -> None:
         self.run.finish(*(["crashed", "the training was stopped or failed"] if failed else []))
