@@ -5,17 +5,17 @@ Images x are (B, P) in [0, 1]: B images of P pixels. A dictionary has F features
 number in the stack. Everything stays on the device: no step waits for a value.
 
 Of a training step's five dense products only the encoder's remains: the autograd functions here touch active rows only.
-With the largest k pre-activations v, the amplitudes a and the answer y,
+With the largest k pre-activations v, amplitudes a, reconstruction y, and mean pre-activation m over the batch,
 
-    v = top_k(W x + b)        a_f = v_f / n_f        y = sum_f a_f W_f
+    v = top_k(W x + b)        a_f = v_f / n_f        y = sum_f a_f W_f        m = mean_x (W x + b)
 
     dL/dv_f = dL/dy . W_f / n_f
-    dL/db_f = sum_x dL/dv_f
-    dL/dW_f = sum_x dL/dv_f x  +  sum_x a_f dL/dy  -  sum_x a_f dL/dv_f W_f / n_f
+    dL/db_f = sum_x dL/dv_f + dL/dm_f
+    dL/dW_f = sum_x dL/dv_f x  +  sum_x a_f dL/dy  -  sum_x a_f dL/dv_f W_f / n_f  +  dL/dm_f mean_x x
 
-and for the cosine c_f between row f and its partner, row m,
+and for the cosine c_f = W_f . W_g / (n_f n_g) between row f and its partner, row g,
 
-    c_f = W_f . W_m / (n_f n_m)        dc_f/dW_f = W_m / (n_f n_m) - c_f W_f / n_f^2        (and so for W_m)
+    dc_f/dW_f = W_g / (n_f n_g) - c_f W_f / n_f^2        (and so for W_g)
 """
 
 import math
@@ -68,11 +68,11 @@ class _RowSums:
 class _SparsePass(torch.autograd.Function):
     """Encode, keep the k largest, decode; the equations are at the top of the module.
 
-    x (B, P), weight (S, F, P), bias (S, F) -> reconstruction (S, B, P), active rows (S B, k). x gets no gradient.
+    x (B, P), weight (S, F, P), bias (S, F) -> y (S, B, P), m (S, F), active rows (S B, k). x gets no gradient.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
         rows, stack = weight.flatten(0, 1), torch.arange(len(weight), device=x.device)
         # Under autocast this product is in half precision; everything else stays in single.
         pre = F.linear(x, rows, bias.flatten()).float().view(len(x), *bias.shape).transpose(0, 1)  # (S, B, F)
@@ -83,12 +83,12 @@ class _SparsePass(torch.autograd.Function):
         y = F.embedding_bag(f, rows, mode="sum", per_sample_weights=a)  # (S B, P)
         ctx.save_for_backward(x, weight, n, a, f)
         ctx.mark_non_differentiable(f)
-        return y.view(len(weight), *x.shape), f
+        return y.view(len(weight), *x.shape), pre.mean(1), f
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor, None]:
         x, weight, n, a, f = ctx.saved_tensors
-        rows, dy = weight.flatten(0, 1), grads[0].reshape(-1, x.shape[1])  # (N, P), (S B, P)
+        rows, dy, dm = weight.flatten(0, 1), grads[0].reshape(-1, x.shape[1]), grads[1].flatten()
         dv = _dots(dy, rows, f) / n[f]  # (S B, k)
         answer = torch.arange(len(f), device=x.device).repeat_interleave(f.shape[1])  # (S B k,)
         a, dv, f, image = a.flatten(), dv.flatten(), f.flatten(), answer % len(x)
@@ -97,7 +97,8 @@ class _SparsePass(torch.autograd.Function):
         dw += sums(a, dy, answer)  # sum_x a_f dL/dy
         norm_term = torch.zeros_like(n).index_add(0, f, a * dv) / n
         dw.addcmul_(rows, norm_term[:, None], value=-1)  # sum_x a_f dL/dv_f W_f / n_f
-        db = torch.zeros_like(n).index_add(0, f, dv)
+        dw.addcmul_(dm[:, None], x.mean(0))  # dL/dm_f mean_x x
+        db = dm.index_add(0, f, dv)
         return None, dw.view_as(weight), db.view(weight.shape[:2]), None
 
 
@@ -115,8 +116,8 @@ class _CosineWithPartner(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         rows, partner, n, c = ctx.saved_tensors
         row, pull = torch.arange(len(rows), device=rows.device), grads[0] / (n * n[partner])
-        ends, others = torch.cat([row, partner]), torch.cat([partner, row])  # both ends of every pair (f, m)
-        dw = _RowSums(ends, len(rows))(pull.repeat(2), rows, others)  # W_m / (n_f n_m)
+        ends, others = torch.cat([row, partner]), torch.cat([partner, row])  # both ends of every pair (f, g)
+        dw = _RowSums(ends, len(rows))(pull.repeat(2), rows, others)  # W_g / (n_f n_g)
         norm_term = torch.zeros_like(n).index_add(0, ends, (grads[0] * c).repeat(2)) / n.square()
         return dw.addcmul_(rows, norm_term[:, None], value=-1), None  # c_f W_f / n_f^2
 
@@ -214,7 +215,7 @@ class SparseEnsemble(Autoencoder):
         if not self.training:
             recon_loss = (self(x)[0] - x).square().mean((1, 2))
             return recon_loss.sum(), {"recon_loss": recon_loss}
-        output, active = _SparsePass.apply(x, self.weight, self.bias, self.k)
+        output, mean_pre, active = _SparsePass.apply(x, self.weight, self.bias, self.k)
         recon_loss = (output - x).square().mean((1, 2))
         parts = {"recon_loss": recon_loss.detach(), "firing_rate": self._count(active) / len(x)}
         total = recon_loss.sum()
@@ -224,7 +225,6 @@ class SparseEnsemble(Autoencoder):
             parts["consistency"] = consistency.detach()
         if self.revive == "lift":
             silent = self.silent >= self.revive_window
-            mean_pre = self.weight @ x.mean(0) + self.bias
             total = total - self.revive_weight * (silent * mean_pre).mean(1).sum()
             parts["silent_features"] = silent.float().mean(1)
         return total, parts
