@@ -167,18 +167,24 @@ def format_results(results: list[dict[str, Any]]) -> str:
     return cli.format_table(("", *columns), rows, markdown=True)
 
 
-def main() -> None:
-    names = (*PROCESSES, *(f"{name} epochs" for name in RECIPES), "scaling")
+NAMES = (*PROCESSES, *(f"{name} epochs" for name in RECIPES), "scaling")
+
+
+def parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
     parser.add_argument("--data-root", type=Path, default=Path("data"), help="where MNIST is")
-    parser.add_argument("--only", default=",".join(names), help="comma-separated")
+    parser.add_argument("--only", default=",".join(NAMES), help="comma-separated")
     parser.add_argument("--images", type=cli.integer(1), default=12_800, help="images of an epoch")
     parser.add_argument("--rounds", type=cli.integer(1), default=5, help="counted rounds")
     parser.add_argument("--amp", action="store_true", help="time mixed precision too")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = parser().parse_args()
     wanted = args.only.split(",")
-    if unknown := set(wanted) - set(names):
-        parser.error(f"--only {', '.join(sorted(unknown))}: is none of {', '.join(names)}")
+    if unknown := set(wanted) - set(NAMES):
+        parser().error(f"--only {', '.join(sorted(unknown))}: is none of {', '.join(NAMES)}")
     keep_freed_memory()
     machine = machine_name()
     before = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}

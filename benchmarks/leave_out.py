@@ -21,14 +21,18 @@ def detect(run: Path, digit: int, output: Path) -> dict[str, Any]:
     return outliers
 
 
-def main() -> None:
+def parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
     parser.add_argument("--recipe", default="symmetric", help="what to train")
     parser.add_argument("--dataset", default="mnist", help="image set")
     parser.add_argument("--data-root", type=Path, default=Path("data"), help="where the images are")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/leave_out"), help="where the runs go")
     parser.add_argument("flags", nargs="*", help="after --: more flags of ae_train.py")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = parser().parse_args()
     folder, rows = args.output_dir, []
     train = ["ae_train.py", "--recipe", args.recipe, "--dataset", args.dataset, "--data-root", args.data_root]
     train += ["--resume", *args.flags]

@@ -112,11 +112,15 @@ def format_rows(rows: list[dict[str, Any]]) -> str:
     return cli.format_table(list(rows[0]), cells, markdown=True)
 
 
-def main() -> None:
+def parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
     parser.add_argument("--only", default="simple,conv,symmetric,tuned,sparse", help="comma-separated recipes")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"), help="where results go")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = parser().parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
     names = args.only.split(",")

@@ -116,7 +116,7 @@ def format_row(recipe: str, row: dict[str, Any]) -> list[str]:
             f"{row['measured_bytes']:,.0f}"]  # fmt: skip
 
 
-def main() -> None:
+def parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
     parser.add_argument("--only", default=",".join(RECIPES), help="comma-separated recipes")
     parser.add_argument("--ranks", type=cli.sizes, default=(2, 4), help="comma-separated numbers of processes")
@@ -127,7 +127,11 @@ def main() -> None:
     parser.add_argument("--control", choices=("on", "off"), default="on", help="also train the control")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"), help="where results go")
     parser.add_argument("flags", nargs="*", help="after --: more flags of ae_train.py")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = parser().parse_args()
     flags = ["--dataset", args.dataset, "--data-root", args.data_root, "--epochs", args.epochs, *args.flags]
     results: dict[str, Any] = {"machine": machine_name(), "dataset": args.dataset, "flags": args.flags, "recipes": {}}
     table = []

@@ -4,18 +4,20 @@ import importlib
 import re
 import shlex
 from itertools import chain
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
-from autoencoders.runtime import cli
+from autoencoders.recipes import recipe_of
+from autoencoders.runtime.errors import UsageError
 
 ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
 PAGES = sorted([*ROOT.glob("README*.md"), *ROOT.glob("docs/*.md")])
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 _FENCE = re.compile(r"^```\w*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-_COMMAND = re.compile(r"(?:^|/|\s)python3? (\S+\.py)\b(.*)")
+_COMMAND = re.compile(r"(?:^|/|\s)python3? (?:(\S+\.py)|-m (benchmarks\.\w+))(?!\S)(.*)")
 
 
 def blocks(text):
@@ -28,11 +30,11 @@ def prose(text):
 
 
 def commands(text):
-    """(script, its words) of every `python X.py ...`, in code blocks and in the text."""
+    """(script, its words) of every `python X.py` and `python -m benchmarks.X`, in code blocks and in the text."""
     lines = chain.from_iterable(block.replace("\\\n", " ").splitlines() for block in blocks(text))
     for line in [*lines, *re.findall(r"`([^`]+)`", prose(text))]:
-        for script, rest in _COMMAND.findall(re.split(r" (?:\\?\||&&|;|>) ", line)[0]):
-            yield script, shlex.split(rest)
+        for script, module, rest in _COMMAND.findall(re.split(r" (?:\\?\||&&|;|>) ", line)[0]):
+            yield script or module.replace(".", "/") + ".py", shlex.split(rest)
 
 
 def tables(text):
@@ -69,18 +71,20 @@ def test_every_relative_link_and_picture_exists(page):
 
 
 @every_page
-def test_every_command_shown_is_one_that_its_script_takes(page, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "dataset", str)  # the reader's own folder of pictures is not here
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+def test_every_command_shown_is_one_that_its_script_takes(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     refused = []
     for script, words in commands(page.read_text(encoding="utf-8")):
         assert (ROOT / script).exists(), f"{page.name}: {script}"
-        module = importlib.import_module((ROOT / script).stem)
+        module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+        for word in words:  # the reader's own images
+            if word.endswith((".npy", "/")) and not word.startswith("/"):
+                Path(word).touch()
         try:
             args = module.parser().parse_args(words)
             if script == "ae_train.py":
-                module.resolve(args)  # are they flags of that recipe?
-        except (SystemExit, cli.UsageError) as stop:
+                recipe_of(args)  # are they flags of that recipe?
+        except (SystemExit, UsageError) as stop:
             if getattr(stop, "code", 2):  # --help ends well
                 refused.append(f"{script} {shlex.join(words)}: {capsys.readouterr().err or stop}")
     assert refused == []

@@ -15,6 +15,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,7 @@ class Trackers:
         self.settings = {**run.trainer.recipe.as_dict(), **where}
         self.active: dict[str, _Tracker] = {}
         for name in dict.fromkeys(names):
-            self._guarded(name, lambda name=name: self._start(name, project, bool(run.digest)))
+            self._guarded(name, partial(self._start, name, project, bool(run.digest)))
 
     def _start(self, name: str, project: str, resumed: bool) -> None:
         path = self.folder / f"{name}.json"
@@ -90,7 +91,7 @@ class Trackers:
 
     def _each(self, act: "Callable[[_Tracker], None]") -> None:
         for name, tracker in list(self.active.items()):
-            self._guarded(name, lambda tracker=tracker: act(tracker))
+            self._guarded(name, partial(act, tracker))
 
     def __enter__(self) -> "Trackers":
         return self
