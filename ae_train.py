@@ -119,14 +119,13 @@ def train(recipe: Recipe, args: argparse.Namespace) -> None:
             print(f"Number of components to explain 95% variance: {write_pca(folder, pca, 0.95, images.title)}")
         print_header(run)
         health, progress = Health(), cli.training_progress(len(images.train_images), recipe.epochs, args.log_interval)
-        with Trackers(run, args.tracker, args.tracker_project, args.tracker_interval) as trackers:
-            with progress as on_step:
-                for row in run.epochs(on_step, args.checkpoint_minutes):
-                    print_epoch(row, recipe.epochs)
-                    report.write_epoch_files(run, trackers, args.pictures_every, args.weights_every)
-                    health.check(run.trainer)
-                    trackers.log_epochs()
-            report.write_results(run, pca, trackers)
+        with Trackers(run, args.tracker, args.tracker_project, args.tracker_interval) as trackers, progress as on_step:
+            for row in run.epochs(on_step, args.checkpoint_minutes):
+                print_epoch(row, recipe.epochs)
+                report.write_epoch_files(run, trackers, args.pictures_every, args.weights_every)
+                health.check(run.trainer)
+                trackers.log_epochs()
+            report.print_summary(run, report.write_results(run, pca, trackers))
 
 
 def check_flags(recipe: Recipe, args: argparse.Namespace) -> bool:

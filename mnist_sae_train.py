@@ -4,14 +4,13 @@ The training is that of `ae_train.py --recipe sparse`. With --analyze-loss the l
 first compared with that of the mean image as the answer to every image; with --epochs 0 nothing else is done.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import ae_train
 from autoencoders.data.sets import data_arguments, load_images
-from autoencoders.recipes import RECIPES, Recipe, recipe_of
+from autoencoders.recipes import RECIPES, recipe_of
 from autoencoders.runtime import cli, processes
 from autoencoders.runtime.cli import log
 from autoencoders.runtime.errors import UsageError
@@ -35,39 +34,26 @@ def main(arguments: list[str] | None = None) -> None:
     recipe = recipe_of(args)
     if not recipe.epochs and not args.analyze_loss:
         raise UsageError("--epochs 0: there is nothing to do; give --analyze-loss too, or at least 1")
-    args.device = fall_back_to_cpu(args.device)
-    if args.analyze_loss and not args.dry_run:
-        analyze(recipe, args)
-    if recipe.epochs:
-        ae_train.train(recipe, args)
-
-
-def fall_back_to_cpu(device: str) -> str:
-    """The device, or the CPU where it is CUDA and this machine has none."""
-    if device.split(":")[0] != "cuda":
-        return device
+    # What imports torch is imported once the flags are known to be good.
     import torch
 
-    if torch.cuda.device_count():
-        return device
-    log.warning("CUDA is not available: falling back to the CPU")
-    return "cpu"
-
-
-def analyze(recipe: Recipe, args: argparse.Namespace) -> None:
-    """Print the loss analysis of the untrained ensemble, on the first batches of its training."""
     from autoencoders.runtime.device import check_memory, pick_device
     from autoencoders.training.report import ANALYSED, analyse_untrained
 
-    processes.setup()
-    device = pick_device(args.device)
-    images = load_images(**data_arguments(args))
-    recipe = replace(recipe, image_size=images.side)
-    check_memory(recipe.count_parameters())
-    analysis = analyse_untrained(recipe, images, device)
-    count = min(ANALYSED * recipe.batch_size, len(images.train_images))
-    print(f"Loss before training, {images.title}: {count:,} of {len(images.train_images):,} training images")
-    print(format_analysis(analysis), flush=True)
+    if args.device.split(":")[0] == "cuda" and not torch.cuda.device_count():
+        log.warning("CUDA is not available: falling back to the CPU")
+        args.device = "cpu"
+    if args.analyze_loss and not args.dry_run:
+        processes.setup()
+        device, images = pick_device(args.device), load_images(**data_arguments(args))
+        untrained = replace(recipe, image_size=images.side)
+        check_memory(untrained.count_parameters())
+        analysis, total = analyse_untrained(untrained, images, device), len(images.train_images)
+        count = min(ANALYSED * recipe.batch_size, total)
+        print(f"Loss before training, {images.title}: {count:,} of {total:,} training images")
+        print(format_analysis(analysis), flush=True)
+    if recipe.epochs:
+        ae_train.train(recipe, args)
 
 
 def format_analysis(analysis: dict[str, Any]) -> str:

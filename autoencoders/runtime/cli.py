@@ -164,9 +164,9 @@ def number(
             name = "a whole number" if kind is int else "a number"
             raise argparse.ArgumentTypeError(f"expected {name}, got {text!r}") from None
         if not minimum <= value <= maximum or value == math.inf or (exclusive and value == minimum):
-            upper = "" if maximum == math.inf else f" and at most {maximum:.10g}"
-            lower = f"{'above' if exclusive else 'at least'} {minimum:g}"
-            raise argparse.ArgumentTypeError(f"must be {lower}{upper}, got {text}")
+            above = f"{'above' if exclusive else 'at least'} {minimum:g}"
+            allowed = above if exclusive or maximum == math.inf else f"from {minimum:g} to {maximum:.10g}"
+            raise argparse.ArgumentTypeError(f"must be {allowed}, got {text}")
         return value
 
     return parse

@@ -70,6 +70,8 @@ def load_run(folder: Path, device: torch.device) -> TrainedRun:
         texts = [record["dataset"][key] for key in ("name", "title", "fingerprint", "root")]
         if weights.name != recipe.weights_file or not all(isinstance(text, str) for text in texts):
             raise ValueError("its weights or images are not those of a recipe")
+        if (label := record["dataset"].get("leave_out")) is not None and label not in range(2**16):
+            raise ValueError("it leaves out no label")
     except Exception as error:  # any content that we did not write
         raise RunError(f"{path}: is not the record of a run ({error}); {hint}") from error
     data = read_bytes(weights, hint)
