@@ -136,7 +136,7 @@ def test_a_written_pca_is_read_back_whole(pca, digits, tmp_path):
     back = read_pca(tmp_path, digits)
     assert (tmp_path / "n_components_95.txt").read_text().strip() == str(count) == str(pca.components_for(0.95))
     for name, value in vars(pca).items():
-        assert np.array_equal(getattr(back, name), value), name
+        assert np.array_equal(getattr(back, name), value) and type(getattr(back, name)) is type(value), name
 
 
 @pytest.mark.parametrize(("variance", "name"), [(0.95, "95"), (0.57, "57"), (0.9, "90"), (0.999, "99.9"), (1, "100")])
