@@ -6,7 +6,7 @@ The order of the images in epoch e depends on (seed, e) alone.
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -46,14 +46,13 @@ def epoch_batches(
         return
     order = batch_order(len(images), batch_size, seed, epoch)[first:]
     if workers:
-        # The loader gets a generator of its own: it must not draw from the models' noise.
-        loader = torch.utils.data.DataLoader(
-            _Batches(images), sampler=order, batch_size=None, num_workers=workers, generator=torch.Generator()
-        )
-        yield from (batch.to(device, non_blocking=True) for batch in loader)
+        own = torch.Generator()  # the loader must not draw from the models' noise
+        data = torch.utils.data.TensorDataset(images)
+        loader = torch.utils.data.DataLoader(data, None, sampler=order, num_workers=workers, generator=own)
+        yield from (batch.to(device, non_blocking=True) for (batch,) in loader)
     elif order:
-        on_device = torch.cat(order).to(images.device).split([len(index) for index in order])  # one transfer for all
-        yield from (images[index] for index in on_device)
+        one_transfer = torch.cat(order).to(images.device)
+        yield from (images[index] for index in one_transfer.split(batch_size))
 
 
 def batch_order(count: int, batch_size: int, seed: int, epoch: int) -> tuple[Tensor, ...]:
@@ -62,23 +61,13 @@ def batch_order(count: int, batch_size: int, seed: int, epoch: int) -> tuple[Ten
     return torch.randperm(count, generator=generator).split(batch_size)
 
 
-class _Batches(torch.utils.data.Dataset[Tensor]):
-    """Images as a data set indexed by whole batches: an index tensor in, the batch out."""
-
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
-
-    def __getitem__(self, index: Any) -> Tensor:
-        return self.images[index]
-
-
 def pools(
     images: MappedImages, seed: int, epoch: int, skip: int = 0, block_bytes: int = BLOCK, pool_bytes: int = POOL
 ) -> Iterator[np.ndarray]:
     """All images of an epoch but the first `skip`, shuffled, in pools (n, pixels).
 
     The blocks of the file are permuted; the images of the next few blocks, a pool, are permuted again. Each block is
-    read once, in one piece. Pools of skipped images are not read.
+    read once, in one piece; pools of skipped images are not read.
     """
     random = np.random.default_rng(seed_for(seed, epoch))
     block = max(1, block_bytes // images.pixels)

@@ -12,7 +12,7 @@ converted to one, once, below DATA_ROOT/converted.
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,25 +29,23 @@ from autoencoders.runtime.files import read_npz, total_memory, write_npz
 log = logging.getLogger(__name__)
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
-_MAX_WARNINGS = 20  # damaged pictures named in a warning each
-_MAX_NAME = 40  # letters that fit into a figure's title
-_MAX_TEST = 10_000  # test images, unless a fraction is given; they are always in memory
-_COMPARED = 2**12  # images at a time
 
 
 def load_own_images(path: Path, side: int, test_fraction: float | None, seed: int, stream: str, root: Path) -> ImageSet:
     """The images at `path`, resized to `side` x `side`; `seed` draws the test images and the order in memory.
 
     `stream` is `on`, `off` or `auto`, see `stays_in_file`; the test images are the same with each.
-
-    Raises UsageError for no images, too few, or files of another kind, and for a `test_fraction` of a folder that has
-    a test part.
+    Raises UsageError for no images, too few, or files of another kind.
     """
-    has_parts = all((path / part).is_dir() for part in ("train", "test"))
+    has_parts = (path / "train").is_dir() and (path / "test").is_dir()
     if has_parts and test_fraction is not None:
         raise UsageError(f"{path}: has a test part of its own; leave out --test-fraction")
     images, labels, in_test = _read(path, side, has_parts, stream, root)
-    train, test = _split(in_test, test_fraction, seed, has_parts)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    if not has_parts:
+        count = max(1, round((test_fraction or 0.1) * len(order)))
+        in_test[order[: count if test_fraction else min(count, 10_000)]] = True  # test images are always in memory
+    test, train = order[in_test[order]], order[~in_test[order]]  # shuffled: pictures show the first test images
     if len(train) < 2 or len(test) < 1:
         raise UsageError(f"{path}: gives {len(train)} training and {len(test)} test images; 2 and 1 are the least")
     name, test_images = printable_name(path.resolve().name), images[test]
@@ -56,7 +54,7 @@ def load_own_images(path: Path, side: int, test_fraction: float | None, seed: in
         images = replace(images, rows=images.rows[train])
     else:
         images = images[train]
-    if all((images[start : start + _COMPARED] == images[:1]).all() for start in range(0, len(train), _COMPARED)):
+    if all((images[start : start + 4096] == images[:1]).all() for start in range(0, len(train), 4096)):
         raise UsageError(f"{path}: all training images are the same; there is nothing to learn")
     return ImageSet(name, name, images, labels[train], test_images, labels[test])
 
@@ -64,7 +62,9 @@ def load_own_images(path: Path, side: int, test_fraction: float | None, seed: in
 def load_all_images(path: Path, side: int, root: Path) -> tuple[str, np.ndarray]:
     """The printable name of `path`, and all images there (N, side * side) uint8; large ones are mapped, not read."""
     images, _, _ = _read(path, side, has_parts=False, stream="auto", root=root)
-    return printable_name(path.resolve().name), images.whole_file() if isinstance(images, MappedImages) else images
+    if isinstance(images, MappedImages):
+        images = images.whole_file()[: len(images)]
+    return printable_name(path.resolve().name), images
 
 
 def stays_in_file(nbytes: int, stream: str, memory: float | None = None) -> bool:
@@ -73,20 +73,10 @@ def stays_in_file(nbytes: int, stream: str, memory: float | None = None) -> bool
 
 
 def printable_name(name: str) -> str:
-    """A file's name as text that can be printed, drawn and stored."""
+    """A file's name as text that can be printed, stored, and drawn as a figure's title: at most 40 letters."""
     text = name.encode(errors="backslashreplace").decode()
     text = "".join(letter if letter.isprintable() else "?" for letter in text)
-    return text if len(text) <= _MAX_NAME else text[: _MAX_NAME - 3] + "..."
-
-
-def _split(in_test: np.ndarray, fraction: float | None, seed: int, has_parts: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of the training images and of the test images, shuffled: pictures show the first test images."""
-    order = np.random.default_rng(seed).permutation(len(in_test))
-    if has_parts:
-        return order[~in_test[order]], order[in_test[order]]
-    count = max(1, round((fraction or 0.1) * len(order)))
-    count = count if fraction else min(count, _MAX_TEST)
-    return order[count:], order[:count]
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def _read(path: Path, side: int, has_parts: bool, stream: str, root: Path) -> tuple[Images, np.ndarray, np.ndarray]:
@@ -96,8 +86,7 @@ def _read(path: Path, side: int, has_parts: bool, stream: str, root: Path) -> tu
     array = _open_array(path)
     images: Images
     if array.shape[1:] != (side, side):
-        squares, target = (resized(image[None], side) for image in array), _converted_file(root, path, [path], side)
-        images, _ = _gather(squares, len(array), side, stream, target)
+        images, _ = _gather(array, side, stream, _converted_file(root, path, [path], side))
     elif not stays_in_file(array.nbytes, stream):
         images = array.reshape(len(array), -1)
     elif array.flags.c_contiguous:
@@ -126,9 +115,11 @@ def _read_folder(
     folder: Path, side: int, has_parts: bool, stream: str, root: Path
 ) -> tuple[Images, np.ndarray, np.ndarray]:
     """`_read` for a folder of pictures; prints the labels and how many files are left out."""
-    paths, ignored = _find_pictures(folder, has_parts)
-    target = _converted_file(root, folder, paths, side)
-    images, damaged = _gather(_decode(paths, side), len(paths), side, stream, target)
+    tops = [folder / "train", folder / "test"] if has_parts else [folder]
+    files = [path for top in tops for path in _walk(top)]
+    paths = [path for path in files if path.suffix.lower() in _SUFFIXES and path.name[0] != "." and path.is_file()]
+    beside = [path for path in _walk(folder) if not any(map(path.is_relative_to, tops))] if has_parts else []
+    images, damaged = _gather(paths, side, stream, _converted_file(root, folder, paths, side))
     if not len(images):
         raise UsageError(f"{folder}: holds no readable picture; readable formats are {', '.join(FORMATS)}")
     parts = [path.relative_to(folder).parts for number, path in enumerate(paths) if number not in damaged]
@@ -136,75 +127,51 @@ def _read_folder(
     numbers = {name: number for number, name in enumerate(sorted(set(names)))}
     listing = ", ".join(f"{number} {printable_name(name) or '(none)'}" for name, number in numbers.items())
     log.info(f"{printable_name(folder.resolve().name)}: {len(parts):,} pictures, labels {listing}; {len(damaged)} "
-             f"damaged and {ignored} other files left out")  # fmt: skip
+             f"damaged and {len(files) - len(paths) + len(beside)} other files left out")  # fmt: skip
     labels = np.array([numbers[name] for name in names], np.min_scalar_type(len(numbers)))
     return images, labels, np.array([part[0] == "test" for part in parts])
 
 
-def _find_pictures(folder: Path, has_parts: bool) -> tuple[list[Path], int]:
-    """The pictures below `folder`, or below its `train` and `test`, and the number of other files."""
-    parts = ("train", "test") if has_parts else ("",)
-    files = [path for part in parts for path in _walk(folder / part)]
-    pictures = [path for path in files if path.suffix.lower() in _SUFFIXES and path.name[0] != "." and path.is_file()]
-    beside = sum(path.relative_to(folder).parts[0] not in parts for path in _walk(folder)) if has_parts else 0
-    return pictures, len(files) - len(pictures) + beside
-
-
 def _walk(folder: Path) -> Iterator[Path]:
     """Every file below `folder`, by name; hidden folders and links to folders count as files."""
-    for parent, folders, files in os.walk(folder, onerror=_raise):
-        closed = [name for name in folders if name[0] == "." or os.path.islink(os.path.join(parent, name))]
-        folders[:] = sorted(set(folders) - set(closed))
-        yield from (Path(parent, name) for name in sorted([*files, *closed]))
+    paths = sorted(folder.iterdir())
+    inner = [path for path in paths if path.name[0] != "." and path.is_dir() and not path.is_symlink()]
+    yield from sorted(set(paths).difference(inner))
+    for path in inner:
+        yield from _walk(path)
 
 
-def _raise(error: OSError) -> None:
-    raise error
-
-
-def _decode(paths: list[Path], side: int) -> Iterator[np.ndarray | None]:
-    """Each picture as an image (1, side * side); None, and a warning for the first of them, for a damaged one."""
-    damaged = 0
-    for path in paths:
+def _squares(pictures: list[Path] | np.ndarray, side: int, damaged: list[int]) -> Iterator[np.ndarray]:
+    """Each picture as an image (side * side,); of damaged ones `damaged` gets the numbers, warnings name 20."""
+    hidden = None if cli.is_verbose() else True  # None: shown on a terminal only
+    for number, picture in enumerate(tqdm(pictures, unit=" images", leave=False, disable=hidden)):
         try:
-            picture = read_picture(path, keep_levels=True).convert("L")
-            yield resized(np.asarray(picture)[None], side)
+            if isinstance(picture, Path):
+                picture = np.asarray(read_picture(picture, keep_levels=True).convert("L"))
+            yield resized(picture[None], side)[0]
         except (UsageError, RunError) as error:
-            damaged += 1
-            if damaged <= _MAX_WARNINGS:
+            damaged.append(number)
+            if len(damaged) <= 20:
                 log.warning(f"left out: {error}")
-            yield None
 
 
-def _gather(
-    images: Iterable[np.ndarray | None], count: int, side: int, stream: str, target: Path
-) -> tuple[Images, set[int]]:
-    """The images that are not None, in memory or converted to the file `target`, and the numbers of the others.
-
-    `count` is the number of both. Only the first process that needs the file converts.
-    """
-    images = _with_progress(images, count)
-    if not stays_in_file(count * side**2, stream):
-        found = list(images)
-        damaged = {number for number, image in enumerate(found) if image is None}
-        return np.concatenate([np.empty((0, side**2), np.uint8), *(x for x in found if x is not None)]), damaged
+def _gather(pictures: list[Path] | np.ndarray, side: int, stream: str, target: Path) -> tuple[Images, set[int]]:
+    """The pictures as images, in memory or in the file `target`, and the numbers of damaged ones, left out."""
+    damaged: list[int] = []
+    if not stays_in_file(len(pictures) * side**2, stream):
+        return np.array(list(_squares(pictures, side, damaged))), set(damaged)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(target.with_suffix(".lock")):
+        with filelock.FileLock(target.with_suffix(".lock")):  # the first process converts for all
             if not target.exists():
                 log.info(f"converting the images to {target}, once")
-                _convert(images, side, target)
+                _convert(pictures, side, target)
     except OSError as error:
         raise RunError(f"{target.parent}: cannot hold the converted images ({error.strerror}); make room there, or use "
                        f"another --data-root") from error  # fmt: skip
     archive = read_npz(target.with_suffix(".npz"), {"damaged": (-1,)}, f"delete {target} to convert the images again")
-    damaged = set(archive["damaged"].tolist())
-    return MappedImages(target, np.arange(count - len(damaged), dtype=np.int32), side**2), damaged
-
-
-def _with_progress(images: Iterable[np.ndarray | None], count: int) -> Iterator[np.ndarray | None]:
-    """The images, with a progress bar from the first one on."""
-    yield from tqdm(images, total=count, unit=" images", leave=False, disable=None if cli.is_verbose() else True)
+    damaged = archive["damaged"].tolist()
+    return MappedImages(target, np.arange(len(pictures) - len(damaged), dtype=np.int32), side**2), set(damaged)
 
 
 def _converted_file(root: Path, source: Path, files: list[Path], side: int) -> Path:
@@ -216,20 +183,15 @@ def _converted_file(root: Path, source: Path, files: list[Path], side: int) -> P
     return root / "converted" / f"{digest.hexdigest()[:32]}.npy"
 
 
-def _convert(images: Iterable[np.ndarray | None], side: int, target: Path) -> None:
-    """Write images to the .npy file `target`, and the numbers of those that are None to the .npz file beside it."""
-    temporary, count, damaged = target.with_suffix(".tmp"), 0, []
-    header = {"descr": "|u1", "fortran_order": False}
+def _convert(pictures: list[Path] | np.ndarray, side: int, target: Path) -> None:
+    """Write the images to the .npy file `target`, and the numbers of damaged ones to the .npz file beside it."""
+    temporary, damaged = target.with_suffix(".tmp"), list[int]()
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(pictures), side, side)}
     try:
         with temporary.open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, {**header, "shape": (0, side, side)})
-            for number, image in enumerate(images):
-                if image is None:
-                    damaged.append(number)
-                else:
-                    count += file.write(image.data) // side**2
-            file.seek(0)  # numpy pads a header so that the number of images may grow
-            np.lib.format.write_array_header_1_0(file, {**header, "shape": (count, side, side)})
+            np.lib.format.write_array_header_1_0(file, header)
+            file.writelines(image.data for image in _squares(pictures, side, damaged))
+            file.truncate(file.tell() + len(damaged) * side**2)  # black images, unused, up to the number in the header
             file.flush()
             os.fsync(file.fileno())
         write_npz(target.with_suffix(".npz"), damaged=np.array(damaged, int))

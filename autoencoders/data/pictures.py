@@ -21,8 +21,7 @@ from autoencoders.runtime.files import read_bytes
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 _MAX_PIXELS, _MAX_BYTES = 50_000_000, 2**29  # more than a good camera makes
 _READ_SIDE = 1024  # pixels: many times the 20 of a digit
-_SIDE, _DIGIT = 28, 20
-_MIN_CONTRAST = 0.06  # of black to white; below it there is no ink, only noise
+_SIDE = 28
 
 
 def read_picture(path: Path, keep_levels: bool = False) -> Image.Image:
@@ -40,17 +39,14 @@ def read_picture(path: Path, keep_levels: bool = False) -> Image.Image:
     try:
         with _silent_libtiff(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks about odd metadata
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=FORMATS) as image:
                 if not 0 < image.width * image.height <= _MAX_PIXELS:
                     raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
                 return _upright_rgb(image, keep_levels)
     except MemoryError:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UsageError(
-            f"{path}: is too large or empty ({error}); give a picture of 1 to {_MAX_PIXELS:,} pixels"
-        ) from error
+    except Image.DecompressionBombError as error:
+        raise UsageError(f"{path}: is too large or empty ({error}); give one of 1 to {_MAX_PIXELS:,} pixels") from error
     except Exception as error:  # a decoder may raise anything for a broken file, and the file is to blame
         raise UsageError(f"{path}: is not a whole picture of a readable format ({', '.join(FORMATS)})") from error
 
@@ -103,25 +99,23 @@ def to_digit(picture: Image.Image, invert: str = "auto") -> np.ndarray:
     ink = _ink(np.asarray(picture.convert("L"), np.float32) / 255, invert)
     down, across = ink.sum(axis=1), ink.sum(axis=0)
     (top, bottom), (left, right) = _extent(down), _extent(across)
-    scale = max(bottom - top, right - left) / _DIGIT  # of the picture's pixels to one of the digit's
+    scale = max(bottom - top, right - left) / 20  # of the picture's pixels to one of the digit's
     window, margin = _SIDE * scale, int(_SIDE * scale) + 1
     y, x = margin + _start(down, top, bottom, scale), margin + _start(across, left, right, scale)
     sheet = Image.fromarray(np.pad(ink, margin))  # the window may reach beyond the picture
     digit = np.asarray(sheet.resize((_SIDE, _SIDE), Image.Resampling.HAMMING, (x, y, x + window, y + window)))
-    levels: np.ndarray = np.rint(255 * digit / digit.max())  # a thin pen is no fainter than a broad one
-    return levels.astype(np.uint8).ravel()
+    return np.rint(255 * digit / digit.max()).astype(np.uint8).ravel()  # a thin pen is no fainter than a broad one
 
 
 def _ink(grey: np.ndarray, invert: str) -> np.ndarray:
     """The ink on each pixel, 0 to 1, of grey levels (height, width) in [0, 1]."""
     contrast = grey - _background(grey)
-    dark = invert == "on" or (invert == "auto" and -contrast.min() > contrast.max())
-    contrast = -contrast if dark else contrast
-    if contrast.max() < _MIN_CONTRAST:
+    if invert == "on" or (invert == "auto" and -contrast.min() > contrast.max()):
+        contrast = -contrast
+    if contrast.max() < 0.06:  # black on white has 1
         raise UsageError("the picture is blank: nothing in it stands out from its border as ink would")
     # The weakest tenth is paper and its noise, which would widen the crop and pull the centre of mass.
-    ink: np.ndarray = np.clip((contrast / contrast.max() - 0.1) / 0.9, 0, 1)
-    return ink.astype(np.float32)
+    return np.clip((contrast / contrast.max() - 0.1) / 0.9, 0, 1).astype(np.float32)
 
 
 def _background(grey: np.ndarray) -> np.ndarray:
@@ -140,8 +134,7 @@ def _background(grey: np.ndarray) -> np.ndarray:
         better = misfit <= np.median(misfit)
         plane = np.linalg.lstsq(points[better], levels[better])[0]
         misfit = np.abs(levels - points @ plane)
-    background: np.ndarray = (planes @ plane).clip(0, 1)
-    return background
+    return (planes @ plane).clip(0, 1)
 
 
 def _extent(profile: np.ndarray) -> tuple[int, int]:

@@ -2,8 +2,7 @@
 
 The names are `mnist`, `fashion-mnist` and `kmnist` (IDX files in ROOT/<Set>/raw, downloaded by torchvision if missing),
 `digits` (inside scikit-learn), `auto` (MNIST if available, else digits with a warning), and any path of a person's own
-images (see data/own.py). An image size other than 28 gives another number of pixels than 784, here and wherever the
-suite says 784. The IDX files are read here: the format takes four lines, and importing torchvision takes seconds.
+images (see data/own.py). The IDX files are read here: the format is simple, and importing torchvision takes seconds.
 """
 
 import argparse
@@ -28,20 +27,18 @@ from autoencoders.runtime.files import read_bytes
 
 log = logging.getLogger(__name__)
 
-IDX_SETS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}  # torchvision's class names
+IDX_SETS = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "kmnist": "KMNIST"}
 DATASETS = (*IDX_SETS, "digits", "auto")
 _IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-_SIDE = 28
 
 
 def load_images(
-    source: str, root: Path, image_size: int = _SIDE, test_fraction: float | None = None, split_seed: int = 0,
+    source: str, root: Path, image_size: int = 28, test_fraction: float | None = None, split_seed: int = 0,
     stream: str = "auto",
 ) -> ImageSet:  # fmt: skip
     """The image set with the name, or at the path, `source`; IDX files are read from, or downloaded to, `root`.
 
-    `test_fraction` and `split_seed` select the test images among a person's own images, and `stream` (`auto`, `on`,
-    `off`) says whether the training images stay in their file; for a known set they are a UsageError.
+    `test_fraction`, `split_seed` and `stream` are for a person's own images, see data/own.py.
     Raises RunError for files that are missing and cannot be downloaded, or are damaged.
     """
     if source not in DATASETS:
@@ -70,15 +67,16 @@ def load_recorded(dataset: Mapping[str, Any], source: str | None = None, root: P
 def _load_known(name: str, root: Path, side: int) -> ImageSet:
     if name == "digits":
         return _load_digits(side)
-    if name != "auto":
-        return _load_idx(name, root, side)
+    known = "mnist" if name == "auto" else name
     try:
-        _ensure_downloaded("mnist", root)
+        folder = _ensure_downloaded(known, root)
     except RunError as error:
-        log.warning(str(error))
+        if name != "auto":
+            raise
+        log.warning(f"{error}")
         log.warning("MNIST IS NOT AVAILABLE: using the 1,797 digits of scikit-learn instead")
         return replace(_load_digits(side), title="scikit-learn digits in place of MNIST")
-    return _load_idx("mnist", root, side)
+    return _load_idx(known, folder, side)
 
 
 def _load_digits(side: int) -> ImageSet:
@@ -91,48 +89,35 @@ def _load_digits(side: int) -> ImageSet:
     return ImageSet("digits", "scikit-learn digits", images[:1500], labels[:1500], images[1500:], labels[1500:])
 
 
-def _load_idx(name: str, root: Path, side: int) -> ImageSet:
-    folder = _ensure_downloaded(name, root)
-    train_images, train_labels, test_images, test_labels = (_read_idx(folder / part, name) for part in _IDX_FILES)
-    for images, labels, part in ((train_images, train_labels, 1), (test_images, test_labels, 3)):
-        if len(images) != len(labels):
-            raise RunError(_damaged(folder / _IDX_FILES[part], f"{len(labels)} labels for {len(images)} images", name))
-    title = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "kmnist": "KMNIST"}[name]
-    train_images, test_images = resized(train_images, side), resized(test_images, side)
-    return ImageSet(name, title, train_images, train_labels, test_images, test_labels)
+def _load_idx(name: str, folder: Path, side: int) -> ImageSet:
+    hint = f"put a good copy there, or delete it to download {name} again"
+    parts = []
+    for images_file, labels_file in (_IDX_FILES[:2], _IDX_FILES[2:]):
+        images, labels = _read_idx(folder / images_file, (28, 28), hint), _read_idx(folder / labels_file, (), hint)
+        if len(images) != len(labels) or labels.max() > 9:
+            reason = f"it has {len(labels)} labels, up to {labels.max()}, for {len(images)} images of 10 classes"
+            raise RunError(f"{folder / labels_file}: is damaged: {reason}; {hint}")
+        parts.append((resized(images, side), labels))
+    return ImageSet(name, IDX_SETS[name], *parts[0], *parts[1])
 
 
-def _read_idx(path: Path, name: str) -> np.ndarray:
-    """One IDX file: two zero bytes, type 8 (uint8), the rank, the sizes as big-endian int32, then the bytes."""
-    data = read_bytes(path, _hint(name))
-    rank = 3 if "idx3" in path.name else 1
-    header = 4 + 4 * rank
-    if data[:4] != bytes((0, 0, 8, rank)) or len(data) < header:
-        raise RunError(_damaged(path, "it does not begin like an IDX file of images or labels", name))
-    shape = tuple(int(n) for n in np.frombuffer(data, ">u4", rank, offset=4))
-    if rank == 3 and shape[1:] != (_SIDE, _SIDE):
-        raise RunError(_damaged(path, f"its images are {shape[1]} x {shape[2]}, not 28 x 28", name))
-    expected = header + math.prod(shape)
-    if shape[0] == 0 or len(data) != expected:
-        raise RunError(_damaged(path, f"it has {len(data):,} bytes, its header says {expected:,}", name))
-    array = np.frombuffer(data, np.uint8, offset=header).reshape(shape)
-    if rank == 1 and array.max() > 9:
-        raise RunError(_damaged(path, f"it has a label {array.max()}, above 9", name))
-    return array
+def _read_idx(path: Path, item: tuple[int, ...], hint: str) -> np.ndarray:
+    """The array (N, *item) of an IDX file: 0, 0, 8 for uint8, the rank, the sizes as big-endian int32, the bytes."""
+    data, start = read_bytes(path, hint), 8 + 4 * len(item)
+    sizes = [int.from_bytes(data[at : at + 4], "big") for at in range(4, start, 4)]
+    if [*data[:4], *sizes[1:]] != [0, 0, 8, len(sizes), *item] or 0 in sizes or len(data) != start + math.prod(sizes):
+        raise RunError(f"{path}: is damaged, or no IDX file of {'28 x 28 images' if item else 'labels'}; {hint}")
+    return np.frombuffer(data, np.uint8, offset=start).reshape(sizes)
 
 
-def _damaged(path: Path, reason: str, name: str) -> str:
-    return f"{path}: is damaged: {reason}; {_hint(name)}"
-
-
-def _hint(name: str) -> str:
-    return f"put a good copy there, or delete it to download {name} again"
+def _idx_folder(name: str, root: Path) -> Path:
+    return root / IDX_SETS[name].replace("-", "") / "raw"
 
 
 def is_on_disk(name: str, root: Path) -> bool:
     """Whether `load_images` would find this set without a download."""
     name = "mnist" if name == "auto" else name
-    return name not in IDX_SETS or all((root / IDX_SETS[name] / "raw" / part).is_file() for part in _IDX_FILES)
+    return name not in IDX_SETS or all((_idx_folder(name, root) / file).is_file() for file in _IDX_FILES)
 
 
 def download_notice(name: str, root: Path) -> str:
@@ -145,17 +130,15 @@ def download_notice(name: str, root: Path) -> str:
 
 def _ensure_downloaded(name: str, root: Path) -> Path:
     """The folder with the four IDX files of `name`, downloaded first if one is missing."""
-    folder = root / IDX_SETS[name] / "raw"
+    folder, reason = _idx_folder(name, root), ""
     with processes.local_main_first():
         if not is_on_disk(name, root):
             log.info(f"{name} is not in {folder}: downloading it")
-            tried = processes.torchrun_env("LOCAL_RANK")  # by the first process of this machine, in vain
-            reason = "the first process has tried" if tried else download(name, root)
-            if not is_on_disk(name, root):
-                raise RunError(
-                    f"{name} is not in {folder} and could not be downloaded ({reason}); put its four files "
-                    f"({', '.join(_IDX_FILES)}) there, or use --dataset digits, which needs no download"
-                )
+            is_second = processes.torchrun_env("LOCAL_RANK")
+            reason = "the first process has tried" if is_second else download(name, root)
+    if not is_on_disk(name, root):
+        raise RunError(f"{name} is not in {folder} and could not be downloaded ({reason}); put its files "
+                       f"{', '.join(_IDX_FILES)} there, or use --dataset digits, which needs no download")  # fmt: skip
     return folder
 
 
@@ -171,7 +154,7 @@ def download(name: str, root: Path, timeout: float = 20.0) -> str:
     try:
         from torchvision import datasets
 
-        getattr(datasets, IDX_SETS[name])(str(root), download=True)
+        getattr(datasets, IDX_SETS[name].replace("-", ""))(str(root), download=True)
     except Exception as error:  # torchvision and the network may raise anything
         return " ".join(str(error).split())[:200] or type(error).__name__
     finally:
@@ -182,8 +165,7 @@ def download(name: str, root: Path, timeout: float = 20.0) -> str:
 def dataset_type(text: str) -> str:
     """An argparse type: the name of a known image set, or the path of a person's own images."""
     if text not in DATASETS and not os.path.exists(text):
-        known = ", ".join(DATASETS)
-        raise argparse.ArgumentTypeError(f"{text!r} is neither one of {known} nor a folder or .npy file")
+        raise argparse.ArgumentTypeError(f"{text!r} is neither one of {', '.join(DATASETS)} nor a folder or .npy file")
     return text
 
 
@@ -193,9 +175,8 @@ def add_data_flags(parser: argparse._ActionsContainer, stream: bool = False) -> 
     parser.add_argument("--dataset", type=dataset_type, default="mnist", metavar="SET",
                         help="mnist, fashion-mnist, kmnist, digits, auto (mnist if available, else digits), a folder "
                         "of pictures whose sub-folders are the labels, or a .npy file of (N, H, W) uint8")
-    parser.add_argument("--data-root", type=Path, default=Path("data"),
-                        help="where the known sets are, or are downloaded to")
-    parser.add_argument("--image-size", type=cli.integer(4, 128), default=_SIDE, metavar="N",
+    parser.add_argument("--data-root", type=Path, default=Path("data"), help="where known sets are, or are downloaded")
+    parser.add_argument("--image-size", type=cli.integer(4, 128), default=28, metavar="N",
                         help="pixels along the side of the squares that images are resized to")
     parser.add_argument("--test-fraction", type=cli.number(0, 0.9, exclusive=True), metavar="X",
                         help="share of your own images used for testing (default: 0.1 but at most 10,000 images, or "

@@ -1,8 +1,4 @@
-"""The linear baseline: PCA, its files, and its error on test images.
-
-PCA is the best linear autoencoder of every code size at once (Baldi & Hornik 1989), so every autoencoder here is
-compared with its error on the same test images.
-"""
+"""The linear baseline, PCA: the best linear autoencoder of every code size at once (Baldi & Hornik 1989)."""
 
 import math
 from dataclasses import dataclass
@@ -17,7 +13,6 @@ from autoencoders.runtime.errors import RunError, UsageError
 from autoencoders.runtime.files import read_npz, write_atomic, write_npz
 
 PCA_FILE = "pca.npz"
-_READ = 2**14  # images read at a time
 
 
 @dataclass(frozen=True)
@@ -32,10 +27,9 @@ class Pca:
     samples: int
 
     def components_for(self, variance: float) -> int:
-        """The smallest number of components whose cumulative explained variance reaches `variance`."""
-        # The curve ends at 1 up to rounding; with variance 1 every component that adds anything is wanted.
-        reached = self.cumulative_variance >= min(variance, self.cumulative_variance[-1])
-        return int(np.argmax(reached)) + 1
+        """The smallest number of components whose explained variance reaches `variance`."""
+        variance = min(variance, self.cumulative_variance[-1])  # the curve ends at 1 up to rounding only
+        return int(np.searchsorted(self.cumulative_variance, variance)) + 1
 
     def encode(self, images: np.ndarray, code_size: int) -> np.ndarray:
         """Codes (n, code_size) of uint8 images (n, 784)."""
@@ -60,24 +54,16 @@ def _unit(images: np.ndarray) -> np.ndarray:
 
 
 def fit_pca(images: ImageSet, max_samples: int = 60_000, seed: int = 0) -> Pca:
-    """PCA of at most `max_samples` training images, a seeded random subset when that is fewer than all.
-
-    UsageError when all of them are the same image.
-    """
+    """PCA of at most `max_samples` training images, a seeded random subset when that is fewer than all."""
     chosen = images.train_images
     if max_samples < len(chosen):
         chosen = chosen[np.sort(np.random.default_rng(seed).choice(len(chosen), max_samples, replace=False))]
     mean, components, variances = _principal_axes(chosen)
     if not variances.any():
         raise UsageError(f"{images.title}: all training images are the same; there is no variance to explain")
-    return Pca(
-        mean=mean.astype(np.float32),
-        components=components.astype(np.float32),
-        cumulative_variance=np.cumsum(variances) / variances.sum(),
-        dataset=images.name,
-        fingerprint=images.fingerprint,
-        samples=len(chosen),
-    )
+    curve = np.cumsum(variances) / variances.sum()
+    mean, components = mean.astype(np.float32), components.astype(np.float32)
+    return Pca(mean, components, curve, images.name, images.fingerprint, len(chosen))
 
 
 def _moments(images: Images) -> tuple[np.ndarray, np.ndarray]:
@@ -88,12 +74,10 @@ def _moments(images: Images) -> tuple[np.ndarray, np.ndarray]:
     """
     pixels = images.shape[1]
     sums, products = np.zeros(pixels), np.zeros((pixels, pixels))
-    for start in range(0, len(images), _READ):
-        read = images[start : start + _READ]
-        for block in np.split(read, range(256, len(read), 256)):
-            block = block.astype(np.float32)
-            sums += block.sum(axis=0)
-            products += block.T @ block
+    for start in range(0, len(images), 256):
+        block = images[start : start + 256].astype(np.float32)
+        sums += block.sum(axis=0)
+        products += block.T @ block
     return sums, products
 
 
@@ -106,14 +90,12 @@ def _principal_axes(images: Images) -> tuple[np.ndarray, np.ndarray, np.ndarray]
         variances, axes = np.linalg.eigh(products / count - np.outer(mean, mean))
         variances, axes = variances[::-1].clip(0), axes.T[::-1]
     else:
-        images = images[:]
-        mean = images.mean(axis=0)
-        _, lengths, axes = np.linalg.svd(images - mean, full_matrices=False)
+        mean = images[:].mean(axis=0)
+        _, lengths, axes = np.linalg.svd(images[:] - mean, full_matrices=False)
         variances = lengths**2 / count
     # The sign of an axis is arbitrary: make its largest entry positive, so that the same images give the same axes.
     largest = np.abs(axes).argmax(axis=1)
-    axes = axes * np.sign(axes[np.arange(len(axes)), largest])[:, None]
-    return mean / 255, axes, variances
+    return mean / 255, axes * np.sign(axes[np.arange(len(axes)), largest])[:, None], variances
 
 
 def n_components_file(folder: Path, variance: float) -> Path:
@@ -143,18 +125,16 @@ def load_or_fit_pca(folder: Path, images: ImageSet, code_size: int) -> Pca:
 
 def read_pca(folder: Path, images: ImageSet) -> Pca | None:
     """The PCA in `folder`, or None; UsageError when it was fitted on other images than `images`."""
-    path = folder / PCA_FILE
+    path, pixels = folder / PCA_FILE, images.train_images.shape[1]
     if not path.exists():
         return None
     hint = f"run ae_pca.py --output-dir {folder} again, with these images"
     if images.left_out is not None:  # ae_pca.py leaves none out
         hint = "use another --output-dir, or give a --code-size"
-    pixels = images.train_images.shape[1]
-    shapes: dict[str, tuple[int, ...]] = {
-        "mean": (pixels,), "components": (-1, pixels), "cumulative_variance": (-1,),
-        "dataset": (), "fingerprint": (), "samples": (),
-    }  # fmt: skip
+    shapes: dict[str, tuple[int, ...]] = {"mean": (pixels,), "components": (-1, pixels), "cumulative_variance": (-1,)}
+    shapes |= {"dataset": (), "fingerprint": (), "samples": ()}
     arrays: dict[str, Any] = read_npz(path, shapes, hint)
-    if str(arrays["fingerprint"]) != images.fingerprint:
-        raise UsageError(f"{path}: was fitted on {arrays['dataset']}, not on these images ({images.title}); {hint}")
-    return Pca(**{name: arrays[name] if shape else arrays[name].item() for name, shape in shapes.items()})
+    pca = Pca(*(arrays[name] if shape else arrays[name].item() for name, shape in shapes.items()))
+    if pca.fingerprint != images.fingerprint:
+        raise UsageError(f"{path}: was fitted on {pca.dataset}, not on these images ({images.title}); {hint}")
+    return pca

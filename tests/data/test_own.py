@@ -156,7 +156,7 @@ def test_damaged_pictures_are_named_and_all_files_left_out_are_counted(tmp_path,
     os.mkfifo(tmp_path / "pipe.png")
     images = own(tmp_path, root=tmp_path / ".root", stream=stream)
     named = [record.getMessage() for record in info.records if record.levelno == logging.WARNING]
-    assert len(images.train_images) + len(images.test_images) == 4
+    assert rows([*images.train_images, *images.test_images]) == rows(digits.train_images[:4])
     assert len(named) == 2 and "cut.png" in named[0] and "empty.jpg" in named[1]
     assert "4 pictures" in info.messages[-1] and "2 damaged and 6 other files" in info.messages[-1]
 
@@ -306,6 +306,16 @@ def test_all_images_of_a_path_are_loaded_also_where_they_are_few_or_one(collecti
     assert name == "pictures" and images.shape == (60, 784)
     np.save(tmp_path / "one.npy", np.zeros((1, 28, 28), np.uint8))
     assert load_all_images(tmp_path / "one.npy", 28, tmp_path)[1].shape == (1, 784)
+
+
+def test_all_images_of_a_large_folder_are_mapped_but_for_the_damaged_ones(collections, tmp_path, monkeypatch):
+    shutil.copytree(collections / "pictures", tmp_path / "pictures")
+    (tmp_path / "pictures" / "even" / "damaged.png").write_bytes(b"")
+    monkeypatch.setattr("autoencoders.data.own.total_memory", lambda: 1)
+    images = load_all_images(tmp_path / "pictures", 28, tmp_path)[1]
+    assert isinstance(images, np.memmap) and rows(images) == rows(
+        load_all_images(collections / "array.npy", 28, tmp_path)[1]
+    )
 
 
 def test_images_stay_in_their_file_when_asked_to_or_above_a_quarter_of_the_memory(collections):

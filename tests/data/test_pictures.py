@@ -229,7 +229,7 @@ def test_libtiff_prints_no_complaints_on_stderr(tmp_path, capfd):
 def test_an_enormous_picture_is_refused_by_its_header(png, monkeypatch, name):
     png.write_bytes(BAD[name])
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda image: pytest.fail("it was decoded"))
-    with pytest.raises(UsageError, match="give a picture of"):
+    with pytest.raises(UsageError, match="give one of"):
         read_picture(png)
 
 

@@ -1,13 +1,18 @@
 import os
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from conftest import call_script, is_one_error_line, make_trainer
 
 import ae_train
+from autoencoders.evaluation.pca import PCA_FILE, fit_pca, n_components_file, write_pca
+from autoencoders.recipes import RECIPES
+from autoencoders.runtime.errors import UsageError
 from autoencoders.runtime.files import locked
 from autoencoders.training.checkpoint import load_checkpoint, read_record, save_checkpoint
+from autoencoders.training.run import resolve_code_size
 from autoencoders.training.trainer import Diverged
 
 RUN = ("--recipe", "denoising", "--dataset", "digits", "--epochs", 3)
@@ -138,3 +143,33 @@ def test_a_run_resumes_by_itself_only_under_the_torchrun_launch_that_began_it(tm
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", launch_name)
         status, _, err = call_script(capsys, ae_train.main, *flags, "--epochs", epochs)
         assert status == 0 and ("Resuming" in err) == bool(begins) and begins in err
+
+
+@pytest.fixture
+def automatic():
+    return RECIPES["symmetric"]
+
+
+def test_the_code_size_comes_from_the_files_or_from_a_new_fit(automatic, digits, tmp_path):
+    pca = fit_pca(digits)
+    count = pca.components_for(0.95)
+    recipe, fitted, is_new = resolve_code_size(automatic, digits, tmp_path)
+    assert (recipe.code_size, is_new) == (count, True) and np.array_equal(fitted.components, pca.components)
+    write_pca(tmp_path, pca, 0.95, "digits")
+    recipe, found, is_new = resolve_code_size(automatic, digits, tmp_path)
+    assert (recipe.code_size, found.samples, is_new) == (count, pca.samples, False)
+    (tmp_path / PCA_FILE).unlink()
+    n_components_file(tmp_path, 0.95).write_text("7\n")
+    assert resolve_code_size(automatic, digits, tmp_path)[0].code_size == 7
+
+
+def test_files_that_contradict_each_other_or_belong_to_other_images_are_refused(automatic, digits, few, tmp_path):
+    write_pca(tmp_path, fit_pca(digits), 0.95, "digits")
+    with pytest.raises(UsageError, match="not on these images"):
+        resolve_code_size(automatic, few, tmp_path)
+    n_components_file(tmp_path, 0.95).write_text("7\n")
+    with pytest.raises(UsageError, match="says 7"):
+        resolve_code_size(automatic, digits, tmp_path)
+    given = automatic.override({"code_size": 9})
+    recipe, fitted, is_new = resolve_code_size(given, few, tmp_path)  # needs the PCA for comparison only
+    assert (recipe, fitted.samples, is_new) == (given, len(few.train_images), False)
