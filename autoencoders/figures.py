@@ -196,7 +196,7 @@ def feature_grid(features: np.ndarray, rates: np.ndarray, title: str, columns: i
 def firing_rate_histogram(rates: np.ndarray, images: int, title: str) -> bytes:
     """Histograms of firing rates (S, features) on `images` images; the legend counts the dead features."""
     with styled_figure(title) as figure:
-        axes = figure.add_subplot(xlabel="firing rate", ylabel=f"number of features (of {rates.shape[1]})")
+        axes = figure.add_subplot(xlabel=f"firing rate on {images:,} test images", ylabel="number of features")
         bins = np.geomspace(0.9 / images, 1.1, max(2, round(5 * math.log10(images)))).tolist()
         for number, rate in enumerate(rates):
             label, colour = f"autoencoder {number + 1}: {(rate == 0).sum()} dead", _colours(len(rates))(number)
@@ -248,17 +248,15 @@ def search(
         return png(figure)
 
 
-def latent_map(
-    decoded: np.ndarray, low: np.ndarray, high: np.ndarray, codes: np.ndarray, labels: np.ndarray, title: str
-) -> bytes:
-    """Images decoded from a square grid of 2-D codes, `low` to `high`, beside codes (n, 2) coloured by label."""
+def latent_map(decoded: np.ndarray, ends: np.ndarray, codes: np.ndarray, labels: np.ndarray, title: str) -> bytes:
+    """Images decoded from a square grid between two 2-D codes, `ends`, beside codes (n, 2) coloured by label."""
     with styled_figure(title, 12.5, 6) as figure:
-        left, right = figure.subplots(1, 2, subplot_kw={"xlabel": "code 1", "ylabel": "code 2"})
-        sheet, extent = _sheet(decoded, math.isqrt(len(decoded)), gap=0), (low[0], high[0], low[1], high[1])
+        left = figure.add_subplot(1, 2, 1, title="decoded codes", xlabel="code 1", ylabel="code 2")
+        sheet, (low, high) = _sheet(decoded, math.isqrt(len(decoded)), gap=0), ends
+        extent = low[0], high[0], low[1], high[1]
         left.imshow(sheet, extent=extent, aspect="auto", zorder=1, **_GREY_LEVELS)  # over the grid
-        left.set_title("decoded codes")
+        right = figure.add_subplot(1, 2, 2, title="codes of the test images", xlabel="code 1", ylabel="code 2")
         dots = _labelled_dots(right, codes, labels, s=3, alpha=0.6)
-        right.set_title("codes of the test images")
         figure.colorbar(dots, ax=right, label="label", ticks=MaxNLocator(integer=True))
         return png(figure)
 

@@ -68,7 +68,7 @@ DRAWINGS = {
     "search": (lambda: draw.search(np.array([5e5, 1e6]), np.array([0.02, 0.01]), np.array([0.001, 0.001]),
                                    ["500", "1000"], ["code 154"] * 2, "$et: 2 candidates", "MSE"),
                ("500", "1000", "code 154", "Pareto front", "MSE")),
-    "latent": (lambda: draw.latent_map(IMAGES, np.zeros(2), np.ones(2), IMAGES[:, :2], LABELS, "$et, vae"),
+    "latent": (lambda: draw.latent_map(IMAGES, np.array([[0, 0], [1, 1]]), IMAGES[:, :2], LABELS, "$et, vae"),
                ("code 1", "label")),
     "map": (lambda: code_map(LABELS), ("PCA", "label")),
     "evaluation": (lambda: evaluation([0.02, 0.03], [0.01, 0.02]), ("symmetric", "PCA, 154", "worst", "MSE 0.0512")),

@@ -26,7 +26,6 @@ from autoencoders.training.trainer import Trainer
 
 ANALYSED = 10  # batches that the loss analysis looks at
 _SHOWN = 10  # test images in a picture
-_FEATURES = 100  # features in a picture, evenly spaced in the order of their firing rates
 
 
 def measure(trainer: Trainer, images: ImageSet, pca: Pca) -> dict[str, Any]:
@@ -130,8 +129,8 @@ def training_metrics(trainer: Trainer, name: str) -> bytes:
 def sae_features(trainer: Trainer, name: str) -> bytes:
     """Features of the first autoencoder, from the highest to the lowest firing rate."""
     rates = measures.firing_rates(trainer.model, trainer.test_images)[0].cpu().numpy()
-    order = np.argsort(-rates, kind="stable")
-    order = order[np.linspace(0, len(order) - 1, min(_FEATURES, len(order))).round().astype(int)]
+    evenly_spaced = np.linspace(0, len(rates) - 1, min(100, len(rates))).round().astype(int)
+    order = np.argsort(-rates, kind="stable")[evenly_spaced]
     weight = trainer.model.state_dict()["weight"][0].cpu().numpy()
     unit = weight / np.linalg.norm(weight, axis=1, keepdims=True)
     title = f"{name}: {len(order)} of {len(weight)} features of autoencoder 1"
@@ -140,9 +139,9 @@ def sae_features(trainer: Trainer, name: str) -> bytes:
 
 def feature_activity(trainer: Trainer, name: str) -> bytes:
     """The distribution of the firing rates of every autoencoder's features."""
-    rates, count = measures.firing_rates(trainer.model, trainer.test_images).cpu().numpy(), len(trainer.test_images)
-    title = f"{name}: {(rates == 0).mean():.1%} of features dead on {count:,} test images"
-    return figures.firing_rate_histogram(rates, count, title)
+    rates = measures.firing_rates(trainer.model, trainer.test_images).cpu().numpy()
+    title = f"{name}: {(rates == 0).mean():.1%} of the features are dead"
+    return figures.firing_rate_histogram(rates, len(trainer.test_images), title)
 
 
 PICTURES = {picture.__name__: picture for picture in (samples, training_metrics, sae_features, feature_activity)}
@@ -158,7 +157,7 @@ def latent_map(trainer: Trainer, labels: np.ndarray, title: str) -> bytes:
     steps = torch.linspace(0, 1, 20, device=codes.device)
     grid = torch.cartesian_prod(steps.flip(0), steps).flip(1)  # (x, y), the top row first
     decoded = to_range(model.decode(low + grid * (high - low)), model.output_range, "unit").cpu().numpy()
-    return figures.latent_map(decoded, low.cpu().numpy(), high.cpu().numpy(), codes.cpu().numpy(), labels, title)
+    return figures.latent_map(decoded, torch.stack((low, high)).cpu().numpy(), codes.cpu().numpy(), labels, title)
 
 
 def write_epoch_files(run: Run, trackers: Trackers, pictures_every: int | None, weights_every: int | None) -> None:
