@@ -140,7 +140,7 @@ def sae_features(trainer: Trainer, name: str) -> bytes:
 def feature_activity(trainer: Trainer, name: str) -> bytes:
     """The distribution of the firing rates of every autoencoder's features."""
     rates = measures.firing_rates(trainer.model, trainer.test_images).cpu().numpy()
-    title = f"{name}: {(rates == 0).mean():.1%} of the features are dead"
+    title = f"{name}: {(rates == 0).mean():.1%} of {len(rates)} x {rates.shape[1]} features are dead"
     return figures.firing_rate_histogram(rates, len(trainer.test_images), title)
 
 
