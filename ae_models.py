@@ -1,11 +1,9 @@
-"""Autoencoders for flat 28 x 28 images, and their objectives.
+"""Autoencoders for flat 28 x 28 images, and their objectives. This module imports torch and nothing of ours.
 
 Images are (batch, 784) floats, `signed` in [-1, 1] or `unit` in [0, 1]. Every model answers
     encode(x) -> code (batch, code_size)        decode(code) -> images (batch, 784)
     forward(x) -> (reconstruction, code)        loss(x) -> (scalar, parts to log)
-and names the range of pixels it takes (`input_range`) and gives (`output_range`). The training loop calls
-`on_epoch` before an epoch and `after_step` after each update; both do nothing unless a model needs them.
-This module imports torch and nothing of ours.
+and names the range of pixels it takes (`input_range`) and gives (`output_range`).
 """
 
 from collections.abc import Sequence
@@ -98,15 +96,9 @@ class LayeredAutoencoder(Autoencoder):
     """
 
     def __init__(
-        self,
-        encoder: Sequence[nn.Module],
-        decoder: Sequence[nn.Module],
-        output: str,
-        loss: str = "mse",
-        pixels: str | None = None,
-        noise_factor: float = 0.0,
-        test_noise: bool = False,
-    ) -> None:
+        self, encoder: Sequence[nn.Module], decoder: Sequence[nn.Module], output: str, loss: str = "mse",
+        pixels: str | None = None, noise_factor: float = 0.0, test_noise: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         if loss == "bce" and output != "sigmoid":
             raise ValueError(f"the loss bce needs pixels in [0, 1], from an output layer sigmoid, not {output}")
@@ -143,22 +135,16 @@ class LayeredAutoencoder(Autoencoder):
 class SymmetricAutoencoder(LayeredAutoencoder):
     """Fully connected autoencoder whose decoder mirrors its encoder (Hinton & Salakhutdinov 2006).
 
-    `layer_sizes` runs from the pixels to the code, such as [784, 2500, 154]; fewer than two entries, or one
-    below 1, is a ValueError. `activation` (`relu`; `gelu`: Hendrycks & Gimpel 2016) follows every layer but the
-    last of encoder and decoder, `code_activation` (`relu` or `none`) the code. With `linear_path` encoder and decoder
-    each add one linear map to their layers, which then learn only what is not linear (He et al. 2016).
-    Further arguments: `LayeredAutoencoder`.
+    `layer_sizes` runs from the pixels to the code, such as [784, 2500, 154]; fewer than two entries, or one below 1, is
+    a ValueError. `activation` (`relu`; `gelu`: Hendrycks & Gimpel 2016) follows every layer but the last of encoder and
+    decoder, `code_activation` (`relu` or `none`) the code. With `linear_path` encoder and decoder each add one linear
+    map to their layers (He et al. 2016). Further arguments: `LayeredAutoencoder`.
     """
 
     def __init__(
-        self,
-        layer_sizes: Sequence[int],
-        activation: str = "relu",
-        code_activation: str = "relu",
-        linear_path: bool = False,
-        output: str = "tanh",
-        **objective: Any,
-    ) -> None:
+        self, layer_sizes: Sequence[int], activation: str = "relu", code_activation: str = "relu",
+        linear_path: bool = False, output: str = "tanh", **objective: Any,
+    ) -> None:  # fmt: skip
         encoder, decoder = (_layers(sizes, activation) for sizes in (layer_sizes, layer_sizes[::-1]))
         if linear_path:
             pixels, code_size = layer_sizes[0], layer_sizes[-1]
@@ -182,8 +168,8 @@ class _WithLinearPath(nn.Module):
 class ConvAutoencoder(LayeredAutoencoder):
     """Convolutional autoencoder whose code is `code_size` channels at a single position (Masci et al. 2011).
 
-    28 x 28 -> 14 x 14 -> 7 x 7 -> 1 x 1 by strided convolutions, back by transposed ones; no activation on the
-    code. Further arguments: `LayeredAutoencoder`.
+    28 x 28 -> 14 x 14 -> 7 x 7 -> 1 x 1 by strided convolutions, back by transposed ones; no activation on the code.
+    Further arguments: `LayeredAutoencoder`.
     """
 
     def __init__(self, code_size: int = 64, image_size: int = 28, **objective: Any) -> None:
@@ -208,9 +194,10 @@ class ConvAutoencoder(LayeredAutoencoder):
 class VAE(LayeredAutoencoder):
     """Variational autoencoder with a Gaussian code and Bernoulli pixels (Kingma & Welling 2014).
 
-    `layer_sizes` as in `SymmetricAutoencoder`; the encoder ends in two heads, the code's mean and log-variance. The
-    loss is the cross-entropy summed over pixels plus beta times KL(N(mean, var) || N(0, I)), in nats per image; beta is `kl_weight` (Higgins et al. 2017), with `kl_anneal="linear"` times epoch / epochs.
-    `encode` gives the mean; unit pixels.
+    `layer_sizes` as in `SymmetricAutoencoder`; the encoder ends in two heads, the code's mean and log-variance, and
+    `encode` gives the mean. The loss is the cross-entropy summed over (unit) pixels plus beta times
+    KL(N(mean, var) || N(0, I)), in nats per image; beta is `kl_weight` (Higgins et al. 2017), with
+    `kl_anneal="linear"` times epoch / epochs.
     """
 
     generative = True
@@ -219,8 +206,7 @@ class VAE(LayeredAutoencoder):
         *hidden, code_size = layer_sizes
         encoder = [*_layers(hidden), nn.ReLU()] if len(hidden) > 1 else []
         super().__init__(encoder, _layers(layer_sizes[::-1]), "sigmoid", loss="bce")
-        self.mean = nn.Linear(hidden[-1], code_size)
-        self.logvar = nn.Linear(hidden[-1], code_size)
+        self.mean, self.logvar = (nn.Linear(hidden[-1], code_size) for _ in range(2))
         self.kl_weight, self.kl_anneal, self.beta = kl_weight, kl_anneal, kl_weight
 
     def on_epoch(self, epoch: int, epochs: int) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from autoencoders import figures
 from autoencoders.data.images import ImageSet
 from autoencoders.data.sets import DATASETS, download_notice, load_images
@@ -96,8 +98,11 @@ def main(arguments: list[str] | None = None, claims: Claims = CLAIMS, claimed_fo
 
 def write_losses(runs: "dict[Flags, list[Training]]", images: ImageSet, folder: Path) -> None:
     """Draw the losses of every recipe's first run."""
-    losses = {run.name: [(row["train_loss"], row["test_loss"]) for row in run.history] for run, *_ in runs.values()}
-    write_atomic(folder / "loss_curves.png", figures.loss_panels(losses, f"{images.title}: loss of every epoch"))
+    losses = {
+        run.name: np.array([(row["train_loss"], row["test_loss"]) for row in run.history]) for run, *_ in runs.values()
+    }
+    title = f"{images.title}: loss of every epoch"
+    write_atomic(folder / "loss_curves.png", figures.epoch_curves(losses, title, ("training", "test"), "loss"))
 
 
 def make_report(

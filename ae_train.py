@@ -93,8 +93,7 @@ def train(recipe: Recipe, args: argparse.Namespace) -> None:
     # What imports torch is imported once the flags are known to be good.
     from autoencoders.evaluation.pca import write_pca
     from autoencoders.runtime.device import check_memory, pick_device
-    from autoencoders.training import report
-    from autoencoders.training.health import Health
+    from autoencoders.training import health, report
     from autoencoders.training.run import Run, resolve_code_size
     from autoencoders.training.trackers import Trackers
     from autoencoders.training.trainer import Trainer
@@ -118,12 +117,12 @@ def train(recipe: Recipe, args: argparse.Namespace) -> None:
         if pca_is_new:
             print(f"Number of components to explain 95% variance: {write_pca(folder, pca, 0.95, images.title)}")
         print_header(run)
-        health, progress = Health(), cli.training_progress(len(images.train_images), recipe.epochs, args.log_interval)
+        progress = cli.training_progress(len(images.train_images), recipe.epochs, args.log_interval)
         with Trackers(run, args.tracker, args.tracker_project, args.tracker_interval) as trackers, progress as on_step:
             for row in run.epochs(on_step, args.checkpoint_minutes):
                 print_epoch(row, recipe.epochs)
                 report.write_epoch_files(run, trackers, args.pictures_every, args.weights_every)
-                health.check(run.trainer)
+                health.check(run.trainer, run.reported)
                 trackers.log_epochs()
             report.print_summary(run, report.write_results(run, pca, trackers))
 

@@ -1,24 +1,22 @@
 """Every PNG of the suite. Each function draws one picture and returns the bytes of its file; the caller writes them.
 
-Images are arrays (n, pixels) of squares in [0, 1]. No function uses pyplot, so no display is needed and no figure stays
-open. A title too long for its figure is wrapped.
+Images are arrays (n, pixels) of squares in [0, 1]. Without pyplot no display is needed and no figure stays open.
 """
 
 import contextlib
 import io
 import math
 import os
+import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-try:
-    from matplotlib import colormaps, rc_context
-except ValueError:  # a notebook started us, and its MPLBACKEND is not installed here
-    os.environ["MPLBACKEND"] = "agg"
-    from matplotlib import colormaps, rc_context
+if os.environ.get("MPLBACKEND", "").startswith("module://") and "ipykernel" not in sys.modules:
+    os.environ["MPLBACKEND"] = "agg"  # a notebook that started us names a backend that may not be installed here
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.collections import PathCollection
@@ -29,7 +27,6 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
 Rows = Mapping[str, np.ndarray]
-Extent = tuple[float, float, float, float]  # left, right, bottom, top
 Captions = Mapping[str, Sequence[str]]
 Scored = tuple[np.ndarray, Sequence[float]]  # images (n, pixels) and the error of each
 
@@ -38,29 +35,21 @@ _GREY_LEVELS: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1}  # fixed, 
 _SIGNED = "RdBu_r"  # zero is white
 _MAX_NAMED = 10  # lines in a legend
 _STYLE: Any = {
-    "font.size": 11, "axes.titlesize": 12, "figure.titlesize": 13, "figure.titleweight": "bold",
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e8eb",
+    "font.size": 11, "axes.titlesize": 12, "figure.titlesize": 13, "figure.titleweight": "bold", "axes.grid": True,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "grid.color": "#e6e8eb",
+    "legend.frameon": False, "figure.constrained_layout.w_pad": 0.12, "figure.constrained_layout.h_pad": 0.12,
     "text.parse_math": False,  # the name of an image set may contain a $
-    "axes.axisbelow": True, "legend.frameon": False,
-    "figure.constrained_layout.w_pad": 0.12, "figure.constrained_layout.h_pad": 0.12,
 }  # fmt: skip
 
 
 @contextlib.contextmanager
-def styled_figure(title: str, width: float, height: float) -> Iterator[Figure]:
-    """An empty figure of at least 6 inches in width; draw, and call `png`, inside the block."""
+def styled_figure(title: str, width: float = 8.0, height: float = 4.8) -> Iterator[Figure]:
+    """An empty figure, in inches, 6 or more wide, under a wrapped title; draw, and call `png`, inside the block."""
     width = max(width, 6.0)
     with rc_context(_STYLE):
         figure = Figure((width, height), layout="constrained")
-        figure.suptitle(textwrap.fill(title, int(10.5 * width)))  # matplotlib's own wrapping would parse a $
+        figure.suptitle(textwrap.fill(title, int(8.5 * width)))  # matplotlib's own wrapping would parse a $
         yield figure
-
-
-@contextlib.contextmanager
-def styled_chart(title: str, x_label: str, y_label: str) -> Iterator[tuple[Figure, Axes]]:
-    """A figure with one pair of axes."""
-    with styled_figure(title, 8, 4.8) as figure:
-        yield figure, figure.add_subplot(xlabel=x_label, ylabel=y_label)
 
 
 def png(figure: Figure) -> bytes:
@@ -88,20 +77,20 @@ def _squares(images: np.ndarray) -> np.ndarray:
     return images.reshape(len(images), math.isqrt(images.shape[1]), -1)
 
 
-def _strips(figure: FigureBase, rows: Rows, captions: Captions, extra: int = 0) -> list[Axes]:
-    """Draw rows of images (n, pixels), each next to its label, some with captions; add `extra` empty rows below."""
-    grid = list(figure.subplots(len(rows) + extra, squeeze=False)[:, 0])
+def _strips(figure: FigureBase, rows: Rows, captions: Captions) -> list[Axes]:
+    """Draw rows of images (n, pixels), each next to its label, some with captions."""
+    grid = list(figure.subplots(len(rows), squeeze=False)[:, 0])
     for axes, (label, images) in zip(grid, rows.items()):
         _strip(axes, _squares(images), label, captions.get(label, ()))
     return grid
 
 
-def _strip(axes: Axes, images: Any, label: str = "", captions: Sequence[str] = (), **style: Any) -> None:
+def _strip(axes: Axes, images: Any, label: str = "", captions: Sequence[str] = ()) -> None:
     """Draw images, grey (h, w) or RGB (h, w, 3), side by side in unit squares: the label left, the captions below."""
     centres = 1.13 * np.arange(len(images))
     for centre, image in zip(centres, images):
         height, width = np.array(image.shape[:2]) / max(image.shape[:2]) / 2
-        axes.imshow(image, extent=(centre - width, centre + width, -height, height), **(_GREY_LEVELS | style))
+        axes.imshow(image, extent=(centre - width, centre + width, -height, height), **_GREY_LEVELS)
         frame = Rectangle((centre - width, -height), 2 * width, 2 * height, fill=False, edgecolor=GREY, linewidth=0.8)
         axes.add_patch(frame).set_clip_on(False)
     axes.set(xlim=(-0.5, centres[-1] + 0.5), ylim=(-0.5, 0.5), yticks=[], anchor="W", frame_on=False)
@@ -112,13 +101,9 @@ def _strip(axes: Axes, images: Any, label: str = "", captions: Sequence[str] = (
 
 def _sheet(images: np.ndarray, columns: int, gap: int = 1, blank: float = 0.35) -> np.ndarray:
     """Images (n, pixels) as one array, `columns` in a row, with `gap` blank pixels between two images."""
-    squares = _squares(images)
-    rows, step = -(-len(images) // columns), squares.shape[1] + gap
-    sheet = np.full((rows * step - gap, columns * step - gap), blank)
-    for number, image in enumerate(squares):
-        top, left = step * (number // columns), step * (number % columns)
-        sheet[top : top + step - gap, left : left + step - gap] = image
-    return sheet
+    tiles = np.pad(_squares(images), ((0, -len(images) % columns), (0, gap), (0, gap)), constant_values=blank)
+    sheet = np.vstack([np.hstack(row) for row in tiles.reshape(-1, columns, *tiles.shape[1:])])
+    return sheet[: len(sheet) - gap, : sheet.shape[1] - gap]
 
 
 def _labelled_dots(axes: Axes, points: np.ndarray, labels: np.ndarray, **style: Any) -> PathCollection:
@@ -130,7 +115,8 @@ def _labelled_dots(axes: Axes, points: np.ndarray, labels: np.ndarray, **style: 
 def variance_curve(cumulative: np.ndarray, variance: float, count: int, images: str) -> bytes:
     """Cumulative explained variance against the number of components; `count` of them explain the share `variance`."""
     title = f"{images}: {count} components explain {100 * variance:.4g}% of the variance"
-    with styled_chart(title, "number of components", "cumulative explained variance") as (figure, axes):
+    with styled_figure(title) as figure:
+        axes = figure.add_subplot(xlabel="number of components", ylabel="cumulative explained variance")
         axes.plot(np.arange(len(cumulative) + 1), np.concatenate(([0.0], cumulative)), color=BLUE, linewidth=2)
         axes.axhline(variance, color=GREY, linestyle="--", linewidth=1, label=f"{100 * variance:g}% of the variance")
         axes.axvline(count, color=ORANGE, linestyle="--", linewidth=1)
@@ -142,14 +128,13 @@ def variance_curve(cumulative: np.ndarray, variance: float, count: int, images: 
 
 def loss_curve(batch_losses: Sequence[float], history: Sequence[dict[str, Any]], title: str, y_label: str) -> bytes:
     """The training loss of every batch, faint, and the training and test loss of every epoch."""
-    epochs = np.array([row["epoch"] for row in history])
-    train, test = ([row[name] for row in history] for name in ("train_loss", "test_loss"))
-    style: dict[str, Any] = {"markersize": 4 if len(history) <= 20 else 0}
-    with styled_chart(title, "epoch", y_label) as (figure, axes):
-        at = np.linspace(0, len(history), len(batch_losses) + 1)[1:]
+    epochs, train, test = np.array([(row["epoch"], row["train_loss"], row["test_loss"]) for row in history]).T
+    at, size = np.linspace(0, len(epochs), len(batch_losses) + 1)[1:], 4 if len(epochs) <= 20 else 0
+    with styled_figure(title) as figure:
+        axes = figure.add_subplot(xlabel="epoch", ylabel=y_label)
         axes.plot(at, batch_losses, color=BLUE, alpha=0.3, linewidth=0.8, label="training, every batch")
-        axes.plot(epochs - 0.5, train, "o-", color=BLUE, label="training, epoch average", **style)
-        axes.plot(epochs, test, "s-", color=ORANGE, label="test", clip_on=False, **style)
+        axes.plot(epochs - 0.5, train, "o-", color=BLUE, label="training, epoch average", markersize=size)
+        axes.plot(epochs, test, "s-", color=ORANGE, label="test", clip_on=False, markersize=size)
         # The first batches of an untrained model would flatten everything after them.
         after_start = [*batch_losses[len(batch_losses) // 50 :], *test]
         low, high = min(after_start), max(after_start)
@@ -173,8 +158,9 @@ def sparse_rows(rows: Rows, codes: np.ndarray, title: str, captions: Sequence[st
     # A few large activations would leave the many small ones white.
     limit = float(np.quantile(np.abs(codes[codes != 0]), 0.7)) if codes.any() else 1.0
     with styled_figure(title, 1.13 * count + 2.2, 1.3 * len(rows) + 2.1) as figure:
-        *_, axes = grid = _strips(figure, rows, {list(rows)[-1]: captions}, extra=1)
-        _strip(axes, _squares(maps), "active\nfeatures", cmap=_SIGNED, vmin=-limit, vmax=limit)
+        *_, axes = grid = _strips(figure, {**rows, "active\nfeatures": maps}, {list(rows)[-1]: captions})
+        for image in axes.images:
+            image.set(cmap=_SIGNED, clim=(-limit, limit))
         axes.set_xlabel("one pixel per feature, the most active first", fontsize=9)
         figure.colorbar(axes.images[0], ax=grid, label="activation", shrink=0.4, anchor=(0, 0), extend="both")
         return png(figure)
@@ -199,9 +185,8 @@ def feature_grid(features: np.ndarray, rates: np.ndarray, title: str, columns: i
     rows, step = -(-len(features) // columns), math.isqrt(features.shape[1]) + 1
     limit = float(np.quantile(np.abs(features), 0.998)) or 1.0
     with styled_figure(title, 0.7 * columns + 2.8, max(3.2, 0.7 * rows + 0.9)) as figure:
-        axes = figure.add_subplot()
+        axes = figure.add_subplot(xticks=[], ylabel="firing rate, first of the row", frame_on=False)
         shown = axes.imshow(_sheet(features, columns, blank=np.nan), cmap=_SIGNED, vmin=-limit, vmax=limit)
-        axes.set(xticks=[], ylabel="firing rate, first of the row", frame_on=False)
         axes.set_yticks(step * np.arange(rows) + step / 2 - 1, [f"{100 * rate:.3g}%" for rate in rates[::columns]])
         axes.tick_params(length=0, grid_alpha=0)
         figure.colorbar(shown, ax=axes, label="weight (unit norm)", fraction=0.04, aspect=30, extend="both")
@@ -210,7 +195,8 @@ def feature_grid(features: np.ndarray, rates: np.ndarray, title: str, columns: i
 
 def firing_rate_histogram(rates: np.ndarray, images: int, title: str) -> bytes:
     """Histograms of firing rates (S, features) on `images` images; the legend counts the dead features."""
-    with styled_chart(title, "firing rate", f"number of features (of {rates.shape[1]})") as (figure, axes):
+    with styled_figure(title) as figure:
+        axes = figure.add_subplot(xlabel=f"firing rate on {images:,} test images", ylabel="number of features")
         bins = np.geomspace(0.9 / images, 1.1, max(2, round(5 * math.log10(images)))).tolist()
         for number, rate in enumerate(rates):
             label, colour = f"autoencoder {number + 1}: {(rate == 0).sum()} dead", _colours(len(rates))(number)
@@ -238,12 +224,6 @@ def epoch_curves(panels: Rows, title: str, labels: Sequence[str], y_label: str =
         return png(figure)
 
 
-def loss_panels(losses: Mapping[str, Sequence[tuple[float, float]]], title: str) -> bytes:
-    """Training and test loss of every epoch, a panel for each run."""
-    panels = {name: np.array(values) for name, values in losses.items()}
-    return epoch_curves(panels, title, ("training", "test"), "loss")
-
-
 def search(
     parameters: np.ndarray, errors: np.ndarray, spreads: np.ndarray, names: Sequence[str], series: Sequence[str],
     title: str, y_label: str,
@@ -252,47 +232,45 @@ def search(
     order = np.lexsort((errors, parameters))
     best = np.minimum.accumulate(errors[order])
     front = order[np.flatnonzero(np.diff(best, prepend=np.inf))]
-    with styled_chart(title, "parameters of the model", y_label) as (figure, axes):
+    with styled_figure(title) as figure:
+        axes = figure.add_subplot(xlabel="parameters of the model", ylabel=y_label, xscale="log")
         if len(best) > 1:
             axes.step(parameters[order], best, "--", where="post", color=GREY, zorder=1, label="Pareto front")
         for number, kind in enumerate(dict.fromkeys(series)):
             i, colour = np.array(series) == kind, _colours(len(set(series)))(number)
             axes.errorbar(parameters[i], errors[i], spreads[i], fmt="o", color=colour, capsize=3, label=kind)
         for i in front:  # no candidate lies below and to the left of these
-            at = parameters[i], errors[i]
-            axes.annotate(names[i], at, (-6, -4), textcoords="offset points", ha="right", va="top")
-        axes.set_xscale("log")
+            point = parameters[i], errors[i]
+            axes.annotate(names[i], point, (-6, -4), textcoords="offset points", ha="right", va="top")
         log_ticks(axes.xaxis, parameters.max() / parameters.min(), EngFormatter())
         axes.margins(0.15)
         figure.legend(fontsize=9, loc="outside lower center", ncols=3)
         return png(figure)
 
 
-def latent_map(decoded: np.ndarray, extent: Extent, codes: np.ndarray, labels: np.ndarray, title: str) -> bytes:
-    """Images decoded from a square grid of 2-D codes over `extent`, beside codes (n, 2) coloured by label."""
+def latent_map(decoded: np.ndarray, ends: np.ndarray, codes: np.ndarray, labels: np.ndarray, title: str) -> bytes:
+    """Images decoded from a square grid between two 2-D codes, `ends`, beside codes (n, 2) coloured by label."""
     with styled_figure(title, 12.5, 6) as figure:
-        left, right = figure.subplots(1, 2)
-        sheet = _sheet(decoded, math.isqrt(len(decoded)), gap=0)
+        left = figure.add_subplot(1, 2, 1, title="decoded codes", xlabel="code 1", ylabel="code 2")
+        sheet, (low, high) = _sheet(decoded, math.isqrt(len(decoded)), gap=0), ends
+        extent = low[0], high[0], low[1], high[1]
         left.imshow(sheet, extent=extent, aspect="auto", zorder=1, **_GREY_LEVELS)  # over the grid
-        left.set(title="decoded codes", xlabel="code 1", ylabel="code 2")
+        right = figure.add_subplot(1, 2, 2, title="codes of the test images", xlabel="code 1", ylabel="code 2")
         dots = _labelled_dots(right, codes, labels, s=3, alpha=0.6)
-        right.set(title="codes of the test images", xlabel="code 1", ylabel="code 2")
         figure.colorbar(dots, ax=right, label="label", ticks=MaxNLocator(integer=True))
         return png(figure)
 
 
 def code_map(places: Rows, labels: np.ndarray, images: np.ndarray, chosen: Rows, title: str) -> bytes:
     """A panel for each method: dots at places (n, 2) coloured by label; the chosen images (n, pixels) as thumbnails."""
+    squares = _squares(images)
     with styled_figure(title, 8 * len(places) + 1, 8) as figure:
         panels = figure.subplots(1, len(places), squeeze=False)[0]
         for axes, (method, points) in zip(panels, places.items()):
-            low, high = np.quantile(points, (0.002, 0.998), axis=0)
-            low, high = low - 0.05 * (high - low) - 1e-9, high + 0.05 * (high - low) + 1e-9
-            axes.set(title=method, xticks=[], yticks=[], xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+            axes.set(title=method, xticks=[], yticks=[])
             dots = _labelled_dots(axes, points, labels, s=6, linewidths=0)
             for number in chosen[method]:
-                image = _squares(images[[number]])[0]
-                thumbnail = OffsetImage(image, zoom=12.6 / len(image), cmap="gray_r")
+                thumbnail = OffsetImage(squares[number], zoom=12.6 / squares.shape[1], cmap="gray_r")
                 frame = {"edgecolor": dots.to_rgba(labels[number]), "linewidth": 1.5}
                 axes.add_artist(AnnotationBbox(thumbnail, points[number], pad=0.05, bboxprops=frame))
         figure.colorbar(dots, ax=panels, label="label", ticks=MaxNLocator(integer=True), fraction=0.02)
@@ -301,15 +279,15 @@ def code_map(places: Rows, labels: np.ndarray, images: np.ndarray, chosen: Rows,
 
 def evaluation(errors: Mapping[str, Mapping[int, float]], rows: Rows, notes: Captions, title: str) -> bytes:
     """Bars of the errors of two models by label, beside rows of images (n, pixels); `notes` holds a row's captions."""
+    heights = np.array([list(by_label.values()) for by_label in errors.values()])
+    low, high = max(heights.min(), 1e-6 * heights.max()), heights.max()
     images_width = 1.13 * max(map(len, rows.values())) + 2
     with styled_figure(title, images_width + 5.5, 1.25 * len(rows) + 0.7) as figure:
         left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(5.5, images_width)).flat
-        axes, labels = left.subplots(), list(next(iter(errors.values())))
-        for (name, by_label), shift, colour in zip(errors.items(), (-0.2, 0.2), (BLUE, GREY)):
-            axes.bar(np.arange(len(labels)) + shift, list(by_label.values()), 0.4, label=name, color=colour)
-        axes.set(xticks=range(len(labels)), xticklabels=labels, xlabel="label", ylabel="MSE, pixels in [0, 1]")
-        values = np.array([list(by_label.values()) for by_label in errors.values()])
-        low, high = max(values.min(), 1e-6 * values.max()), values.max()
+        axes = left.add_subplot(xlabel="label", ylabel="MSE, pixels in [0, 1]")
+        for name, bars, shift, colour in zip(errors, heights, (-0.2, 0.2), (BLUE, GREY)):
+            axes.bar(np.arange(len(bars)) + shift, bars, 0.4, label=name, color=colour)
+        axes.set_xticks(range(heights.shape[1]), list(next(iter(errors.values()))))
         if high > 30 * low:  # short bars would be invisible on a linear scale
             axes.set(yscale="log", ylim=(low / 2, 2 * high))
             log_ticks(axes.yaxis)
@@ -321,19 +299,18 @@ def evaluation(errors: Mapping[str, Mapping[int, float]], rows: Rows, notes: Cap
 
 def outliers(errors: Rows, threshold: float, rows: Mapping[str, Scored], title: str) -> bytes:
     """Histograms of the errors (n,) of two kinds of images, with a threshold, above rows of images and errors."""
-    columns = max(7, *(len(images) for images, _ in rows.values()))  # the axis needs seven inches for its numbers
     values = np.concatenate(list(errors.values()))
-    low = max(float(values.min()), 1e-3 * float(np.median(values)), 1e-12)
-    high = max(float(values.max()), 1.1 * low)  # all errors may be equal
+    low = max(values.min(), 1e-3 * np.median(values), 1e-12)
+    high = max(values.max(), 1.1 * low)  # all errors may be equal
     bins = np.geomspace(low, high, 1 + min(80, max(10, len(values) // 10))).tolist()
-    with styled_figure(title, 1.13 * columns + 3, 4 + 1.4 * len(rows)) as figure:
+    with styled_figure(title, 12, 4 + 1.4 * len(rows)) as figure:
         top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=(3.6, 1.4 * len(rows))).flat
-        axes = top.subplots()
+        axes = top.add_subplot(xlabel="reconstruction error (MSE, pixels in [0, 1])", ylabel="share of images")
         for (kind, of_kind), colour in zip(errors.items(), (BLUE, ORANGE)):
             weights, label = np.full(len(of_kind), 1 / len(of_kind)), f"{kind} ({len(of_kind):,})"
             axes.hist(of_kind.clip(low), bins, weights=weights, color=colour, alpha=0.6, label=label)
         axes.axvline(threshold, color=GREY, linestyle="--", label=f"threshold {threshold:.4g}")
-        axes.set(xscale="log", xlabel="reconstruction error (MSE, pixels in [0, 1])", ylabel="share of images")
+        axes.set_xscale("log")
         log_ticks(axes.xaxis, high / low)
         top.legend(loc="outside upper center", ncols=3)
         captions = {label: [f"MSE {mark:.4f}" for mark in marks] for label, (_, marks) in rows.items()}

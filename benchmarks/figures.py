@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from matplotlib.ticker import NullLocator
 
-from autoencoders.figures import BLUE, GREY, ORANGE, log_ticks, png, styled_chart, styled_figure
+from autoencoders.figures import BLUE, GREY, ORANGE, log_ticks, png, styled_figure
 
 
 def scaling_panels(panels: Mapping[str, Mapping[int, float]], title: str) -> bytes:
@@ -27,7 +27,8 @@ def code_size_curves(
     pca: Mapping[int, float], errors: Mapping[str, Mapping[int, float]], count: int, title: str
 ) -> bytes:
     """Test MSE over code sizes, of PCA and of each recipe; `count` components explain 95% of the variance."""
-    with styled_chart(title, "code size", "test MSE per pixel in [0, 1]") as (figure, axes):
+    with styled_figure(title) as figure:
+        axes = figure.add_subplot(xlabel="code size", ylabel="test MSE per pixel in [0, 1]")
         axes.plot(list(pca), list(pca.values()), color=GREY, linewidth=2, label="PCA")
         for (name, points), colour, marker in zip(errors.items(), (BLUE, ORANGE), "os"):
             axes.plot(list(points), list(points.values()), f"{marker}-", color=colour, label=name)

@@ -125,7 +125,7 @@ def test_pictures_name_the_images_the_recipe_and_the_number(tmp_path, capsys, fi
     assert call_script(capsys, ae_train.main, *flags)[0] == 0
     metrics = json.loads((tmp_path / "run.json").read_text())["metrics"]
     loss, rows = figures
-    loss_title = loss.axes[0].get_title()
+    loss_title = loss.get_suptitle()
     rows_title = rows.get_suptitle()
     for title in (loss_title, rows_title):
         assert "scikit-learn digits" in title and "symmetric" in title

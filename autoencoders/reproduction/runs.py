@@ -1,8 +1,6 @@
 """The runs behind a report: each trains one recipe in a folder of its own, unless its results are there already."""
 
 import argparse
-import contextlib
-import io
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,9 +18,8 @@ from autoencoders.reproduction.claims import Claim
 from autoencoders.runtime import cli
 from autoencoders.runtime.errors import UsageError
 from autoencoders.runtime.files import locked
-from autoencoders.training import report
+from autoencoders.training import health, report
 from autoencoders.training.checkpoint import read_record
-from autoencoders.training.health import Health
 from autoencoders.training.run import Run
 from autoencoders.training.trackers import Trackers
 from autoencoders.training.trainer import Row, Trainer
@@ -90,18 +87,16 @@ class Training:
 
     def _finish(self, run: Run) -> None:
         """Train the remaining epochs, and write the results."""
-        health, done, epochs = Health(), len(run.trainer.history), self.recipe.epochs
+        done, epochs = len(run.trainer.history), self.recipe.epochs
         log.info(f"{self.name}, seed {self.recipe.seed}: {done} of {epochs} epochs are done")
         with cli.training_progress(len(self.setup.images.train_images), epochs, None) as on_step:
             try:
                 for _ in run.epochs(on_step, minutes=10):
-                    health.check(run.trainer)
+                    health.check(run.trainer, run.reported)
             except cli.Stopped as stop:
                 raise cli.Stopped(f"stopped; {run.path} holds the progress; the same command continues it",
                                   stop.status) from stop  # fmt: skip
-        # The summary of a single run, which this prints, is not a result here.
-        with Trackers(run, [], "", 1) as trackers, contextlib.redirect_stdout(io.StringIO()):
-            report.write_results(run, self.setup.pca, trackers)
+        report.write_results(run, self.setup.pca, Trackers(run, [], "", 1))
 
     @cached_property
     def analysis(self) -> dict[str, Any]:

@@ -1,12 +1,6 @@
-"""The results of a finished run: measures the model beside PCA, and writes every file but the checkpoint.
+"""The results of a finished run: measures the model beside PCA, and writes every file but the checkpoint."""
 
-Every run has training_loss.png and reconstructions.png; `Recipe.pictures` names further ones.
-"""
-
-import csv
 import hashlib
-import io
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,60 +10,54 @@ import torch
 
 from ae_models import to_range
 from autoencoders import figures
-from autoencoders.data.batches import batch_order, to_device
+from autoencoders.data.batches import batch_order
 from autoencoders.data.images import ImageSet
 from autoencoders.evaluation import metrics as measures
 from autoencoders.evaluation.pca import Pca
 from autoencoders.recipes import Recipe
+from autoencoders.runtime import cli
 from autoencoders.runtime.device import seed_for
 from autoencoders.runtime.files import write_atomic
 from autoencoders.sparse import mmcs
 from autoencoders.training.checkpoint import save_record, save_weights, versions
-from autoencoders.training.health import behind_pca
+from autoencoders.training.health import warn_if_behind_pca
 from autoencoders.training.run import Run
 from autoencoders.training.trackers import Trackers, flatten_lists
 from autoencoders.training.trainer import Trainer
 
-log = logging.getLogger(__name__)
-
 ANALYSED = 10  # batches that the loss analysis looks at
 _SHOWN = 10  # test images in a picture
-_FEATURES = 100  # features in a picture, evenly spaced in the order of their firing rates
 
 
 def measure(trainer: Trainer, images: ImageSet, pca: Pca) -> dict[str, Any]:
     """Every metric of the trained model, by its name in `run.json`; PCA's error is that of the same code size."""
     model, test_images = trainer.model, trainer.test_images
+    pca_mse = pca.test_mse(images.test_images, trainer.recipe.code_size or 0) * measures.mse_scale(model)
     metrics = measures.reconstruction_error(model, test_images)
-    code_size = trainer.recipe.code_size or 0
-    metrics["pca_test_mse"] = pca.test_mse(images.test_images, code_size) * measures.mse_scale(model)
-    metrics["pca_samples"] = pca.samples
+    metrics |= {"pca_test_mse": pca_mse, "pca_samples": pca.samples}
     if model.noise_factor:
         metrics |= measures.restoration_error(model, test_images, trainer.recipe.seed)
     if model.epoch_metrics:
         metrics |= measures.code_statistics(model, test_images)
     if model.members > 1:
         metrics["mmcs"] = mmcs(model.state_dict()["weight"]).item()
-    last = trainer.history[-1]
-    return metrics | {name: value for name, value in last.items() if name not in ("epoch", "seconds")}
+    return metrics | {key: value for key, value in trainer.history[-1].items() if key not in ("epoch", "seconds")}
 
 
 def analyse_untrained(recipe: Recipe, images: ImageSet, device: torch.device) -> dict[str, Any]:
     """`loss_analysis` of the ensemble that training would start from, on its first batches."""
-    torch.manual_seed(recipe.seed)
-    model = recipe.build().to(device)
-    train_images = to_device(images.train_images, device)
-    order = batch_order(len(train_images), recipe.batch_size, recipe.seed, 0)
-    return measures.loss_analysis(model, torch.as_tensor(train_images), torch.cat(order[:ANALYSED]))
+    trainer = Trainer(recipe, images, device)
+    order = batch_order(len(trainer.train_images), recipe.batch_size, recipe.seed, 0)
+    return measures.loss_analysis(trainer.model, torch.as_tensor(trainer.train_images), torch.cat(order[:ANALYSED]))
 
 
 def format_summary(recipe: Recipe, metrics: dict[str, Any]) -> str:
     """The test error beside PCA's, in a sentence; one more on noise, and one on the features of a sparse code."""
     error, pca = float(np.mean(metrics["test_mse"])), metrics["pca_test_mse"]
     text = f"Test MSE {error:.5f}; PCA with {recipe.code_size} components {pca:.5f}: the autoencoder is "
-    text += f"{'behind' if error > pca else 'ahead of'} PCA"
-    # A ratio to an error of almost zero would be meaningless.
-    text += f", with {error / pca:.2f} times its error" if pca > 1e-6 else ", which is exact at this size"
+    text += "behind PCA" if error > pca else "ahead of PCA"
+    if pca > 1e-6:  # a ratio to almost zero would be meaningless
+        text += f", with {error / pca:.2f} times its error"
     if "noisy_mse" in metrics:
         noisy, restored = metrics["noisy_mse"], metrics["restored_mse"]
         text += f"\nMSE to the clean test images: {noisy:.5f} of the noisy ones, {restored:.5f} of the restored ones: "
@@ -85,34 +73,42 @@ def format_summary(recipe: Recipe, metrics: dict[str, Any]) -> str:
     return text
 
 
-def reconstructions(trainer: Trainer, images: ImageSet, result: str) -> bytes:
-    """Test images and their reconstructions with the error of each; the noisy copies, or the sparse codes, too."""
-    model, shown = trainer.model, trainer.test_images[:_SHOWN]
-    title = f"{images.title}, {trainer.recipe.name}: {result}"
-    if model.epoch_metrics:
-        return _sparse_reconstructions(trainer, title)
-    clean = measures.to_pixels(shown, "unit")
-    if model.noise_factor:
-        noisy, rebuilt = measures.denoise(model, shown, trainer.recipe.seed)
-        rows = {"clean": clean, "noisy": noisy, "restored": rebuilt}
-    else:
-        rebuilt = measures.reconstruct(model, shown)
-        rows = {"original": clean, "reconstruction": rebuilt}
-    errors = (rebuilt - clean).square().mean(dim=1) * measures.mse_scale(model)
-    captions = [f"MSE {error:.4f}" for error in errors.tolist()]
-    arrays = {label: row.cpu().numpy() for label, row in rows.items()}
-    return figures.image_rows(arrays, f"{title} ({measures.range_label(model)})", captions)
+def pictures(trainer: Trainer, images: ImageSet, metrics: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
+    """The pictures of a finished run, as (file name, PNG): two of every run, and those that its recipe names."""
+    recipe, name = trainer.recipe, f"{images.title}, {trainer.recipe.name}"
+    title = f"{name}: test loss {metrics['test_loss']:.4f} after {recipe.epochs} epochs"
+    loss_unit = trainer.model.loss_unit
+    yield "training_loss.png", figures.loss_curve(trainer.batch_losses, trainer.history, title, loss_unit)
+    result = f"test MSE {np.mean(metrics['test_mse']):.4f}, PCA {metrics['pca_test_mse']:.4f}"
+    if "pearson" in metrics:
+        result += f", mean correlation {np.mean(metrics['pearson']):.4f}"
+    yield "reconstructions.png", reconstructions(trainer, f"{name}: {result}")
+    for picture in recipe.pictures:
+        yield f"{picture}.png", PICTURES[picture](trainer, name)
+    if recipe.model_args.get("code_size") == 2:
+        yield "latent_map.png", latent_map(trainer, images.test_labels, f"{name}: two-dimensional code")
 
 
 @torch.no_grad()
-def _sparse_reconstructions(trainer: Trainer, title: str) -> bytes:
-    """Test images, the first autoencoder's reconstructions with their correlations, and its active features."""
-    x = measures.to_pixels(trainer.test_images[:_SHOWN], "unit")
-    rebuilt, codes = (part[0] for part in trainer.model(x))
-    order = measures.firing_rates(trainer.model, trainer.test_images)[0].argsort(descending=True, stable=True)
-    captions = ["undefined" if np.isnan(r) else f"r = {r:.3f}" for r in measures.pearson(rebuilt, x).tolist()]
-    rows = {"original": x.cpu().numpy(), "autoencoder 1": rebuilt.cpu().numpy()}
-    return figures.sparse_rows(rows, codes[:, order].cpu().numpy(), title, captions)
+def reconstructions(trainer: Trainer, title: str) -> bytes:
+    """Test images and their reconstructions with the error of each; the noisy copies, or the sparse codes, too."""
+    model, shown = trainer.model, trainer.test_images[:_SHOWN]
+    x = measures.to_pixels(shown, "unit")
+    if model.epoch_metrics:
+        rebuilt, codes = (part[0] for part in model(x))
+        order = measures.firing_rates(model, trainer.test_images)[0].argsort(descending=True, stable=True)
+        captions = ["undefined" if np.isnan(r) else f"r = {r:.3f}" for r in measures.pearson(rebuilt, x).tolist()]
+        rows = {"original": x.cpu().numpy(), "autoencoder 1": rebuilt.cpu().numpy()}
+        return figures.sparse_rows(rows, codes[:, order].cpu().numpy(), title, captions)
+    if model.noise_factor:
+        noisy, rebuilt = measures.denoise(model, shown, trainer.recipe.seed)
+        rows = {"clean": x.cpu().numpy(), "noisy": noisy.cpu().numpy(), "restored": rebuilt.cpu().numpy()}
+    else:
+        rebuilt = measures.reconstruct(model, shown)
+        rows = {"original": x.cpu().numpy(), "reconstruction": rebuilt.cpu().numpy()}
+    errors = (rebuilt - x).square().mean(dim=1) * measures.mse_scale(model)
+    captions = [f"MSE {error:.4f}" for error in errors.tolist()]
+    return figures.image_rows(rows, f"{title} ({measures.range_label(model)})", captions)
 
 
 def samples(trainer: Trainer, name: str) -> bytes:
@@ -125,20 +121,17 @@ def samples(trainer: Trainer, name: str) -> bytes:
 
 def training_metrics(trainer: Trainer, name: str) -> bytes:
     """The metrics of every autoencoder of an ensemble after every epoch."""
-    titles = {"correlation, test images": ("pearson", 1), "MSE, test images": ("test_recon_loss", 1),
-              "dead features, %": ("dead_features", 100)}  # fmt: skip
-    panels = {
-        title: factor * np.array([row[key] for row in trainer.history]) for title, (key, factor) in titles.items()
-    }
-    labels = [f"autoencoder {number + 1}" for number in range(trainer.model.members)]
+    titles = {"pearson": "correlation", "test_recon_loss": "MSE", "dead_features": "share of dead features"}
+    panels = {f"{title}, test images": np.array([row[key] for row in trainer.history]) for key, title in titles.items()}
+    labels = [f"autoencoder {number}" for number in range(1, trainer.model.members + 1)]
     return figures.epoch_curves(panels, f"{name}: metrics of each autoencoder", labels)
 
 
 def sae_features(trainer: Trainer, name: str) -> bytes:
     """Features of the first autoencoder, from the highest to the lowest firing rate."""
     rates = measures.firing_rates(trainer.model, trainer.test_images)[0].cpu().numpy()
-    order = np.argsort(-rates, kind="stable")
-    order = order[np.linspace(0, len(order) - 1, min(_FEATURES, len(order))).round().astype(int)]
+    evenly_spaced = np.linspace(0, len(rates) - 1, min(100, len(rates))).round().astype(int)
+    order = np.argsort(-rates, kind="stable")[evenly_spaced]
     weight = trainer.model.state_dict()["weight"][0].cpu().numpy()
     unit = weight / np.linalg.norm(weight, axis=1, keepdims=True)
     title = f"{name}: {len(order)} of {len(weight)} features of autoencoder 1"
@@ -147,28 +140,12 @@ def sae_features(trainer: Trainer, name: str) -> bytes:
 
 def feature_activity(trainer: Trainer, name: str) -> bytes:
     """The distribution of the firing rates of every autoencoder's features."""
-    rates, count = measures.firing_rates(trainer.model, trainer.test_images).cpu().numpy(), len(trainer.test_images)
-    title = f"{name}: {(rates == 0).mean():.1%} of features dead on {count:,} test images"
-    return figures.firing_rate_histogram(rates, count, title)
+    rates = measures.firing_rates(trainer.model, trainer.test_images).cpu().numpy()
+    title = f"{name}: {(rates == 0).mean():.1%} of {len(rates)} x {rates.shape[1]} features are dead"
+    return figures.firing_rate_histogram(rates, len(trainer.test_images), title)
 
 
 PICTURES = {picture.__name__: picture for picture in (samples, training_metrics, sae_features, feature_activity)}
-
-
-def pictures(trainer: Trainer, images: ImageSet, metrics: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
-    """The pictures of a finished run, as (file name, PNG)."""
-    recipe, name = trainer.recipe, f"{images.title}, {trainer.recipe.name}"
-    title = f"{name}: test loss {metrics['test_loss']:.4f} after {recipe.epochs} epochs"
-    loss_unit = trainer.model.loss_unit
-    yield "training_loss.png", figures.loss_curve(trainer.batch_losses, trainer.history, title, loss_unit)
-    result = f"test MSE {np.mean(metrics['test_mse']):.4f}, PCA {metrics['pca_test_mse']:.4f}"
-    if "pearson" in metrics:
-        result += f", mean correlation {np.mean(metrics['pearson']):.4f}"
-    yield "reconstructions.png", reconstructions(trainer, images, result)
-    for picture in recipe.pictures:
-        yield f"{picture}.png", PICTURES[picture](trainer, name)
-    if recipe.model_args.get("code_size") == 2:
-        yield "latent_map.png", latent_map(trainer, images.test_labels, f"{name}: two-dimensional code")
 
 
 @torch.no_grad()
@@ -179,11 +156,9 @@ def latent_map(trainer: Trainer, labels: np.ndarray, title: str) -> bytes:
     low, high = codes.quantile(0.02, dim=0), codes.quantile(0.98, dim=0)
     high = torch.maximum(high, low + 0.01)  # the range of a dead unit is empty
     steps = torch.linspace(0, 1, 20, device=codes.device)
-    x, y = torch.meshgrid(steps, steps.flip(0), indexing="xy")
-    points = low + torch.stack((x, y), dim=-1).reshape(-1, 2) * (high - low)
-    decoded = to_range(model.decode(points), model.output_range, "unit").cpu().numpy()
-    (left, right), (bottom, top) = torch.stack((low, high), dim=1).tolist()
-    return figures.latent_map(decoded, (left, right, bottom, top), codes.cpu().numpy(), labels, title)
+    grid = torch.cartesian_prod(steps.flip(0), steps).flip(1)  # (x, y), the top row first
+    decoded = to_range(model.decode(low + grid * (high - low)), model.output_range, "unit").cpu().numpy()
+    return figures.latent_map(decoded, torch.stack((low, high)).cpu().numpy(), codes.cpu().numpy(), labels, title)
 
 
 def write_epoch_files(run: Run, trackers: Trackers, pictures_every: int | None, weights_every: int | None) -> None:
@@ -191,41 +166,37 @@ def write_epoch_files(run: Run, trackers: Trackers, pictures_every: int | None, 
     trainer, epoch = run.trainer, len(run.trainer.history)
     if pictures_every and epoch % pictures_every == 0:
         path = run.folder / f"reconstructions_epoch_{epoch:03d}.png"
-        write_atomic(path, reconstructions(trainer, run.images, f"epoch {epoch}"))
+        write_atomic(path, reconstructions(trainer, f"{run.images.title}, {trainer.recipe.name}: epoch {epoch}"))
         trackers.log_picture(path, "epoch_reconstructions")
     if weights_every and epoch % weights_every == 0:
         save_weights(run.folder / f"{Path(trainer.recipe.weights_file).stem}_epoch_{epoch:03d}.pt", trainer.model)
 
 
-def write_results(run: Run, pca: Pca, trackers: Trackers) -> None:
-    """Measure the trained model beside PCA, then write weights, history, pictures and, last, run.json."""
+def write_results(run: Run, pca: Pca, trackers: Trackers) -> dict[str, Any]:
+    """Measure the trained model beside PCA; write weights, history, pictures and, last, run.json; the metrics."""
     trainer, images, folder, recipe = run.trainer, run.images, run.folder, run.trainer.recipe
     metrics = measure(trainer, images, pca)
+    history = cli.format_csv([flatten_lists(row) for row in trainer.history])
     weights_digest = save_weights(folder / recipe.weights_file, trainer.model)
-    history = format_history(trainer.history)
     write_atomic(folder / "history.csv", history)
     for name, picture in pictures(trainer, images, metrics):
         write_atomic(folder / name, picture)
         trackers.log_picture(folder / name)
-    dataset = {"name": images.name, "title": images.title, "fingerprint": images.fingerprint, **images.source,
-               "leave_out": images.left_out}  # fmt: skip
     save_record(folder, {
         "recipe": recipe.as_dict(), "weights": recipe.weights_file, "weights_sha256": weights_digest,
-        "history_sha256": hashlib.sha256(history).hexdigest(), "checkpoint_sha256": run.digest, "dataset": dataset,
+        "history_sha256": hashlib.sha256(history).hexdigest(), "checkpoint_sha256": run.digest,
+        "dataset": {"name": images.name, "title": images.title, "fingerprint": images.fingerprint, **images.source,
+                    "leave_out": images.left_out},
         "device": str(trainer.device), "precision": str(trainer.precision), "versions": versions(),
         "seconds": round(sum(row["seconds"] for row in trainer.history), 3), "metrics": metrics,
     })  # fmt: skip
     trackers.log_summary(metrics)
+    warn_if_behind_pca(trainer, metrics)
+    return metrics
+
+
+def print_summary(run: Run, metrics: dict[str, Any]) -> None:
+    """Print the results of a finished run, and where its files are."""
+    recipe = run.trainer.recipe
     print(format_summary(recipe, metrics))
-    print(f"Wrote {recipe.weights_file}, run.json, history.csv and the pictures into {folder} ({images.title})")
-    if warning := behind_pca(trainer, metrics):
-        log.warning(warning)
-
-
-def format_history(history: list[dict[str, Any]]) -> bytes:
-    """The history as CSV: a header, then one row per epoch; an ensemble's values in a column each."""
-    rows, text = [flatten_lists(row) for row in history], io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
+    print(f"Wrote {recipe.weights_file}, run.json, history.csv and the pictures into {run.folder} ({run.images.title})")

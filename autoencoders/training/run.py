@@ -59,6 +59,7 @@ class Run:
         self.signals = cli.Signals()
         self.saved_at = time.monotonic()
         self.digest = ""  # SHA-256 of the checkpoint that this run wrote or resumed
+        self.reported: set[str] = set()  # problems that health.check has warned about
 
     def resume_or_start(self, resume: bool) -> bool:
         """Resume, or start afresh, on every process alike; True when the run is finished already.

@@ -20,11 +20,11 @@ def warnings(caplog):
 
     def run(name, images, change=lambda trainer: None, **settings):
         caplog.clear()
-        trainer, checks = make_trainer(name, images, **settings), health.Health()
+        trainer, reported = make_trainer(name, images, **settings), set()
         change(trainer)
         with caplog.at_level(logging.WARNING):
             for _ in trainer.epochs():
-                checks.check(trainer)
+                health.check(trainer, reported)
         return caplog.messages
 
     return run
@@ -84,11 +84,13 @@ def test_fluctuations_are_no_problem():
             assert not any(problem(after(history[:count])) for problem in PROBLEMS)
 
 
-def test_a_run_behind_pca_is_warned_about_unless_it_removes_noise(few):
-    behind, ahead = ({"test_mse": error, "pca_test_mse": 0.02} for error in (0.03, 0.01))
-    for name, noise in (("simple", 0), ("denoising", 0.5)):
-        trainer = make_trainer(name, few)
-        assert bool(health.behind_pca(trainer, behind)) == (not noise) and not health.behind_pca(trainer, ahead)
+def test_a_run_behind_pca_is_warned_about_unless_it_removes_noise(few, caplog):
+    for name in ("denoising", "simple"):
+        for error in (0.01, 0.03):
+            assert not caplog.messages
+            health.warn_if_behind_pca(make_trainer(name, few), {"test_mse": error, "pca_test_mse": 0.02})
+    (line,) = caplog.messages
+    assert "behind PCA" in line
 
 
 HEALTHY = {
