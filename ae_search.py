@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.special import stdtrit  # the quantile of Student's t
 
-from autoencoders import figures
 from autoencoders.data.images import ImageSet
 from autoencoders.data.sets import add_data_flags, data_arguments, download_notice, load_images
+from autoencoders.evaluation import plots
 from autoencoders.evaluation.pca import fit_pca
 from autoencoders.recipes import DEFAULT, RECIPES, Recipe, recipe_named_in
 from autoencoders.runtime import cli
@@ -208,7 +208,7 @@ def format_best(ranked: list[Candidate]) -> str:
 
 def picture(converged: list[Candidate], title: str, label: str) -> bytes:
     """The figure of errors against parameters; one colour per code size and learning rate."""
-    return figures.search(
+    return plots.search(
         np.array([candidate.parameters for candidate in converged]),
         np.array([candidate.errors.mean() for candidate in converged]),
         np.array([standard_error(candidate.errors) for candidate in converged]),

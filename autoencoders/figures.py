@@ -1,4 +1,6 @@
-"""Every PNG of the suite. Each function draws one picture and returns the bytes of its file; the caller writes them.
+"""The PNGs of PCA, training and generation, and the style of all; those of an evaluation are in evaluation/plots.py.
+
+Each function draws one picture and returns the bytes of its file; the caller writes them.
 
 Images are arrays (n, pixels) of squares in [0, 1]. Without pyplot no display is needed and no figure stays open.
 """
@@ -22,13 +24,11 @@ from matplotlib.axis import Axis
 from matplotlib.collections import PathCollection
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure, FigureBase
-from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 Rows = Mapping[str, np.ndarray]
 Captions = Mapping[str, Sequence[str]]
-Scored = tuple[np.ndarray, Sequence[float]]  # images (n, pixels) and the error of each
 
 BLUE, ORANGE, GREY = "#2563a8", "#d9722b", "#8a8f98"
 _GREY_LEVELS: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1}  # fixed, so that a dim image looks dim
@@ -67,21 +67,21 @@ def log_ticks(axis: Axis, ratio: float = 100.0, formatter: Any = "{x:g}") -> Non
     axis.set_minor_locator(NullLocator())
 
 
-def _colours(count: int) -> Colormap:
+def colours(count: int) -> Colormap:
     """A colour map whose first `count` colours differ."""
     return colormaps["tab10"] if count <= _MAX_NAMED else colormaps["turbo"].resampled(count)
 
 
-def _squares(images: np.ndarray) -> np.ndarray:
+def squares(images: np.ndarray) -> np.ndarray:
     """Images (n, pixels) as (n, side, side)."""
     return images.reshape(len(images), math.isqrt(images.shape[1]), -1)
 
 
-def _strips(figure: FigureBase, rows: Rows, captions: Captions) -> list[Axes]:
+def strips(figure: FigureBase, rows: Rows, captions: Captions) -> list[Axes]:
     """Draw rows of images (n, pixels), each next to its label, some with captions."""
     grid = list(figure.subplots(len(rows), squeeze=False)[:, 0])
     for axes, (label, images) in zip(grid, rows.items()):
-        _strip(axes, _squares(images), label, captions.get(label, ()))
+        _strip(axes, squares(images), label, captions.get(label, ()))
     return grid
 
 
@@ -101,15 +101,15 @@ def _strip(axes: Axes, images: Any, label: str = "", captions: Sequence[str] = (
 
 def _sheet(images: np.ndarray, columns: int, gap: int = 1, blank: float = 0.35) -> np.ndarray:
     """Images (n, pixels) as one array, `columns` in a row, with `gap` blank pixels between two images."""
-    tiles = np.pad(_squares(images), ((0, -len(images) % columns), (0, gap), (0, gap)), constant_values=blank)
+    tiles = np.pad(squares(images), ((0, -len(images) % columns), (0, gap), (0, gap)), constant_values=blank)
     sheet = np.vstack([np.hstack(row) for row in tiles.reshape(-1, columns, *tiles.shape[1:])])
     return sheet[: len(sheet) - gap, : sheet.shape[1] - gap]
 
 
-def _labelled_dots(axes: Axes, points: np.ndarray, labels: np.ndarray, **style: Any) -> PathCollection:
+def labelled_dots(axes: Axes, points: np.ndarray, labels: np.ndarray, **style: Any) -> PathCollection:
     """Dots at points (n, 2), a colour for each label."""
-    colours = _colours(int(labels.max()) + 1)
-    return axes.scatter(points[:, 0], points[:, 1], c=labels, cmap=colours, vmin=-0.5, vmax=colours.N - 0.5, **style)
+    map_ = colours(int(labels.max()) + 1)
+    return axes.scatter(points[:, 0], points[:, 1], c=labels, cmap=map_, vmin=-0.5, vmax=map_.N - 0.5, **style)
 
 
 def variance_curve(cumulative: np.ndarray, variance: float, count: int, images: str) -> bytes:
@@ -147,7 +147,7 @@ def loss_curve(batch_losses: Sequence[float], history: Sequence[dict[str, Any]],
 def image_rows(rows: Rows, title: str, captions: Sequence[str] = ()) -> bytes:
     """Rows of images (n, pixels), each next to its label, with captions under the last row."""
     with styled_figure(title, 1.13 * max(map(len, rows.values())) + 1.4, 1.3 * len(rows) + 0.6) as figure:
-        _strips(figure, rows, {list(rows)[-1]: captions})
+        strips(figure, rows, {list(rows)[-1]: captions})
         return png(figure)
 
 
@@ -158,7 +158,7 @@ def sparse_rows(rows: Rows, codes: np.ndarray, title: str, captions: Sequence[st
     # A few large activations would leave the many small ones white.
     limit = float(np.quantile(np.abs(codes[codes != 0]), 0.7)) if codes.any() else 1.0
     with styled_figure(title, 1.13 * count + 2.2, 1.3 * len(rows) + 2.1) as figure:
-        *_, axes = grid = _strips(figure, {**rows, "active\nfeatures": maps}, {list(rows)[-1]: captions})
+        *_, axes = grid = strips(figure, {**rows, "active\nfeatures": maps}, {list(rows)[-1]: captions})
         for image in axes.images:
             image.set(cmap=_SIGNED, clim=(-limit, limit))
         axes.set_xlabel("one pixel per feature, the most active first", fontsize=9)
@@ -199,7 +199,7 @@ def firing_rate_histogram(rates: np.ndarray, images: int, title: str) -> bytes:
         axes = figure.add_subplot(xlabel=f"firing rate on {images:,} test images", ylabel="number of features")
         bins = np.geomspace(0.9 / images, 1.1, max(2, round(5 * math.log10(images)))).tolist()
         for number, rate in enumerate(rates):
-            label, colour = f"autoencoder {number + 1}: {(rate == 0).sum()} dead", _colours(len(rates))(number)
+            label, colour = f"autoencoder {number + 1}: {(rate == 0).sum()} dead", colours(len(rates))(number)
             axes.hist(rate[rate > 0], bins, histtype="step", color=colour, linewidth=1.5, label=label)
         axes.axvline(rates.mean(), color=GREY, linestyle="--", linewidth=1, label=f"mean {rates.mean():.2%}")
         axes.set(xscale="log", xlim=(bins[0], bins[-1]))
@@ -217,34 +217,10 @@ def epoch_curves(panels: Rows, title: str, labels: Sequence[str], y_label: str =
             axes = figure.add_subplot(rows, columns, number, title=name, xlabel="epoch", ylabel=y_label)
             epochs, size = np.arange(1, len(values) + 1), 4 if len(values) <= 20 else 0
             for i, label in enumerate(labels):
-                axes.plot(epochs, values[:, i], "o-", color=_colours(len(labels))(i), label=label, markersize=size)
+                axes.plot(epochs, values[:, i], "o-", color=colours(len(labels))(i), label=label, markersize=size)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(labels) <= _MAX_NAMED:
             figure.legend(*axes.get_legend_handles_labels(), fontsize=9, loc="outside lower center", ncols=5)
-        return png(figure)
-
-
-def search(
-    parameters: np.ndarray, errors: np.ndarray, spreads: np.ndarray, names: Sequence[str], series: Sequence[str],
-    title: str, y_label: str,
-) -> bytes:  # fmt: skip
-    """Errors of candidates, with standard errors, against their parameters; those on the Pareto front are named."""
-    order = np.lexsort((errors, parameters))
-    best = np.minimum.accumulate(errors[order])
-    front = order[np.flatnonzero(np.diff(best, prepend=np.inf))]
-    with styled_figure(title) as figure:
-        axes = figure.add_subplot(xlabel="parameters of the model", ylabel=y_label, xscale="log")
-        if len(best) > 1:
-            axes.step(parameters[order], best, "--", where="post", color=GREY, zorder=1, label="Pareto front")
-        for number, kind in enumerate(dict.fromkeys(series)):
-            i, colour = np.array(series) == kind, _colours(len(set(series)))(number)
-            axes.errorbar(parameters[i], errors[i], spreads[i], fmt="o", color=colour, capsize=3, label=kind)
-        for i in front:  # no candidate lies below and to the left of these
-            point = parameters[i], errors[i]
-            axes.annotate(names[i], point, (-6, -4), textcoords="offset points", ha="right", va="top")
-        log_ticks(axes.xaxis, parameters.max() / parameters.min(), EngFormatter())
-        axes.margins(0.15)
-        figure.legend(fontsize=9, loc="outside lower center", ncols=3)
         return png(figure)
 
 
@@ -256,63 +232,6 @@ def latent_map(decoded: np.ndarray, ends: np.ndarray, codes: np.ndarray, labels:
         extent = low[0], high[0], low[1], high[1]
         left.imshow(sheet, extent=extent, aspect="auto", zorder=1, **_GREY_LEVELS)  # over the grid
         right = figure.add_subplot(1, 2, 2, title="codes of the test images", xlabel="code 1", ylabel="code 2")
-        dots = _labelled_dots(right, codes, labels, s=3, alpha=0.6)
+        dots = labelled_dots(right, codes, labels, s=3, alpha=0.6)
         figure.colorbar(dots, ax=right, label="label", ticks=MaxNLocator(integer=True))
-        return png(figure)
-
-
-def code_map(places: Rows, labels: np.ndarray, images: np.ndarray, chosen: Rows, title: str) -> bytes:
-    """A panel for each method: dots at places (n, 2) coloured by label; the chosen images (n, pixels) as thumbnails."""
-    squares = _squares(images)
-    with styled_figure(title, 8 * len(places) + 1, 8) as figure:
-        panels = figure.subplots(1, len(places), squeeze=False)[0]
-        for axes, (method, points) in zip(panels, places.items()):
-            axes.set(title=method, xticks=[], yticks=[])
-            dots = _labelled_dots(axes, points, labels, s=6, linewidths=0)
-            for number in chosen[method]:
-                thumbnail = OffsetImage(squares[number], zoom=12.6 / squares.shape[1], cmap="gray_r")
-                frame = {"edgecolor": dots.to_rgba(labels[number]), "linewidth": 1.5}
-                axes.add_artist(AnnotationBbox(thumbnail, points[number], pad=0.05, bboxprops=frame))
-        figure.colorbar(dots, ax=panels, label="label", ticks=MaxNLocator(integer=True), fraction=0.02)
-        return png(figure)
-
-
-def evaluation(errors: Mapping[str, Mapping[int, float]], rows: Rows, notes: Captions, title: str) -> bytes:
-    """Bars of the errors of two models by label, beside rows of images (n, pixels); `notes` holds a row's captions."""
-    heights = np.array([list(by_label.values()) for by_label in errors.values()])
-    low, high = max(heights.min(), 1e-6 * heights.max()), heights.max()
-    images_width = 1.13 * max(map(len, rows.values())) + 2
-    with styled_figure(title, images_width + 5.5, 1.25 * len(rows) + 0.7) as figure:
-        left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(5.5, images_width)).flat
-        axes = left.add_subplot(xlabel="label", ylabel="MSE, pixels in [0, 1]")
-        for name, bars, shift, colour in zip(errors, heights, (-0.2, 0.2), (BLUE, GREY)):
-            axes.bar(np.arange(len(bars)) + shift, bars, 0.4, label=name, color=colour)
-        axes.set_xticks(range(heights.shape[1]), list(next(iter(errors.values()))))
-        if high > 30 * low:  # short bars would be invisible on a linear scale
-            axes.set(yscale="log", ylim=(low / 2, 2 * high))
-            log_ticks(axes.yaxis)
-        axes.grid(visible=False, axis="x")
-        left.legend(loc="outside upper center", ncols=2)
-        _strips(right, rows, notes)
-        return png(figure)
-
-
-def outliers(errors: Rows, threshold: float, rows: Mapping[str, Scored], title: str) -> bytes:
-    """Histograms of the errors (n,) of two kinds of images, with a threshold, above rows of images and errors."""
-    values = np.concatenate(list(errors.values()))
-    low = max(values.min(), 1e-3 * np.median(values), 1e-12)
-    high = max(values.max(), 1.1 * low)  # all errors may be equal
-    bins = np.geomspace(low, high, 1 + min(80, max(10, len(values) // 10))).tolist()
-    with styled_figure(title, 12, 4 + 1.4 * len(rows)) as figure:
-        top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=(3.6, 1.4 * len(rows))).flat
-        axes = top.add_subplot(xlabel="reconstruction error (MSE, pixels in [0, 1])", ylabel="share of images")
-        for (kind, of_kind), colour in zip(errors.items(), (BLUE, ORANGE)):
-            weights, label = np.full(len(of_kind), 1 / len(of_kind)), f"{kind} ({len(of_kind):,})"
-            axes.hist(of_kind.clip(low), bins, weights=weights, color=colour, alpha=0.6, label=label)
-        axes.axvline(threshold, color=GREY, linestyle="--", label=f"threshold {threshold:.4g}")
-        axes.set_xscale("log")
-        log_ticks(axes.xaxis, high / low)
-        top.legend(loc="outside upper center", ncols=3)
-        captions = {label: [f"MSE {mark:.4f}" for mark in marks] for label, (_, marks) in rows.items()}
-        _strips(bottom, {label: images for label, (images, _) in rows.items()}, captions)
         return png(figure)

@@ -1,12 +1,10 @@
 """What a picture shows: the numbers and images it was given, labelled, nothing cut off."""
 
 import io
-import itertools
 
 import numpy as np
 import pytest
 from conftest import run_script
-from matplotlib.offsetbox import AnnotationBbox
 from PIL import Image
 
 from autoencoders import figures as draw
@@ -32,22 +30,6 @@ def texts(figure):
     return " | ".join(t.get_text() for t in figure.findobj(lambda artist: hasattr(artist, "get_text")))
 
 
-def outliers(errors):
-    rows = dict.fromkeys(("highest", "lowest"), (IMAGES, [0.0512] * 4))
-    return draw.outliers({"inliers": errors, "outliers": errors[:9]}, 0.028, rows, "$et, symmetric: AUROC 0.9")
-
-
-def evaluation(*errors):
-    bars = {name: dict(enumerate(values)) for name, values in zip(("symmetric", "PCA, 154"), errors)}
-    rows = dict.fromkeys(("best", "worst"), IMAGES)
-    return draw.evaluation(bars, rows, {"best": ["MSE 0.0512"] * 4}, "$et, symmetric: best and worst")
-
-
-def code_map(labels):
-    points, images = np.random.default_rng(0).random((len(labels), 2)), np.zeros((len(labels), 64), np.uint8)
-    return draw.code_map({"PCA": points}, labels, images, {"PCA": np.arange(len(labels))}, "$et, symmetric: codes")
-
-
 # Each picture, and texts that it must show besides its title.
 DRAWINGS = {
     "variance": (lambda: draw.variance_curve(CUMULATIVE, 0.95, 29, "$et"), ("k = 29", "95%", "number of components")),
@@ -65,29 +47,29 @@ DRAWINGS = {
     "curves": (lambda: draw.epoch_curves({"MSE": np.ones((3, 2))}, "$et", ["one", "two"]), ("MSE", "one", "two")),
     "losses": (lambda: draw.epoch_curves({name: np.ones((3, 1)) for name in "abcd"}, "$et", ["one"], "loss"),
                (*"abcd", "one", "loss")),
-    "search": (lambda: draw.search(np.array([5e5, 1e6]), np.array([0.02, 0.01]), np.array([0.001, 0.001]),
-                                   ["500", "1000"], ["code 154"] * 2, "$et: 2 candidates", "MSE"),
-               ("500", "1000", "code 154", "Pareto front", "MSE")),
     "latent": (lambda: draw.latent_map(IMAGES, np.array([[0, 0], [1, 1]]), IMAGES[:, :2], LABELS, "$et, vae"),
                ("code 1", "label")),
-    "map": (lambda: code_map(LABELS), ("PCA", "label")),
-    "evaluation": (lambda: evaluation([0.02, 0.03], [0.01, 0.02]), ("symmetric", "PCA, 154", "worst", "MSE 0.0512")),
-    "outliers": (lambda: outliers(np.linspace(0.01, 0.04, 100)), ("inliers (100)", "0.028", "lowest", "MSE 0.0512")),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", DRAWINGS)
-def test_a_picture_is_sharp_labelled_and_fills_its_file(name, figures):
-    drawing, expected = DRAWINGS[name]
-    picture = pixels(drawing())
+def check_picture(png, figure, expected):
+    """A picture is sharp, labelled and fills its file."""
+    picture = pixels(png)
     height, width = picture.shape
     assert width >= 800 and height >= 350 and picture.std() > 10
     ink = np.argwhere(picture < 200)
     (top, left), (bottom, right) = ink.min(axis=0), ink.max(axis=0)
     assert min(top, left, height - 1 - bottom, width - 1 - right) > 0  # nothing is cut off at the edge
     assert max(top, height - 1 - bottom) < 0.1 * height
-    assert figures[0]._suptitle.get_text().startswith("$et")  # no text is mathematical markup
-    assert all(text in texts(figures[0]) for text in expected)
+    assert figure._suptitle.get_text().startswith("$et")  # no text is mathematical markup
+    assert all(text in texts(figure) for text in expected)
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_a_picture_is_sharp_labelled_and_fills_its_file(name, figures):
+    drawing, expected = DRAWINGS[name]
+    png = drawing()
+    check_picture(png, figures[0], expected)
 
 
 def test_the_same_numbers_draw_the_same_bytes():
@@ -144,40 +126,3 @@ def test_the_variance_curve_passes_through_the_chosen_number_of_components(figur
     curve, horizontal, vertical, _ = figures[0].axes[0].lines
     assert dict(zip(curve.get_xdata(), curve.get_ydata()))[29] == CUMULATIVE[28]
     assert set(horizontal.get_ydata()) == {0.95} and set(vertical.get_xdata()) == {29}
-
-
-def test_the_pareto_front_names_the_candidates_that_no_other_beats_in_both(figures):
-    size, error = np.array([5, 1, 3, 3, 9]), np.array([0.2, 0.9, 0.5, 0.4, 0.3])
-    draw.search(size, error, error / 10, list("abcde"), ["one", "two"] * 2 + ["one"], "title", "MSE")
-    axes = figures[0].axes[0]
-    front = next(line for line in axes.lines if line.get_label() == "Pareto front")
-    assert list(zip(front.get_xdata(), front.get_ydata())) == [(1, 0.9), (3, 0.4), (3, 0.4), (5, 0.2), (9, 0.2)]
-    assert sorted((text.get_text(), *text.xy) for text in axes.texts) == [("a", 5, 0.2), ("b", 1, 0.9), ("d", 3, 0.4)]
-
-
-@pytest.mark.parametrize("spread", [0, 0.1, 0.9])
-def test_an_axis_of_errors_has_a_few_plain_numbers_that_do_not_overlap(spread, figures):
-    outliers(0.022 * np.exp(spread * np.random.default_rng(0).standard_normal(900)))
-    axes = figures[0].axes[0]
-    low, high = axes.get_xlim()
-    ticks = [tick for tick in axes.xaxis.get_major_ticks() if low <= tick.get_loc() <= high]
-    assert len(ticks) >= 2 and not axes.xaxis.get_minor_ticks()
-    assert [float(tick.label1.get_text()) for tick in ticks] == pytest.approx([tick.get_loc() for tick in ticks])
-    boxes = [tick.label1.get_window_extent() for tick in ticks]
-    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
-
-
-@pytest.mark.parametrize("low", [0, 1e-5, 0.01])
-def test_every_bar_is_visible_unless_its_error_is_zero(low, figures):
-    evaluation([0.02, 0.03], [low, 1.1 * low])
-    assert all(bar.get_window_extent().height > 5 for bar in figures[0].axes[0].patches if bar.get_height())
-
-
-@pytest.mark.parametrize("count", [10, 14, 100])
-def test_on_a_map_every_label_has_a_colour_of_its_own_and_a_place_on_the_bar(count, figures):
-    code_map(np.arange(count))
-    panel, bar = figures[0].axes
-    dots = panel.collections[0].get_facecolors()
-    assert len(np.unique(dots, axis=0)) == count
-    np.testing.assert_allclose([box.patch.get_edgecolor() for box in panel.findobj(AnnotationBbox)], dots)
-    assert bar.get_ylim() == (-0.5, count - 0.5) and all(tick == int(tick) for tick in bar.get_yticks())

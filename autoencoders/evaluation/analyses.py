@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from ae_models import Autoencoder
-from autoencoders import figures
 from autoencoders.data.batches import to_device
 from autoencoders.data.images import ImageSet
 from autoencoders.evaluation import likelihood as likelihoods
-from autoencoders.evaluation import metrics, probes
+from autoencoders.evaluation import metrics, plots, probes
 from autoencoders.evaluation.metrics import Numbers, Scores
 from autoencoders.evaluation.pca import Pca, load_or_fit_pca
 from autoencoders.recipes import Recipe
@@ -159,7 +158,7 @@ def _best_and_worst(subject: Subject, errors: np.ndarray, bars: dict[str, dict[i
         captions[f"{label}\nrebuilt"] = [f"MSE {errors[i]:.4f}" for i in index]
     member = ", autoencoder 1" if subject.model.members > 1 else ""
     title = f"{subject.title}: best and worst of {len(errors):,} test images{member}"
-    return figures.evaluation(bars, rows, captions, title)
+    return plots.evaluation(bars, rows, captions, title)
 
 
 def likelihood(subject: Subject) -> Analysis:
@@ -213,7 +212,7 @@ def code_map(subject: Subject) -> Analysis:
     positions = probes.embed_2d(metrics.first_member_codes(subject.model, subject.test_images).numpy(), subject.seed)
     thumbnails = {method: probes.pick_thumbnails(at) for method, at in positions.items()}
     title = f"{subject.title}: the codes of {len(images.test_images):,} test images"
-    png = figures.code_map(positions, images.test_labels, images.test_images, thumbnails, title)
+    png = plots.code_map(positions, images.test_labels, images.test_images, thumbnails, title)
     return Analysis({}, "", {"code_map.png": png})
 
 
@@ -233,7 +232,7 @@ def outliers(subject: Subject) -> Analysis:
         index = (sign * errors[of]).argsort(kind="stable")[:_SHOWN]
         rows_shown[label] = (sets[of][index] / 255, errors[of][index].tolist())
     title = f"{subject.title}: {name}; AUROC {ours['auroc']:.4f}"
-    png = figures.outliers(dict(zip(("inliers", "outliers"), errors)), ours["threshold"], rows_shown, title)
+    png = plots.outliers(dict(zip(("inliers", "outliers"), errors)), ours["threshold"], rows_shown, title)
     results = {"strange": name, "usual_images": len(sets[0]), "strange_images": len(sets[1]), "model": ours, "pca": pca}
     return Analysis({"outliers": results}, text, {"outliers.png": png})
 

@@ -1,0 +1,105 @@
+"""The PNGs of ae_eval.py and ae_search.py; see figures.py for the style and for what all pictures share."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from autoencoders.figures import (
+    BLUE,
+    GREY,
+    ORANGE,
+    Captions,
+    Rows,
+    colours,
+    labelled_dots,
+    log_ticks,
+    png,
+    squares,
+    strips,
+    styled_figure,
+)
+
+Scored = tuple[np.ndarray, Sequence[float]]  # images (n, pixels) and the error of each
+
+
+def search(
+    parameters: np.ndarray, errors: np.ndarray, spreads: np.ndarray, names: Sequence[str], series: Sequence[str],
+    title: str, y_label: str,
+) -> bytes:  # fmt: skip
+    """Errors of candidates, with standard errors, against their parameters; those on the Pareto front are named."""
+    order = np.lexsort((errors, parameters))
+    best = np.minimum.accumulate(errors[order])
+    front = order[np.flatnonzero(np.diff(best, prepend=np.inf))]
+    with styled_figure(title) as figure:
+        axes = figure.add_subplot(xlabel="parameters of the model", ylabel=y_label, xscale="log")
+        if len(best) > 1:
+            axes.step(parameters[order], best, "--", where="post", color=GREY, zorder=1, label="Pareto front")
+        for number, kind in enumerate(dict.fromkeys(series)):
+            i, colour = np.array(series) == kind, colours(len(set(series)))(number)
+            axes.errorbar(parameters[i], errors[i], spreads[i], fmt="o", color=colour, capsize=3, label=kind)
+        for i in front:  # no candidate lies below and to the left of these
+            point = parameters[i], errors[i]
+            axes.annotate(names[i], point, (-6, -4), textcoords="offset points", ha="right", va="top")
+        log_ticks(axes.xaxis, parameters.max() / parameters.min(), EngFormatter())
+        axes.margins(0.15)
+        figure.legend(fontsize=9, loc="outside lower center", ncols=3)
+        return png(figure)
+
+
+def code_map(places: Rows, labels: np.ndarray, images: np.ndarray, chosen: Rows, title: str) -> bytes:
+    """A panel for each method: dots at places (n, 2) coloured by label; the chosen images (n, pixels) as thumbnails."""
+    tiles = squares(images)
+    with styled_figure(title, 8 * len(places) + 1, 8) as figure:
+        panels = figure.subplots(1, len(places), squeeze=False)[0]
+        for axes, (method, points) in zip(panels, places.items()):
+            axes.set(title=method, xticks=[], yticks=[])
+            dots = labelled_dots(axes, points, labels, s=6, linewidths=0)
+            for number in chosen[method]:
+                thumbnail = OffsetImage(tiles[number], zoom=12.6 / tiles.shape[1], cmap="gray_r")
+                frame = {"edgecolor": dots.to_rgba(labels[number]), "linewidth": 1.5}
+                axes.add_artist(AnnotationBbox(thumbnail, points[number], pad=0.05, bboxprops=frame))
+        figure.colorbar(dots, ax=panels, label="label", ticks=MaxNLocator(integer=True), fraction=0.02)
+        return png(figure)
+
+
+def evaluation(errors: Mapping[str, Mapping[int, float]], rows: Rows, notes: Captions, title: str) -> bytes:
+    """Bars of the errors of two models by label, beside rows of images (n, pixels); `notes` holds a row's captions."""
+    heights = np.array([list(by_label.values()) for by_label in errors.values()])
+    low, high = max(heights.min(), 1e-6 * heights.max()), heights.max()
+    images_width = 1.13 * max(map(len, rows.values())) + 2
+    with styled_figure(title, images_width + 5.5, 1.25 * len(rows) + 0.7) as figure:
+        left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(5.5, images_width)).flat
+        axes = left.add_subplot(xlabel="label", ylabel="MSE, pixels in [0, 1]")
+        for name, bars, shift, colour in zip(errors, heights, (-0.2, 0.2), (BLUE, GREY)):
+            axes.bar(np.arange(len(bars)) + shift, bars, 0.4, label=name, color=colour)
+        axes.set_xticks(range(heights.shape[1]), list(next(iter(errors.values()))))
+        if high > 30 * low:  # short bars would be invisible on a linear scale
+            axes.set(yscale="log", ylim=(low / 2, 2 * high))
+            log_ticks(axes.yaxis)
+        axes.grid(visible=False, axis="x")
+        left.legend(loc="outside upper center", ncols=2)
+        strips(right, rows, notes)
+        return png(figure)
+
+
+def outliers(errors: Rows, threshold: float, rows: Mapping[str, Scored], title: str) -> bytes:
+    """Histograms of the errors (n,) of two kinds of images, with a threshold, above rows of images and errors."""
+    values = np.concatenate(list(errors.values()))
+    low = max(values.min(), 1e-3 * np.median(values), 1e-12)
+    high = max(values.max(), 1.1 * low)  # all errors may be equal
+    bins = np.geomspace(low, high, 1 + min(80, max(10, len(values) // 10))).tolist()
+    with styled_figure(title, 12, 4 + 1.4 * len(rows)) as figure:
+        top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=(3.6, 1.4 * len(rows))).flat
+        axes = top.add_subplot(xlabel="reconstruction error (MSE, pixels in [0, 1])", ylabel="share of images")
+        for (kind, of_kind), colour in zip(errors.items(), (BLUE, ORANGE)):
+            weights, label = np.full(len(of_kind), 1 / len(of_kind)), f"{kind} ({len(of_kind):,})"
+            axes.hist(of_kind.clip(low), bins, weights=weights, color=colour, alpha=0.6, label=label)
+        axes.axvline(threshold, color=GREY, linestyle="--", label=f"threshold {threshold:.4g}")
+        axes.set_xscale("log")
+        log_ticks(axes.xaxis, high / low)
+        top.legend(loc="outside upper center", ncols=3)
+        captions = {label: [f"MSE {mark:.4f}" for mark in marks] for label, (_, marks) in rows.items()}
+        strips(bottom, {label: images for label, (images, _) in rows.items()}, captions)
+        return png(figure)
