@@ -14,20 +14,6 @@ from torch import Tensor, nn
 from ae_models import Autoencoder, Parts
 
 
-def mmcs(weight: Tensor) -> Tensor:
-    """Mean max cosine similarity between the dictionaries, by brute force.
-
-    MMCS(A, B) = mean_f max_g cos(A_f, B_g), averaged over both directions and over all pairs
-    (Sharkey et al. 2022, "Taking features out of superposition with sparse autoencoders").
-
-    weight: (S, features, pixels), S >= 2. Returns a differentiable scalar.
-    """
-    unit = F.normalize(weight, dim=-1)
-    pairs = torch.combinations(torch.arange(len(weight)))
-    cosines = (unit[i] @ unit[j].T for i, j in pairs.tolist())
-    return torch.stack([(c.amax(0).mean() + c.amax(1).mean()) / 2 for c in cosines]).mean()
-
-
 def _selected_dots(left: Tensor, rows: Tensor, index: Tensor) -> Tensor:
     """Entry (n, e) is left[n] . rows[index[n, e]]: (N, P), (M, P), (N, E) -> (N, E).
 

@@ -5,9 +5,10 @@ from copy import deepcopy
 import pytest
 import torch
 
+from autoencoders.evaluation.metrics import mmcs
 from autoencoders.recipes import RECIPES
 from autoencoders.runtime.device import Precision
-from autoencoders.sparse import SparseEnsemble, mmcs
+from autoencoders.sparse import SparseEnsemble
 from autoencoders.training.trainer import Trainer
 
 X = torch.rand(16, 36, generator=torch.Generator().manual_seed(1))

@@ -20,7 +20,6 @@ from autoencoders.evaluation.metrics import Numbers, Scores
 from autoencoders.evaluation.pca import Pca, load_or_fit_pca
 from autoencoders.recipes import Recipe
 from autoencoders.runtime.cli import format_table
-from autoencoders.sparse import mmcs
 
 _SHOWN = 8  # images per row of a figure
 _BATCH = 500  # images read at a time
@@ -130,7 +129,7 @@ def reconstruction(subject: Subject) -> Analysis:
         statistics = metrics.code_statistics(model, subject.test_images)
         ours |= {name: statistics[name] for name in ("l0", "dead_features")}
     if model.members > 1:
-        ours["mmcs"] = mmcs(model.state_dict()["weight"]).item()
+        ours["mmcs"] = metrics.mmcs(model.state_dict()["weight"]).item()
     if model.noise_factor:
         ours |= metrics.restoration_error(model, subject.test_images, subject.recipe.seed)
     by_label = ours["mse_by_label"] if model.members > 1 else [ours["mse_by_label"]]

@@ -23,7 +23,6 @@ from autoencoders.evaluation.pca import Pca
 from autoencoders.recipes import Recipe
 from autoencoders.runtime.device import seed_for
 from autoencoders.runtime.files import write_atomic
-from autoencoders.sparse import mmcs
 from autoencoders.training.checkpoint import save_record, save_weights, versions
 from autoencoders.training.health import behind_pca
 from autoencoders.training.run import Run
@@ -49,7 +48,7 @@ def measure(trainer: Trainer, images: ImageSet, pca: Pca) -> dict[str, Any]:
     if model.epoch_metrics:
         metrics |= measures.code_statistics(model, test_images)
     if model.members > 1:
-        metrics["mmcs"] = mmcs(model.state_dict()["weight"]).item()
+        metrics["mmcs"] = measures.mmcs(model.state_dict()["weight"]).item()
     last = trainer.history[-1]
     return metrics | {name: value for name, value in last.items() if name not in ("epoch", "seconds")}
 
