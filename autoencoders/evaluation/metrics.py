@@ -20,7 +20,6 @@ from autoencoders.runtime.device import seed_for
 Numbers = dict[str, Any]
 Sums = dict[str, Tensor]
 Scores = dict[str, Tensor]  # of each image, (S, n) for S autoencoders
-Output = tuple[Tensor, Tensor, Tensor]  # of a batch: images, reconstructions, codes
 _BATCH = 500  # images per pass: large enough to be fast, small enough for any memory
 
 
@@ -31,7 +30,7 @@ def to_pixels(images: Tensor, pixel_range: str) -> Tensor:
 
 
 @torch.no_grad()
-def outputs(model: Autoencoder, images: Tensor) -> Iterator[Output]:
+def outputs(model: Autoencoder, images: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Batches of images (b, 784) and reconstructions (b, 784), both in unit range, and codes (b, code_size)."""
     model.eval()
     for batch in images.split(_BATCH):
@@ -89,10 +88,10 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     return (similarity / ((mean_x**2 + mean_y**2 + 0.01**2) * (var_x + var_y + 0.03**2))).mean(dim=(-2, -1))
 
 
-def image_scores(batches: Iterable[Output]) -> Scores:
-    """`mse`, `psnr` (dB), `ssim` and `pearson` (nan where undefined) of each image."""
+def image_scores(batches: Iterable[tuple[Tensor, ...]]) -> Scores:
+    """`mse`, `psnr` (dB), `ssim` and `pearson` (nan where undefined) of each image, from batches as of `outputs`."""
     parts = []
-    for x, y, _ in batches:
+    for x, y, *_ in batches:
         x, y = x.cpu().double(), y.cpu().double().reshape(-1, *x.shape)
         mse = squared_error(x, y)
         psnr = -10 * mse.clamp(min=1e-14).log10()  # at most 140 dB, the rounding of single precision
