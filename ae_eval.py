@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     # What imports torch is imported once the flags are known to be good.
     import torch
 
-    from autoencoders.evaluation.analyses import ANALYSES, Subject
+    from autoencoders.evaluation import analyses
     from autoencoders.evaluation.likelihood import likelihood
     from autoencoders.evaluation.pca import load_or_fit_pca
     from autoencoders.runtime.device import keep_freed_memory, pick_device
@@ -77,23 +77,22 @@ def main(arguments: list[str] | None = None) -> None:
     split = outlier_split(images, args, Path(run.record["dataset"]["root"]))
     folder = processes.on_main(lambda: prepare_folder(args.output_dir or args.run))
 
-    nats: dict[str, Any] = {}
     test_images = torch.tensor(images.test_images, device=run.device)
-    if samples:  # this takes longest, and processes share it
-        options = args.binarize or "none", args.seed, processes.rank(), processes.size(), processes.all_reduce
-        nats = likelihood(run.model, test_images, samples, *options)
+    options = args.binarize or "none", args.seed, processes.rank(), processes.size(), processes.all_reduce
+    nats = likelihood(run.model, test_images, samples, *options) if samples else {}  # takes longest: processes share it
     if not processes.is_main():
         return
     pca = load_or_fit_pca(args.run, images, run.recipe.code_size or 0)
-    subject = Subject(run.model, run.recipe, images, test_images, pca, args.seed, nats, split)
-    requested = {"reconstruction": True, "likelihood": nats, "probe": args.probe, "map": args.map, "outliers": split}
+    subject = analyses.Subject(run.model, run.recipe, images, test_images, pca, args.seed, nats, split)
+    requested = {analyses.reconstruction: True, analyses.likelihood: nats, analyses.probe: args.probe,
+                 analyses.code_map: args.map, analyses.outliers: split}  # fmt: skip
     results = {
         "recipe": run.recipe.as_dict(), "weights_sha256": run.record["weights_sha256"],
         "dataset": run.record["dataset"], "test_images": len(images.test_images), "device": str(run.device),
         "versions": versions(),
     }  # fmt: skip
-    for name in (name for name, wanted in requested.items() if wanted):
-        results |= write_analysis(ANALYSES[name](subject), folder)
+    for analysis in (analysis for analysis, wanted in requested.items() if wanted):
+        results |= write_analysis(analysis(subject), folder)
     write_json(folder / "evaluation.json", results)
     print(f"\nWrote evaluation.json and the pictures into {folder} ({subject.title})")
 

@@ -1,6 +1,5 @@
 """The analyses of `ae_eval.py`: each measures a trained model and returns results, a table and pictures."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -190,8 +189,3 @@ def outliers(subject: Subject) -> Analysis:
     png = figures.outliers(dict(zip(kinds, errors)), ours["threshold"], shown, title)
     results = {"strange": name, "usual_images": len(sets[0]), "strange_images": len(sets[1]), "model": ours, "pca": pca}
     return {"outliers": results}, text, {"outliers.png": png}
-
-
-ANALYSES: dict[str, Callable[[Subject], Analysis]] = {
-    "reconstruction": reconstruction, "likelihood": likelihood, "probe": probe, "map": code_map, "outliers": outliers,
-}  # fmt: skip

@@ -32,8 +32,7 @@ _PIXELS = {
 def bernoulli(model: Any) -> LogLikelihood:
     """log p(x | z) = sum x log y + (1 - x) log(1 - y) of pixels x in [0, 1] and decoded probabilities y.
 
-    With logits l = W h + b this is x . l - sum softplus(l), where x . l = (x W) . h + x . b needs no pass over the
-    pixels of every code.
+    With logits l = W h + b it is x . l - sum softplus(l), and x . l = (x W) . h + x . b passes over the pixels once.
     """
     *hidden, last, _sigmoid = model.decoder
     body = nn.Sequential(*hidden)
@@ -92,7 +91,7 @@ def binarized(x: Tensor, binarize: str, seed: int) -> Tensor:
     """
     if binarize == "none":
         return x
-    generator = torch.Generator().manual_seed(seed_for(*((0, 3) if binarize == "static" else (seed, 4))))
+    generator = torch.Generator().manual_seed(seed_for(0, 3) if binarize == "static" else seed_for(seed, 4))
     return torch.bernoulli(x.cpu(), generator=generator).to(x.device)
 
 

@@ -44,8 +44,7 @@ def samples(run: TrainedRun, count: int, temperature: float, seed: int) -> Pictu
     torch.manual_seed(seed_for(seed))
     images = run.model.sample(count, temperature).cpu().numpy()
     text = "decoded from N(0, I)" + (f" at temperature {temperature:g}" if temperature != 1 else "")
-    columns = min(count, 20, max(8, round(count**0.5)))
-    png = figures.image_grid(images, f"{run.title}: {text}", columns)
+    png = figures.image_grid(images, f"{run.title}: {text}", min(count, 20, max(8, round(count**0.5))))
     return "generated.png", png, f"{count} image(s) {text}"
 
 
@@ -57,8 +56,8 @@ def interpolation(run: TrainedRun, images: ImageSet, labels: list[int], method: 
     decoded = decode(run, interpolate(start, end, steps, method))
     captions = ["original", *(f"{t:.2f}" for t in np.linspace(0, 1, steps)), "original"]
     text = f"from test image {ends[0]} (label {labels[0]}) to {ends[1]} (label {labels[1]})"
-    row = np.concatenate((originals[:1], decoded, originals[1:]))
-    png = figures.image_rows({method: row}, f"{run.title}: {text}", captions)
+    rows = {method: np.concatenate((originals[:1], decoded, originals[1:]))}
+    png = figures.image_rows(rows, f"{run.title}: {text}", captions)
     return "interpolation.png", png, f"{method.capitalize()} interpolation {text}"
 
 
@@ -77,9 +76,7 @@ def pick_pair(labels: np.ndarray, wanted: list[int], seed: int) -> list[int]:
 def interpolate(start: np.ndarray, end: np.ndarray, steps: int, method: str) -> np.ndarray:
     """Codes (steps, code_size) from `start` to `end`, both included, on a straight line or along an arc.
 
-    The arc is slerp (Shoemake 1985), with the angle w between the codes:
-    (sin((1 - t) w) start + sin(t w) end) / sin w. Between codes that are zero, parallel or opposite there is no arc;
-    the line takes its place.
+    The arc is slerp (Shoemake 1985). Between codes that are zero, parallel or opposite there is none, but the line.
     """
     t = np.linspace(0, 1, steps)[:, None]
     a, b = start.astype(np.float64), end.astype(np.float64)
@@ -104,12 +101,11 @@ def traverse(run: TrainedRun, images: ImageSet, dimension: int, steps: int, seed
     values = np.linspace(low, high, steps)
     rows = {}
     for number in shown:
-        moved = np.repeat(codes[number : number + 1], steps, axis=0)
+        moved = np.repeat(codes[[number]], steps, axis=0)
         moved[:, dimension] = values
-        original = images.test_images[number : number + 1] / 255
-        rows[f"test image {number}"] = np.concatenate((original, decode(run, moved)))
-    title = f"{run.title}: dimension {dimension} of the code"
-    png = figures.image_rows(rows, title, ["original", *(f"{value:.3g}" for value in values)])
+        rows[f"test image {number}"] = np.concatenate((images.test_images[[number]] / 255, decode(run, moved)))
+    captions = ["original", *(f"{value:.3g}" for value in values)]
+    png = figures.image_rows(rows, f"{run.title}: dimension {dimension} of the code", captions)
     return "walk.png", png, f"Dimension {dimension} of the code from {low:.3g} to {high:.3g}"
 
 
