@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from autoencoders.evaluation.analyses import Analysis, OutlierSplit
     from autoencoders.training.checkpoint import TrainedRun
 
-EVALUATION_FILE = "evaluation.json"
-_MIN_MAPPED = 3  # images: t-SNE needs neighbours
-
 
 # fmt: off
 def parser() -> cli.Parser:
@@ -63,50 +60,50 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
 
     # What imports torch is imported once the flags are known to be good.
-    from tqdm import tqdm
+    import torch
 
-    from autoencoders.evaluation.analyses import ANALYSES, Subject
+    from autoencoders.evaluation import analyses
+    from autoencoders.evaluation.likelihood import likelihood
+    from autoencoders.evaluation.pca import load_or_fit_pca
     from autoencoders.runtime.device import keep_freed_memory, pick_device
     from autoencoders.training.checkpoint import load_run, versions
 
     keep_freed_memory()
     processes.setup()
     run = load_run(args.run, pick_device(args.device))
-    samples, binarize = importance_samples(run, args), args.binarize or "none"
+    samples = importance_samples(run, args)
     images = run.load_images(args.dataset, args.data_root)
     check_enough_images(images, args)
     split = outlier_split(images, args, Path(run.record["dataset"]["root"]))
-    folder = args.output_dir or args.run
-    if processes.is_main():
-        prepare_folder(folder)
+    folder = processes.on_main(lambda: prepare_folder(args.output_dir or args.run))
 
-    subject = Subject(run.model, run.recipe, run.device, images, args.run, args.seed, samples, binarize, split)
-    if samples:  # this takes longest, and processes share it
-        count, hidden = len(images.test_images) // processes.size(), None if cli.is_verbose() else True
-        with tqdm(total=count, unit=" images", leave=False, disable=hidden) as bar:
-            terms = subject.likelihood_terms(processes.rank(), processes.size(), bar.update)
-        subject.terms.update(processes.all_reduce(terms))
+    test_images = torch.tensor(images.test_images, device=run.device)
+    options = args.binarize or "none", args.seed, processes.rank(), processes.size(), processes.all_reduce
+    nats = likelihood(run.model, test_images, samples, *options) if samples else {}  # takes longest: processes share it
     if not processes.is_main():
         return
-    requested = {"reconstruction": True, "likelihood": samples, "probe": args.probe, "map": args.map, "outliers": split}
+    pca = load_or_fit_pca(args.run, images, run.recipe.code_size or 0)
+    subject = analyses.Subject(run.model, run.recipe, images, test_images, pca, args.seed, nats, split)
+    requested = {analyses.reconstruction: True, analyses.likelihood: nats, analyses.probe: args.probe,
+                 analyses.code_map: args.map, analyses.outliers: split}  # fmt: skip
     results = {
         "recipe": run.recipe.as_dict(), "weights_sha256": run.record["weights_sha256"],
         "dataset": run.record["dataset"], "test_images": len(images.test_images), "device": str(run.device),
         "versions": versions(),
     }  # fmt: skip
-    for name in (name for name, wanted in requested.items() if wanted):
-        results |= write_analysis(ANALYSES[name](subject), folder)
-    write_json(folder / EVALUATION_FILE, results)
-    print(f"\nWrote {EVALUATION_FILE} and the pictures into {folder} ({subject.title})")
+    for analysis in (analysis for analysis, wanted in requested.items() if wanted):
+        results |= write_analysis(analysis(subject), folder)
+    write_json(folder / "evaluation.json", results)
+    print(f"\nWrote evaluation.json and the pictures into {folder} ({subject.title})")
 
 
 def write_analysis(analysis: "Analysis", folder: Path) -> dict[str, Any]:
     """Print an analysis's table and write its pictures; its results."""
-    if analysis.text:
-        print(analysis.text)
-    for file, png in analysis.pictures.items():
+    results, text, pictures = analysis
+    print(text, end="")
+    for file, png in pictures.items():
         write_atomic(folder / file, png)
-    return analysis.results
+    return results
 
 
 def importance_samples(run: "TrainedRun", args: argparse.Namespace) -> int:
@@ -127,8 +124,8 @@ def check_enough_images(images: ImageSet, args: argparse.Namespace) -> None:
         raise UsageError(f"--probe: the training images ({images.title}) need at least two labels")
     if args.probe and not np.isin(images.test_labels, images.train_labels).any():
         raise UsageError(f"--probe: no test image ({images.title}) has a label that was trained on")
-    if args.map and len(images.test_images) < _MIN_MAPPED:
-        raise UsageError(f"--map: needs at least {_MIN_MAPPED} test images; there are {len(images.test_images)}")
+    if args.map and len(images.test_images) < 3:  # t-SNE needs neighbours
+        raise UsageError(f"--map: needs at least 3 test images; there are {len(images.test_images)}")
 
 
 def outlier_split(images: ImageSet, args: argparse.Namespace, root: Path) -> "OutlierSplit | None":
@@ -146,9 +143,7 @@ def outlier_split(images: ImageSet, args: argparse.Namespace, root: Path) -> "Ou
         name = f"label {label}, {'never' if label == images.left_out else 'also'} trained on"
         outliers, inlier = images.test_images[images.test_labels == label], inlier & (images.test_labels != label)
     if not (inlier.any() and len(outliers)):
-        raise UsageError(
-            f"{name}: {len(outliers)} outliers and {inlier.sum()} inliers; both need at least one test image"
-        )
+        raise UsageError(f"{name}: {len(outliers)} outliers and {inlier.sum()} inliers; both need at least one image")
     return name, images.test_images[inlier], outliers
 
 

@@ -13,11 +13,11 @@ from autoencoders.runtime import cli
 from autoencoders.runtime.errors import UsageError
 from autoencoders.runtime.files import prepare_folder, write_atomic
 
-# The modes that each flag applies to; with another mode it is refused, because it would be ignored.
-_MODES_OF = {
-    "num": ("sample",), "temperature": ("sample",), "method": ("interpolate",), "steps": ("interpolate", "walk"),
-    "dataset": ("interpolate", "walk"), "data_root": ("interpolate", "walk"),
-    "seed": ("sample", "interpolate", "walk"), "invert": ("input",),
+# The kinds of picture that each flag applies to; with another kind it is refused, because it would be ignored.
+_KINDS_OF = {
+    "num": ("new images",), "temperature": ("new images",), "method": ("--interpolate",),
+    "steps": ("--interpolate", "--walk"), "dataset": ("--interpolate", "--walk"),
+    "data_root": ("--interpolate", "--walk"), "seed": ("new images", "--interpolate", "--walk"), "invert": ("--input",),
 }  # fmt: skip
 
 
@@ -58,21 +58,21 @@ def parser() -> cli.Parser:
 # fmt: on
 
 
-def mode_of(args: argparse.Namespace) -> str:
+def kind_of_picture(args: argparse.Namespace) -> str:
     """The kind of picture that the flags select; UsageError for a flag that does not apply to it."""
-    mode = next((name for name in ("interpolate", "walk", "input") if getattr(args, name) is not None), "sample")
-    for flag, modes in _MODES_OF.items():
-        if mode not in modes and getattr(args, flag) != parser().get_default(flag):
-            names = {"sample": "new images"}
-            wanted = " or ".join(names.get(name, f"--{name}") for name in modes)
-            raise UsageError(f"--{flag.replace('_', '-')} is for {wanted}, not for {names.get(mode, f'--{mode}')}")
-    return mode
+    selected = (f"--{name}" for name in ("interpolate", "walk", "input") if getattr(args, name) is not None)
+    kind = next(selected, "new images")
+    for flag, kinds in _KINDS_OF.items():
+        if kind not in kinds and getattr(args, flag) != parser().get_default(flag):
+            raise UsageError(f"--{flag.replace('_', '-')} is for {' or '.join(kinds)}, not for {kind}")
+    return kind
 
 
 def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
-    mode = mode_of(args)
-    photo = read_picture(args.input) if mode == "input" else None
+    kind = kind_of_picture(args)
+    if kind == "--input":
+        read_picture(args.input)  # a file that is no picture is refused here
 
     # What imports torch is imported once the flags and the picture are known to be good.
     from autoencoders.runtime.device import pick_device
@@ -80,14 +80,13 @@ def main(arguments: list[str] | None = None) -> None:
     from autoencoders.training.checkpoint import load_run
 
     run = load_run(args.run, pick_device(args.device))
-    if photo is not None:
-        photo = photo if generation.is_known_set(run) else read_picture(args.input, keep_levels=True)
-        picture = generation.own_picture(run, photo, args.invert)
-    elif mode == "sample":
+    if kind == "--input":
+        picture = generation.own_picture(run, args.input, args.invert)
+    elif kind == "new images":
         picture = generation.samples(run, args.num, args.temperature, args.seed)
     else:
         images = run.load_images(args.dataset, args.data_root)
-        if mode == "interpolate":
+        if kind == "--interpolate":
             picture = generation.interpolation(run, images, args.interpolate, args.method, args.steps, args.seed)
         else:
             picture = generation.traverse(run, images, args.walk, args.steps, args.seed)

@@ -28,18 +28,6 @@ from torch import Tensor, nn
 from ae_models import Autoencoder, Parts
 
 
-def mmcs(weight: Tensor) -> Tensor:
-    """Mean max cosine similarity between the dictionaries of `weight` (S, F, P), S >= 2: a differentiable scalar.
-
-    MMCS(A, B) = mean_f max_g cos(A_f, B_g), averaged over both directions and over all pairs (Sharkey et al. 2022,
-    "Taking features out of superposition with sparse autoencoders"). By brute force.
-    """
-    unit = F.normalize(weight, dim=-1)
-    pairs = torch.combinations(torch.arange(len(weight)))
-    cosines = (unit[i] @ unit[j].T for i, j in pairs.tolist())
-    return torch.stack([(c.amax(0).mean() + c.amax(1).mean()) / 2 for c in cosines]).mean()
-
-
 def _dots(left: Tensor, rows: Tensor, index: Tensor) -> Tensor:
     """left[i] . rows[index[i, e]]: (M, P), (N, P), (M, E) -> (M, E), without an (M, E, P) copy of the rows.
 

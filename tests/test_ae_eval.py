@@ -11,7 +11,6 @@ import pytest
 import torch
 from conftest import call_script, is_one_error_line, run_script
 from PIL import Image
-from skimage.metrics import structural_similarity
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 
@@ -118,30 +117,6 @@ def test_as_a_process_it_needs_the_record_and_the_weights_alone(runs, tmp_path):
     assert found["pca"]["test_mse_unit"] == pytest.approx(recorded["pca_test_mse"], rel=1e-5)
     assert f"{found['model']['ssim']:.4f}" in process.stdout and f"{found['pca']['psnr']:.2f}" in process.stdout
     assert Image.open(tmp_path / "evaluation.png").width > 1000
-
-
-def test_pcas_scores_are_those_of_scikit_learns_pca_of_the_same_code_size(evaluate, digits):
-    found = evaluate("plain")[3]["pca"]
-    rebuilt = reconstructed_by_pca(digits.train_images, digits.test_images, 32)
-    assert found["components"] == 32
-    assert found["test_mse_unit"] == pytest.approx(np.square(rebuilt - digits.test_images / 255).mean(), abs=1e-5)
-    settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0}
-    ssim = [structural_similarity(a.reshape(28, 28) / 255, b.reshape(28, 28), **settings)
-            for a, b in zip(digits.test_images, rebuilt)]  # fmt: skip
-    assert found["ssim"] == pytest.approx(np.mean(ssim), abs=1e-5)
-
-
-def test_the_figure_shows_the_best_and_the_worst(evaluate, figures, runs, digits):
-    assert evaluate("plain", "--seed", 1)[0] == 0
-    errors = errors_of(runs, "plain", digits.test_images)
-    order = errors.argsort()
-    best, _, worst, _ = figures[0].axes[1:]
-    for axes, index in ((best, order[:8]), (worst, order[::-1][:8])):
-        sheet = axes.images[0].get_array()
-        shown = np.stack([sheet[:, 32 * n : 32 * n + 28].ravel() for n in range(8)])
-        np.testing.assert_allclose(shown, digits.test_images[index] / 255, atol=1e-6)
-    captions = [tick.get_text() for axes in figures[0].axes[1:] for tick in axes.get_xticklabels()]
-    assert captions == [f"MSE {errors[i]:.4f}" for i in (*order[:8], *order[::-1][:8])]
 
 
 def test_an_ensembles_numbers_are_lists_and_its_table_shows_means(evaluate, runs, digits):
@@ -279,20 +254,6 @@ def test_labels_are_predicted_from_the_codes_of_the_first_autoencoder_and_these_
         for method in ("linear", "nearest"):
             low, high = probe[kind][method]["interval"]
             assert 0.6 < low < probe[kind][method]["accuracy"] < high and format_accuracy(probe[kind][method]) in out
-
-
-def test_a_fit_that_has_not_converged_says_so_in_the_table():
-    found = {"accuracy": 0.5, "interval": [0.4, 0.6], "converged": False}
-    assert format_accuracy(found) == "0.5000 [0.4000, 0.6000], not converged"
-    assert format_accuracy({**found, "converged": True}) == "0.5000 [0.4000, 0.6000]"
-
-
-def test_a_pca_of_some_images_is_called_that(copied, capsys, digits):
-    folder = copied("plain")
-    write_npz(folder / PCA_FILE, **vars(fit_pca(digits, max_samples=900)))
-    status, out, _ = call_script(capsys, ae_eval.main, "--run", folder, "--device", "cpu")
-    assert status == 0 and "PCA of 900 images, 32" in out
-    assert json.loads((folder / "evaluation.json").read_text())["pca"]["samples"] == 900
 
 
 @pytest.mark.parametrize(

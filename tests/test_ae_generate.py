@@ -11,10 +11,9 @@ from PIL import Image
 
 import ae_generate
 from autoencoders.evaluation.metrics import encode, reconstruct
-from autoencoders.runtime.errors import UsageError
 from autoencoders.runtime.files import prepare_folder
 from autoencoders.training.checkpoint import load_run, save_record, save_weights
-from autoencoders.training.generation import decode, interpolate, pick_pair, samples, traverse
+from autoencoders.training.generation import decode, pick_pair
 
 RUNS = {
     "vae": {"hidden_sizes": (32,), "code_size": 8},
@@ -85,15 +84,6 @@ def test_samples_depend_on_the_seed_alone(generate, figures):
     assert np.array_equal(first, again) and not np.allclose(first, other) and first.min() >= 0 and first.max() <= 1
 
 
-def test_at_temperature_zero_every_sample_is_the_decoded_mean_of_the_prior(runs, figures):
-    run = load_run(runs / "vae", CPU)
-    samples(run, 3, 0.0, seed=0)
-    sheet = figures[0].axes[0].images[0].get_array()
-    for number in range(3):
-        image = sheet[:, 29 * number : 29 * number + 28]
-        np.testing.assert_allclose(image.ravel(), decode(run, np.zeros((1, 8)))[0], atol=1e-6)
-
-
 def test_a_recipe_without_a_distribution_of_codes_names_what_samples_need(generate):
     status, _, err, files = generate("conv")
     assert status == 2 and is_one_error_line(err) and "variational autoencoder" in err and not files
@@ -112,31 +102,6 @@ def test_an_interpolation_runs_from_one_reconstruction_to_the_other(generate, fi
     np.testing.assert_allclose(row[[1, -2]], rebuilt.numpy(), atol=1e-5)
 
 
-def test_a_pair_has_the_wanted_labels_and_two_different_images(digits):
-    pairs = [pick_pair(digits.test_labels, [5, 5], seed) for seed in range(20)]
-    assert all(first != last and (digits.test_labels[[first, last]] == 5).all() for first, last in pairs)
-    assert pairs[0] == pick_pair(digits.test_labels, [5, 5], 0) and len({*map(tuple, pairs)}) > 1
-    assert pick_pair(np.array([3, 60000]), [60000, 3], 0) == [1, 0]  # one's own images may have large labels
-    with pytest.raises(UsageError, match="label 7"):
-        pick_pair(np.array([7, 3]), [7, 7], 0)
-
-
-def test_an_arc_keeps_the_length_and_turns_evenly():
-    start, end = np.array([2.0, 0, 0]), np.array([0, 1.0, np.sqrt(3)])
-    arc = interpolate(start, end, 7, "spherical")
-    np.testing.assert_allclose(np.linalg.norm(arc, axis=1), 2)
-    np.testing.assert_allclose((arc[1:] * arc[:-1]).sum(axis=1) / 4, np.cos(np.pi / 2 / 6))
-    np.testing.assert_array_equal(arc[0], start)
-    np.testing.assert_allclose(arc[-1], end, atol=1e-12)
-
-
-@pytest.mark.parametrize("end", [[0, 0, 0], [1, 2, 3], [2, 4, 6], [-1, -2, -3]])
-def test_codes_without_an_arc_between_them_are_joined_by_a_line(end):
-    start = np.array([1, 2, 3], np.float32)
-    codes = interpolate(start, np.array(end, np.float32), 5, "spherical")
-    np.testing.assert_allclose(codes, np.linspace(start, end, 5), atol=1e-12)
-
-
 @pytest.mark.parametrize("recipe", ["vae", "conv"])
 def test_a_traversal_moves_one_dimension_through_its_range_and_no_other(generate, figures, runs, digits, recipe):
     status, _, err, files = generate(recipe, "--walk", 4, "--steps", 6)
@@ -150,14 +115,6 @@ def test_a_traversal_moves_one_dimension_through_its_range_and_no_other(generate
         expected[:, 4] = np.linspace(*ends, 6)
         np.testing.assert_allclose(shown(axes)[0], digits.test_images[number] / 255)
         np.testing.assert_allclose(shown(axes)[1:], decode(run, expected), atol=1e-5)
-
-
-def test_a_dimension_that_never_moves_cannot_be_traversed(runs, digits):
-    run = load_run(runs / "symmetric", CPU)
-    with torch.no_grad():
-        run.model.encoder[-2].bias[0] = -1000  # a dead unit
-    with pytest.raises(UsageError, match="for every test image"):
-        traverse(run, digits, 0, steps=3, seed=0)
 
 
 @pytest.mark.parametrize(("recipe", "word"), [("vae", "reconstruction"), ("denoising", "restored")])

@@ -10,8 +10,8 @@ from PIL import Image
 
 import ae_train
 import mnist_sae_train
-from autoencoders.evaluation.metrics import firing_rates, loss_analysis
-from autoencoders.sparse import SparseEnsemble, mmcs
+from autoencoders.evaluation.metrics import firing_rates, loss_analysis, mmcs
+from autoencoders.sparse import SparseEnsemble
 from autoencoders.training.checkpoint import load_run
 from mnist_sae_train import format_analysis, format_range
 

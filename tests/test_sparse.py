@@ -6,7 +6,8 @@ import pytest
 import torch
 from conftest import make_trainer, same_bits
 
-from autoencoders.sparse import SparseEnsemble, mmcs
+from autoencoders.evaluation.metrics import mmcs
+from autoencoders.sparse import SparseEnsemble
 
 X = torch.rand(16, 36, generator=torch.Generator().manual_seed(1))
 

@@ -1,25 +1,18 @@
 """The analyses of `ae_eval.py`: each measures a trained model and returns results, a table and pictures."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
-from typing import Any, NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ae_models import Autoencoder
-from autoencoders.data.batches import to_device
 from autoencoders.data.images import ImageSet
-from autoencoders.evaluation import likelihood as likelihoods
 from autoencoders.evaluation import metrics, plots, probes
 from autoencoders.evaluation.metrics import Numbers, Scores
-from autoencoders.evaluation.pca import Pca, load_or_fit_pca
+from autoencoders.evaluation.pca import Pca
 from autoencoders.recipes import Recipe
 from autoencoders.runtime.cli import format_table
-from autoencoders.sparse import mmcs
 
 _SHOWN = 8  # images per row of a figure
 _BATCH = 500  # images read at a time
@@ -35,30 +28,23 @@ _DETECTION = {
     "auroc": "AUROC", "average_precision": "average precision", "threshold": "threshold (MSE, pixels in [0, 1])",
     "specificity": "specificity at threshold", "sensitivity": "sensitivity at threshold",
 }  # fmt: skip
-# Rows of images in the picture of the outliers: label, inliers (0) or outliers (1), sign of the order of errors.
-_EXTREMES = (
-    ("outliers,\nlargest error", 1, -1),
-    ("outliers,\nsmallest error", 1, 1),
-    ("inliers,\nlargest error", 0, -1),
-)
 
+Analysis = tuple[Numbers, str, dict[str, bytes]]  # entries of evaluation.json, text to print, PNGs by name
 OutlierSplit = tuple[str, np.ndarray, np.ndarray]  # name of the outliers; inliers and outliers, (n, 784) uint8
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained model on its device, its images, the PCA it is compared with, and the options of the analyses."""
+    """A trained model, its images, the PCA it is compared with, and the options of the analyses."""
 
     model: Autoencoder
     recipe: Recipe
-    device: torch.device
     images: ImageSet
-    folder: Path  # of the run, with its PCA
+    test_images: Tensor  # on the model's device
+    pca: Pca
     seed: int
-    samples: int = 0  # of the likelihood, per image
-    binarize: str = "none"
-    split: OutlierSplit | None = None
-    terms: Scores = field(default_factory=dict)  # of the likelihood, for all test images
+    likelihood: Numbers  # of the test images; empty for none
+    split: OutlierSplit | None
 
     @property
     def title(self) -> str:
@@ -74,50 +60,17 @@ class Subject:
         """The components of PCA that equal the code in size."""
         return min(self.recipe.code_size or 0, len(self.pca.components))
 
-    @cached_property
-    def pca(self) -> Pca:
-        """The run's own PCA, or a new fit where that cannot be used."""
-        return load_or_fit_pca(self.folder, self.images, self.recipe.code_size or 0)
-
-    @cached_property
-    def test_images(self) -> Tensor:
-        return self.to_device(self.images.test_images)
-
     def to_device(self, images: np.ndarray) -> Tensor:
-        return torch.as_tensor(to_device(images, self.device))
-
-    def likelihood_terms(
-        self, part: int = 0, parts: int = 1, show: Callable[[int], Any] = lambda images: None
-    ) -> Scores:
-        """`likelihood_terms` of one part of the test images, 0 for the others."""
-        return likelihoods.likelihood_terms(
-            self.model, self.test_images, self.samples, self.binarize, self.seed, part=part, parts=parts, show=show
-        )
+        return torch.tensor(images, device=self.test_images.device)
 
     def scores(self, images: np.ndarray) -> tuple[Scores, Scores]:
         """`image_scores` of the model and of PCA on images (n, 784) uint8, which may be mapped from a file."""
-        batches = [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
+        batches = np.split(images, range(_BATCH, len(images), _BATCH))
         ours = (output for batch in batches for output in metrics.outputs(self.model, self.to_device(batch)))
-        return metrics.image_scores(ours), metrics.image_scores(map(self._pca_output, batches))
-
-    def _pca_output(self, batch: np.ndarray) -> metrics.Output:
-        """Images, reconstructions and codes of a batch, as `metrics.outputs` yields them for a model."""
-        code = self.pca.encode(batch, self.components)
-        x = metrics.to_pixels(torch.tensor(batch), "unit")
-        return x, torch.from_numpy(self.pca.decode(code)), torch.from_numpy(code)
-
-    def first_reconstructions(self, images: np.ndarray) -> np.ndarray:
-        """Reconstructions (n, 784) of a few images, of an ensemble those of its first autoencoder."""
-        y = metrics.reconstruct(self.model, self.to_device(images))
-        return y.reshape(-1, *images.shape)[0].cpu().numpy()
-
-
-class Analysis(NamedTuple):
-    """Entries of evaluation.json, the text to print, and PNGs by file name."""
-
-    results: Numbers
-    text: str
-    pictures: dict[str, bytes]
+        decoded = (self.pca.decode(self.pca.encode(batch, self.components)) for batch in batches)
+        by_pca = ((metrics.to_pixels(torch.tensor(batch), "unit"), torch.from_numpy(y))
+                  for batch, y in zip(batches, decoded))  # fmt: skip
+        return metrics.image_scores(ours), metrics.image_scores(by_pca)
 
 
 def reconstruction(subject: Subject) -> Analysis:
@@ -129,7 +82,7 @@ def reconstruction(subject: Subject) -> Analysis:
         statistics = metrics.code_statistics(model, subject.test_images)
         ours |= {name: statistics[name] for name in ("l0", "dead_features")}
     if model.members > 1:
-        ours["mmcs"] = mmcs(model.state_dict()["weight"]).item()
+        ours["mmcs"] = metrics.mmcs(model.state_dict()["weight"]).item()
     if model.noise_factor:
         ours |= metrics.restoration_error(model, subject.test_images, subject.recipe.seed)
     by_label = ours["mse_by_label"] if model.members > 1 else [ours["mse_by_label"]]
@@ -141,10 +94,10 @@ def reconstruction(subject: Subject) -> Analysis:
     rows += [(f"MSE of label {label}", f"{error:.5f}", f"{pca['mse_by_label'][label]:.5f}")
              for label, error in mean_by_label.items()]  # fmt: skip
     text = (f"{subject.title}: {len(images.test_images):,} test images, {subject.recipe.code_size} numbers per code\n"
-            + format_table(("", name, subject.pca_title), rows))  # fmt: skip
+            + format_table(("", name, subject.pca_title), rows) + "\n")  # fmt: skip
     bars = {name: mean_by_label, subject.pca_title: pca["mse_by_label"]}
     results = {"model": ours, "pca": {"components": subject.components, "samples": subject.pca.samples, **pca}}
-    return Analysis(results, text, {"evaluation.png": _best_and_worst(subject, scores["mse"][0].numpy(), bars)})
+    return results, text, {"evaluation.png": _best_and_worst(subject, scores["mse"][0].numpy(), bars)}
 
 
 def _best_and_worst(subject: Subject, errors: np.ndarray, bars: dict[str, dict[int, float]]) -> bytes:
@@ -154,7 +107,8 @@ def _best_and_worst(subject: Subject, errors: np.ndarray, bars: dict[str, dict[i
     captions = {}
     for label, index in {"best": order[:_SHOWN], "worst": order[::-1][:_SHOWN]}.items():
         chosen = subject.images.test_images[index]
-        rows |= {label: chosen / 255, f"{label}\nrebuilt": subject.first_reconstructions(chosen)}
+        rebuilt = metrics.reconstruct(subject.model, subject.to_device(chosen)).reshape(-1, *chosen.shape)[0]
+        rows |= {label: chosen / 255, f"{label}\nrebuilt": rebuilt.cpu().numpy()}
         captions[f"{label}\nrebuilt"] = [f"MSE {errors[i]:.4f}" for i in index]
     member = ", autoencoder 1" if subject.model.members > 1 else ""
     title = f"{subject.title}: best and worst of {len(errors):,} test images{member}"
@@ -163,8 +117,7 @@ def _best_and_worst(subject: Subject, errors: np.ndarray, bars: dict[str, dict[i
 
 def likelihood(subject: Subject) -> Analysis:
     """ELBO and importance-weighted likelihood of the test images."""
-    found = likelihoods.likelihood(subject.model, subject.test_images, subject.terms, subject.samples,
-                                   subject.binarize, subject.seed)  # fmt: skip
+    found = subject.likelihood
     error = found["nll_standard_error"]
     rows = [(text, f"{found[key]:.3f}") for key, text in _NATS.items() if key in found] + [
         ("standard error over images", "undefined" if error is None else f"{error:.3f}"),
@@ -172,8 +125,8 @@ def likelihood(subject: Subject) -> Analysis:
         ("effective samples, mean", f"{found['effective_samples']:.1f}"),
         ("active units", f"{found['active_units']} of {found['code_size']}"),
     ]
-    text = f"\nLikelihood in nats per image; protocol: {found['protocol']}\n{format_table(('', 'nats'), rows)}"
-    return Analysis({"likelihood": found}, text, {})
+    text = f"\nLikelihood in nats per image; protocol: {found['protocol']}\n{format_table(('', 'nats'), rows)}\n"
+    return {"likelihood": found}, text, {}
 
 
 def probe(subject: Subject) -> Analysis:
@@ -196,8 +149,8 @@ def probe(subject: Subject) -> Analysis:
         rows.append((name, format_accuracy(linear), format_accuracy(nearest)))
     header = ("", "logistic regression", f"{probes.NEIGHBOURS} nearest neighbours")
     text = (f"\nLabels predicted from features: {len(sets[0]):,} training images, accuracy on {len(sets[1]):,} test "
-            f"images [95%]\n{format_table(header, rows)}")  # fmt: skip
-    return Analysis({"probe": found}, text, {})
+            f"images [95%]\n{format_table(header, rows)}\n")  # fmt: skip
+    return {"probe": found}, text, {}
 
 
 def format_accuracy(found: Numbers) -> str:
@@ -213,7 +166,7 @@ def code_map(subject: Subject) -> Analysis:
     thumbnails = {method: probes.pick_thumbnails(at) for method, at in positions.items()}
     title = f"{subject.title}: the codes of {len(images.test_images):,} test images"
     png = plots.code_map(positions, images.test_labels, images.test_images, thumbnails, title)
-    return Analysis({}, "", {"code_map.png": png})
+    return {}, "", {"code_map.png": png}
 
 
 def outliers(subject: Subject) -> Analysis:
@@ -225,18 +178,13 @@ def outliers(subject: Subject) -> Analysis:
     ours, pca = probes.detection(*errors), probes.detection(*pca_errors)
     rows = [(text, f"{ours[key]:.4f}", f"{pca[key]:.4f}") for key, text in _DETECTION.items()]
     text = (f"\nOutliers: {len(sets[1]):,} images ({name}) among {len(sets[0]):,} test images\n"
-            + format_table(("", subject.recipe.name, subject.pca_title), rows))  # fmt: skip
+            + format_table(("", subject.recipe.name, subject.pca_title), rows) + "\n")  # fmt: skip
 
-    rows_shown = {}
-    for label, of, sign in _EXTREMES:
-        index = (sign * errors[of]).argsort(kind="stable")[:_SHOWN]
-        rows_shown[label] = (sets[of][index] / 255, errors[of][index].tolist())
+    kinds, shown = ("inliers", "outliers"), {}
+    for kind, extreme, sign in ((1, "largest", -1), (1, "smallest", 1), (0, "largest", -1)):
+        index = (sign * errors[kind]).argsort(kind="stable")[:_SHOWN]
+        shown[f"{kinds[kind]},\n{extreme} error"] = (sets[kind][index] / 255, errors[kind][index].tolist())
     title = f"{subject.title}: {name}; AUROC {ours['auroc']:.4f}"
-    png = plots.outliers(dict(zip(("inliers", "outliers"), errors)), ours["threshold"], rows_shown, title)
+    png = plots.outliers(dict(zip(kinds, errors)), ours["threshold"], shown, title)
     results = {"strange": name, "usual_images": len(sets[0]), "strange_images": len(sets[1]), "model": ours, "pca": pca}
-    return Analysis({"outliers": results}, text, {"outliers.png": png})
-
-
-ANALYSES: dict[str, Callable[[Subject], Analysis]] = {
-    "reconstruction": reconstruction, "likelihood": likelihood, "probe": probe, "map": code_map, "outliers": outliers,
-}  # fmt: skip
+    return {"outliers": results}, text, {"outliers.png": png}

@@ -12,16 +12,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ae_models import kl_to_standard_normal
-from autoencoders.evaluation.metrics import Numbers, to_pixels
+from autoencoders.evaluation.metrics import Numbers, Scores, to_pixels
+from autoencoders.runtime.cli import is_verbose
 from autoencoders.runtime.device import seed_for
 
 # log p(x | z), (samples, batch), of codes z (samples, batch, code_size) and images x (batch, pixels)
 LogLikelihood = Callable[[Tensor, Tensor], Tensor]
-Terms = dict[str, Tensor]  # of each image: (n,), in doubles
 _CHUNK = 32  # images whose noise has a seed of its own
-_ACTIVE = 0.01  # a code unit is active if its mean varies by more (Burda et al.)
 _PIXELS = {
     "none": "grey levels as they are, which have no likelihood of their own: cross-entropy",
     "static": "one fixed draw of binary pixels",
@@ -32,8 +32,7 @@ _PIXELS = {
 def bernoulli(model: Any) -> LogLikelihood:
     """log p(x | z) = sum x log y + (1 - x) log(1 - y) of pixels x in [0, 1] and decoded probabilities y.
 
-    With logits l = W h + b this is x . l - sum softplus(l), where x . l = (x W) . h + x . b needs no pass over the
-    pixels of every code.
+    With logits l = W h + b it is x . l - sum softplus(l), and x . l = (x W) . h + x . b passes over the pixels once.
     """
     *hidden, last, _sigmoid = model.decoder
     body = nn.Sequential(*hidden)
@@ -45,26 +44,24 @@ def bernoulli(model: Any) -> LogLikelihood:
     return log_likelihood
 
 
-@torch.no_grad()
 def importance_weighted(
     x: Tensor, mean: Tensor, logvar: Tensor, log_likelihood: LogLikelihood, samples: int, seed: int,
-    part: int = 0, parts: int = 1, decoded: int | None = None, show: Callable[[int], Any] = lambda images: None,
-) -> Terms:  # fmt: skip
+    part: int = 0, parts: int = 1, decoded: int | None = None,
+) -> Scores:  # fmt: skip
     """For images x (n, pixels) and q(z | x) = N(mean, exp(logvar)), each (n, code_size), estimates for each image:
     `log_px` of log p(x), `log_px_z` of E_q log p(x | z), and `effective` samples, (sum w)^2 / sum w^2.
 
-    Every `parts`-th chunk of 32 images from chunk `part` on is computed, the others are 0: the sum over all parts is
-    the whole, since the noise of a chunk depends on the seed and its number alone. `decoded` codes are decoded at a
-    time. `show` is called with the number of images after each chunk.
+    Every `parts`-th chunk of 32 images from chunk `part` on is computed, the others are 0: the parts add up to the
+    whole, since the noise of a chunk depends on the seed and its number alone. `decoded` codes are decoded at a time.
     """
     decoded = decoded or (1024 if x.device.type == "cpu" else 65536)  # on a CPU the logits stay in the cache
     terms = torch.zeros(3, len(x), dtype=torch.double)
-    for number, index in enumerate(torch.arange(len(x)).split(_CHUNK)):
-        if number % parts == part:
-            torch.manual_seed(seed_for(seed, 5, number))
-            rows = slice(int(index[0]), int(index[-1]) + 1)
-            terms[:, rows] = _estimates(x[rows], mean[rows], logvar[rows], log_likelihood, samples, decoded)
-            show(len(index))
+    starts = range(part * _CHUNK, len(x), parts * _CHUNK)
+    hidden = None if is_verbose() else True  # None: only on a terminal
+    for start in tqdm(starts, unit=" images", unit_scale=_CHUNK, leave=False, disable=hidden):
+        torch.manual_seed(seed_for(seed, 5, start // _CHUNK))
+        rows = slice(start, start + _CHUNK)
+        terms[:, rows] = _estimates(x[rows], mean[rows], logvar[rows], log_likelihood, samples, decoded)
     return dict(zip(("log_px", "log_px_z", "effective"), terms))
 
 
@@ -94,7 +91,7 @@ def binarized(x: Tensor, binarize: str, seed: int) -> Tensor:
     """
     if binarize == "none":
         return x
-    generator = torch.Generator().manual_seed(seed_for(*((0, 3) if binarize == "static" else (seed, 4))))
+    generator = torch.Generator().manual_seed(seed_for(0, 3) if binarize == "static" else seed_for(seed, 4))
     return torch.bernoulli(x.cpu(), generator=generator).to(x.device)
 
 
@@ -104,29 +101,21 @@ def entropy_floor(x: Tensor) -> float:
 
 
 @torch.no_grad()
-def posterior(model: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and log-variance, each (n, code_size), of q(z | x)."""
-    mean, logvar = zip(*map(model.posterior, x.split(1000)))
-    return torch.cat(mean), torch.cat(logvar)
+def likelihood(
+    model: Any, images: Tensor, samples: int, binarize: str, seed: int, part: int = 0, parts: int = 1,
+    add_up: Callable[[Scores], Scores] = lambda terms: terms, decoded: int | None = None,
+) -> Numbers:  # fmt: skip
+    """`elbo`, `kl_loss`, `nll` and more of uint8 images (n, 784), in nats per image, with the `protocol`.
 
-
-def likelihood_terms(model: Any, images: Tensor, samples: int, binarize: str, seed: int, **options: Any) -> Terms:
-    """`importance_weighted` of a variational autoencoder on uint8 images (n, 784); `options` are its further ones."""
-    x = binarized(to_pixels(images, "unit"), binarize, seed)
-    return importance_weighted(x, *posterior(model, x), bernoulli(model), samples, seed, **options)
-
-
-@torch.no_grad()
-def likelihood(model: Any, images: Tensor, terms: Terms, samples: int, binarize: str, seed: int) -> Numbers:
-    """`elbo`, `kl_loss`, `nll` and more, in nats per image, from the terms of all images, with the `protocol`.
-
+    `part`, `parts`, `decoded`: see `importance_weighted`; `add_up` adds the terms of all parts.
     `nll_standard_error` is over images (None for one), `nll_monte_carlo_error` over draws of the samples (the delta
     method: the variance of log 1/K sum w is 1 / effective - 1 / K). `active_units` are the dimensions of the code whose
-    mean varies by more than 0.01 over the images.
+    mean varies by more than 0.01 over the images (Burda et al.).
     """
     x = binarized(to_pixels(images, "unit"), binarize, seed)
-    mean, logvar = posterior(model, x)
-    log_px, log_px_z, effective = terms["log_px"], terms["log_px_z"], terms["effective"]
+    mean, logvar = model.posterior(x)
+    terms = importance_weighted(x, mean, logvar, bernoulli(model), samples, seed, part, parts, decoded)
+    log_px, log_px_z, effective = add_up(terms).values()
     kl = kl_to_standard_normal(mean, logvar).cpu().double()
     variance = mean.var(dim=0, correction=min(len(x) - 1, 1))  # 0 for one image
     numbers = {
@@ -136,6 +125,6 @@ def likelihood(model: Any, images: Tensor, terms: Terms, samples: int, binarize:
         "nll_standard_error": (log_px.std() / len(x) ** 0.5).item() if len(x) > 1 else None,
         "nll_monte_carlo_error": ((1 / effective - 1 / samples).clamp(min=0).sum().sqrt() / len(x)).item(),
         "effective_samples": effective.mean().item(),
-        "active_units": int((variance > _ACTIVE).sum()), "code_size": mean.shape[1],
+        "active_units": int((variance > 0.01).sum()), "code_size": mean.shape[1],
     }  # fmt: skip
     return numbers | ({"entropy_floor": entropy_floor(x)} if binarize == "none" else {})

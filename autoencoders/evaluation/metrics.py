@@ -2,7 +2,7 @@
 
 Images are (n, 784) uint8, on the model's device; errors are squared differences of pixels in [0, 1], averaged over the
 pixels, in doubles on the CPU (MPS has none). For an ensemble of S autoencoders arrays get a leading S, and numbers are
-lists. A metric computes what it is given, on one process; the trainer and ae_eval.py add up the parts of several.
+lists. No metric knows of other processes: the trainer and ae_eval.py add up the parts of several.
 """
 
 import math
@@ -20,21 +20,17 @@ from autoencoders.runtime.device import seed_for
 Numbers = dict[str, Any]
 Sums = dict[str, Tensor]
 Scores = dict[str, Tensor]  # of each image, (S, n) for S autoencoders
-Output = tuple[Tensor, Tensor, Tensor]  # of a batch: images, reconstructions, codes
 _BATCH = 500  # images per pass: large enough to be fast, small enough for any memory
-_WINDOW = 11  # pixels along the side of SSIM's window; less for smaller images
-_MIN_ERROR = 1e-14  # the rounding of single precision; PSNR is at most 140 dB
 
 
 def to_pixels(images: Tensor, pixel_range: str) -> Tensor:
     """uint8 images as floats in [-1, 1] (`signed`) or [0, 1] (`unit`), on their device."""
-    if pixel_range == "signed":
-        return images.to(torch.float32).mul_(2 / 255).sub_(1)
-    return images.to(torch.float32).mul_(1 / 255)
+    pixels = images.to(torch.float32)
+    return pixels.mul_(2 / 255).sub_(1) if pixel_range == "signed" else pixels.mul_(1 / 255)
 
 
 @torch.no_grad()
-def outputs(model: Autoencoder, images: Tensor) -> Iterator[Output]:
+def outputs(model: Autoencoder, images: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Batches of images (b, 784) and reconstructions (b, 784), both in unit range, and codes (b, code_size)."""
     model.eval()
     for batch in images.split(_BATCH):
@@ -49,18 +45,13 @@ def reconstruct(model: Autoencoder, images: Tensor) -> Tensor:
 
 def encode(model: Autoencoder, images: Tensor) -> Tensor:
     """Codes (n, code_size)."""
-    return torch.cat(list(_codes(model, images)), dim=-2)
+    return torch.cat([code for _, _, code in outputs(model, images)], dim=-2)
 
 
 def first_member_codes(model: Autoencoder, images: Tensor) -> Tensor:
     """Codes (n, code_size) on the CPU; of an ensemble those of its first autoencoder."""
-    return torch.cat([code.reshape(-1, *code.shape[-2:])[0].cpu() for code in _codes(model, images)])
-
-
-@torch.no_grad()
-def _codes(model: Autoencoder, images: Tensor) -> Iterator[Tensor]:
-    model.eval()
-    yield from (model.encode(to_pixels(batch, model.input_range)) for batch in images.split(_BATCH))
+    codes = (code.reshape(-1, *code.shape[-2:])[0] for _, _, code in outputs(model, images))
+    return torch.cat([code.to("cpu", copy=True) for code in codes])  # a view would keep all autoencoders' codes
 
 
 def squared_error(x: Tensor, y: Tensor) -> Tensor:
@@ -80,46 +71,46 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     """Structural similarity of each image, (n,) of (n, 784) (Wang, Bovik, Sheikh & Simoncelli 2004, as in the paper).
 
     The mean over the positions (18 x 18 of 28 x 28) of an 11 x 11 Gaussian window of standard deviation 1.5 inside the
-    image; K1 = 0.01, K2 = 0.03, for pixels in [0, 1].
+    image, less wide for an image below 11 x 11; K1 = 0.01, K2 = 0.03, for pixels in [0, 1].
     """
     side = math.isqrt(x.shape[-1])
-    width = min(_WINDOW, side - (side + 1) % 2)
-    window = torch.exp(-0.5 * ((torch.arange(width, dtype=x.dtype) - width // 2) / 1.5).square())
-    positions = side - width + 1
-    slide = torch.stack([F.pad(window / window.sum(), (i, positions - 1 - i)) for i in range(positions)])
+    width = min(11, side - (side + 1) % 2)
+    window = torch.signal.windows.gaussian(width, std=1.5, dtype=x.dtype)
+    window = window / window.sum()
 
-    def local(image: Tensor) -> Tensor:
-        """The window's mean at every position: (n, pixels) -> (n, positions, positions)."""
-        return slide @ image.unflatten(-1, (side, side)) @ slide.T
+    def local(image: Tensor) -> Tensor:  # the window's mean at every position
+        across = image.unflatten(-1, (side, side)).unfold(-1, width, 1) @ window
+        return across.unfold(-2, width, 1) @ window
 
     mean_x, mean_y = local(x), local(y)
     var_x, var_y, cov = local(x * x) - mean_x**2, local(y * y) - mean_y**2, local(x * y) - mean_x * mean_y
-    c1, c2 = 0.01**2, 0.03**2
-    similarity = (2 * mean_x * mean_y + c1) * (2 * cov + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
-    return similarity.mean(dim=(-2, -1))
+    similarity = (2 * mean_x * mean_y + 0.01**2) * (2 * cov + 0.03**2)
+    return (similarity / ((mean_x**2 + mean_y**2 + 0.01**2) * (var_x + var_y + 0.03**2))).mean(dim=(-2, -1))
 
 
-def image_scores(batches: Iterable[Output]) -> Scores:
-    """`mse`, `psnr` (dB), `ssim` and `pearson` (nan where undefined) of each image."""
+def image_scores(batches: Iterable[tuple[Tensor, ...]]) -> Scores:
+    """`mse`, `psnr` (dB), `ssim` and `pearson` (nan where undefined) of each image, from batches as of `outputs`."""
     parts = []
-    for x, y, _ in batches:
+    for x, y, *_ in batches:
         x, y = x.cpu().double(), y.cpu().double().reshape(-1, *x.shape)
         mse = squared_error(x, y)
-        parts.append((mse, -10 * mse.clamp(min=_MIN_ERROR).log10(), ssim(x, y), pearson(x, y)))
+        psnr = -10 * mse.clamp(min=1e-14).log10()  # at most 140 dB, the rounding of single precision
+        parts.append((mse, psnr, ssim(x, y), pearson(x, y)))
     return {name: torch.cat(of, dim=-1) for name, of in zip(("mse", "psnr", "ssim", "pearson"), zip(*parts))}
 
 
 def summary(scores: Scores, labels: np.ndarray) -> Numbers:
     """The means of `image_scores` by their names in `evaluation.json`; lists for more than one autoencoder."""
-    each = []
-    for mse, psnr, similarity, correlation in zip(*scores.values()):
-        by_label = {int(label): mse[torch.from_numpy(labels == label)].mean().item() for label in np.unique(labels)}
-        each.append({
-            "test_mse_unit": mse.mean().item(), "test_mse_signed": 4 * mse.mean().item(), "psnr": psnr.mean().item(),
-            "ssim": similarity.mean().item(), "pearson": correlation.nanmean().nan_to_num().item(),
-            "undefined_pearson": int(correlation.isnan().sum()), "mse_by_label": by_label,
-        })  # fmt: skip
-    return each[0] if len(each) == 1 else {name: [member[name] for member in each] for name in each[0]}
+    mse, correlation = scores["mse"], scores["pearson"]
+    known = {int(label): torch.from_numpy(labels == label) for label in np.unique(labels)}
+    numbers = {
+        "test_mse_unit": mse.mean(dim=1).tolist(), "test_mse_signed": (4 * mse.mean(dim=1)).tolist(),
+        "psnr": scores["psnr"].mean(dim=1).tolist(), "ssim": scores["ssim"].mean(dim=1).tolist(),
+        "pearson": correlation.nanmean(dim=1).nan_to_num().tolist(),
+        "undefined_pearson": correlation.isnan().sum(dim=1).tolist(),
+        "mse_by_label": [{label: errors[of].mean().item() for label, of in known.items()} for errors in mse],
+    }  # fmt: skip
+    return numbers if len(mse) > 1 else {name: values[0] for name, values in numbers.items()}
 
 
 def reconstruction_error(model: Autoencoder, images: Tensor) -> Numbers:
@@ -134,67 +125,52 @@ def reconstruction_error(model: Autoencoder, images: Tensor) -> Numbers:
 def evaluation_sums(model: Autoencoder, images: Tensor, seed: int, part: int = 0, parts: int = 1) -> Sums:
     """Sums over batch `part`, `part + parts`, ...: the model's loss, its parts and the counts behind `epoch_metrics`.
 
-    The sums of all parts give `evaluation_means`. The noise of a batch depends on the seed and its number alone, so the
-    sums do not depend on `parts`.
+    The noise of a batch depends on the seed and its number alone: the sums of all parts do not depend on `parts`.
     """
     model.eval()
     totals: Sums = {}
     for number, batch in enumerate(images.split(_BATCH)):
         mine = number % parts == part
-        if not mine and number:  # the first batch is computed by every part: it names the sums
-            continue
-        torch.manual_seed(seed_for(seed, len(images), number))
-        loss, values = model.loss(to_pixels(batch, model.input_range))
-        sums = {f"test_{name}": value * len(batch) for name, value in {"loss": loss, **values}.items()}
-        if model.epoch_metrics:
-            sums |= _code_sums(*next(outputs(model, batch)))
-        totals = _added(totals, {name: value * mine for name, value in sums.items()})
+        if mine or number == 0:  # the first batch is computed by every part: it names the sums
+            torch.manual_seed(seed_for(seed, len(images), number))
+            loss, values = model.loss(to_pixels(batch, model.input_range))
+            sums = {f"test_{name}": value * len(batch) for name, value in {"loss": loss, **values}.items()}
+            if model.epoch_metrics:
+                sums |= _code_sums(model, batch)
+            totals = _added(totals, {name: value * mine for name, value in sums.items()})
     return totals
 
 
 def evaluation_means(sums: Sums, images: int, names: tuple[str, ...] = ()) -> Numbers:
     """The means over the test images, as a row of history, of the sums of all parts; `names` are `epoch_metrics`."""
     means = {name: (total / images).tolist() for name, total in sums.items() if name.startswith("test_")}
-    measured = _code_means(sums, images) if names else {}
-    return means | {name: measured[name] for name in names}
-
-
-def evaluate(model: Autoencoder, images: Tensor, seed: int) -> Numbers:
-    """The model's loss and its parts, prefixed `test_`, and its `epoch_metrics`."""
-    return evaluation_means(evaluation_sums(model, images, seed), len(images), model.epoch_metrics)
+    return means | {name: _code_means(sums, images)[name] for name in names}
 
 
 def code_statistics(model: Autoencoder, images: Tensor) -> Numbers:
-    """`pearson`, `undefined_pearson`, `l0`, `dead_features` and `mean_activity`.
-
-    `l0` is the mean number of non-zero features of a code, `dead_features` the fraction of features that fire for no
-    image, `mean_activity` the mean firing rate.
-    """
-    return _code_means(_total_code_sums(model, images), len(images))
+    """`pearson`, `undefined_pearson`, `l0` (non-zero features per code), `dead_features` (the fraction of features that
+    fire for no image) and `mean_activity` (the mean firing rate)."""
+    return _code_means(_code_sums(model, images), len(images))
 
 
 def firing_rates(model: Autoencoder, images: Tensor) -> Tensor:
     """The fraction of the images that each feature fires for, (features,)."""
-    return _total_code_sums(model, images)["fired"] / len(images)
+    return _code_sums(model, images)["fired"] / len(images)
 
 
-def _total_code_sums(model: Autoencoder, images: Tensor) -> Sums:
+def _code_sums(model: Autoencoder, images: Tensor) -> Sums:
+    """Sums over images: correlation, images where it is undefined, and how often each feature fires."""
     totals: Sums = {}
-    for output in outputs(model, images):
-        totals = _added(totals, _code_sums(*output))
+    for x, y, code in outputs(model, images):
+        r = pearson(y, x)
+        sums = {"pearson": r.nansum(dim=-1), "undefined": r.isnan().sum(dim=-1), "fired": (code != 0).sum(dim=-2)}
+        totals = _added(totals, sums)
     return totals
 
 
 def _added(totals: Sums, sums: Sums) -> Sums:
     """Running totals by name, in doubles on the CPU."""
     return {name: totals.get(name, 0) + value.cpu().double() for name, value in sums.items()}
-
-
-def _code_sums(x: Tensor, y: Tensor, code: Tensor) -> Sums:
-    """Sums over a batch: correlation, images where it is undefined, and how often each feature fires."""
-    correlation = pearson(y, x)
-    return {"pearson": correlation.nansum(dim=-1), "undefined": correlation.isnan().sum(dim=-1),
-            "fired": (code != 0).sum(dim=-2)}  # fmt: skip
 
 
 def _code_means(sums: Sums, images: int) -> Numbers:
@@ -208,12 +184,25 @@ def _code_means(sums: Sums, images: int) -> Numbers:
     }
 
 
-def loss_analysis(model: Autoencoder, images: Tensor, chosen: Tensor) -> Numbers:
-    """An ensemble's squared error on the chosen images, beside that of the mean image of all images.
+def mmcs(weight: Tensor) -> Tensor:
+    """Mean max cosine similarity between the dictionaries, by brute force.
 
-    `mean_image` is the mean image's error on the chosen images, their variance; `mean_image_all` that on all images.
-    `scale` is the number a that minimises |x - a y|^2, one for all reconstructions y of an autoencoder, `scaled_mse`
-    the error that remains. Explained is 1 - MSE / variance.
+    MMCS(A, B) = mean_f max_g cos(A_f, B_g), averaged over both directions and over all pairs
+    (Sharkey et al. 2022, "Taking features out of superposition with sparse autoencoders").
+
+    weight: (S, features, pixels), S >= 2. Returns a differentiable scalar.
+    """
+    unit = F.normalize(weight, dim=-1)
+    pairs = torch.combinations(torch.arange(len(weight)))
+    cosines = (unit[i] @ unit[j].T for i, j in pairs.tolist())
+    return torch.stack([(c.amax(0).mean() + c.amax(1).mean()) / 2 for c in cosines]).mean()
+
+
+def loss_analysis(model: Autoencoder, images: Tensor, chosen: Tensor) -> Numbers:
+    """An ensemble's `mse` on the chosen images, beside that of the mean of all images, `mean_image` (their variance).
+
+    `mean_image_all` is that on all images. `scale` is the number a that minimises |x - a y|^2, one for all
+    reconstructions y of an autoencoder, `scaled_mse` the error that remains. Explained is 1 - MSE / variance.
     """
     mean = sum(batch.sum(dim=0) for batch in images.split(_BATCH)) / (255 * len(images))
     deviation = torch.cat([squared_error(to_pixels(batch, "unit"), mean) for batch in images.split(_BATCH)])

@@ -12,14 +12,13 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.manifold import TSNE
 from sklearn.metrics import average_precision_score, roc_auc_score
-from sklearn.model_selection import train_test_split
+from sklearn.model_selection import GridSearchCV, StratifiedShuffleSplit
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from autoencoders.evaluation.metrics import Numbers
 
 NEIGHBOURS = 5
-C_GRID = (1e-3, 1e-2, 1e-1, 1.0)  # of the logistic regression; scikit-learn's default is 1
 
 
 def accuracy(correct: np.ndarray) -> Numbers:
@@ -39,18 +38,18 @@ def linear_probe(
     """
     scaler = StandardScaler().fit(train)
     train, test = scaler.transform(train), scaler.transform(test)
-    counts, C = np.unique(train_labels, return_counts=True)[1], C_GRID[-1]
+    counts = np.unique(train_labels, return_counts=True)[1]
+    model = LogisticRegression(max_iter=iterations)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # `converged` says so
         if counts.min() >= 2 and len(train) >= 6 * len(counts):
-            fit_x, held_x, fit_y, held_y = train_test_split(
-                train, train_labels, test_size=1 / 6, random_state=seed, stratify=train_labels
-            )
-            fits = [LogisticRegression(C=c, max_iter=iterations).fit(fit_x, fit_y) for c in C_GRID]
-            C = C_GRID[int(np.argmax([fit.score(held_x, held_y) for fit in fits]))]
-        model = LogisticRegression(C=C, max_iter=iterations).fit(train, train_labels)
+            held_out = StratifiedShuffleSplit(1, test_size=1 / 6, random_state=seed)
+            search = GridSearchCV(model, {"C": (1e-3, 1e-2, 1e-1, 1.0)}, cv=held_out)
+            model = search.fit(train, train_labels).best_estimator_
+        else:
+            model.fit(train, train_labels)
     converged = bool((model.n_iter_ < iterations).all())
-    return accuracy(model.predict(test) == test_labels) | {"strength": C, "converged": converged}
+    return accuracy(model.predict(test) == test_labels) | {"strength": model.C, "converged": converged}
 
 
 def knn(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray) -> Numbers:

@@ -1,16 +1,15 @@
 """Pictures made by a trained model. Each function returns (file name, PNG, a line that describes the picture)."""
 
-import math
+from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from ae_models import to_range
 from autoencoders import figures
-from autoencoders.data.batches import to_device
+from autoencoders.data.digit import to_digit
 from autoencoders.data.images import ImageSet
-from autoencoders.data.pictures import resized, to_digit
+from autoencoders.data.pictures import read_picture, resized
 from autoencoders.data.sets import DATASETS
 from autoencoders.evaluation import metrics
 from autoencoders.runtime.device import seed_for
@@ -19,13 +18,10 @@ from autoencoders.training.checkpoint import TrainedRun
 
 Picture = tuple[str, bytes, str]
 
-_ROWS = 5  # test images of a traversal
-_PRIOR_RANGE = 3.0  # standard deviations of N(0, I) at which the traversal of a VAE's code ends
-
 
 def encode(run: TrainedRun, images: np.ndarray) -> np.ndarray:
     """Codes (n, code_size) of images (n, 784) uint8; UsageError for an ensemble, which gives an image several codes."""
-    on_device = torch.as_tensor(to_device(images, run.device))
+    on_device = torch.tensor(images, device=run.device)
     if metrics.encode(run.model, on_device[:1]).ndim != 2:
         raise UsageError(f"{run.folder}: recipe {run.recipe.name} gives an image several codes; this needs one code")
     return metrics.encode(run.model, on_device).cpu().numpy()
@@ -49,8 +45,7 @@ def samples(run: TrainedRun, count: int, temperature: float, seed: int) -> Pictu
     torch.manual_seed(seed_for(seed))
     images = run.model.sample(count, temperature).cpu().numpy()
     text = "decoded from N(0, I)" + (f" at temperature {temperature:g}" if temperature != 1 else "")
-    columns = min(count, 20, max(8, round(count**0.5)))
-    png = figures.image_grid(images, f"{run.title}: {text}", columns)
+    png = figures.image_grid(images, f"{run.title}: {text}", min(count, 20, max(8, round(count**0.5))))
     return "generated.png", png, f"{count} image(s) {text}"
 
 
@@ -62,8 +57,8 @@ def interpolation(run: TrainedRun, images: ImageSet, labels: list[int], method: 
     decoded = decode(run, interpolate(start, end, steps, method))
     captions = ["original", *(f"{t:.2f}" for t in np.linspace(0, 1, steps)), "original"]
     text = f"from test image {ends[0]} (label {labels[0]}) to {ends[1]} (label {labels[1]})"
-    row = np.concatenate((originals[:1], decoded, originals[1:]))
-    png = figures.image_rows({method: row}, f"{run.title}: {text}", captions)
+    rows = {method: np.concatenate((originals[:1], decoded, originals[1:]))}
+    png = figures.image_rows(rows, f"{run.title}: {text}", captions)
     return "interpolation.png", png, f"{method.capitalize()} interpolation {text}"
 
 
@@ -82,9 +77,7 @@ def pick_pair(labels: np.ndarray, wanted: list[int], seed: int) -> list[int]:
 def interpolate(start: np.ndarray, end: np.ndarray, steps: int, method: str) -> np.ndarray:
     """Codes (steps, code_size) from `start` to `end`, both included, on a straight line or along an arc.
 
-    The arc is slerp (Shoemake 1985), with the angle w between the codes:
-    (sin((1 - t) w) start + sin(t w) end) / sin w. Between codes that are zero, parallel or opposite there is no arc;
-    the line takes its place.
+    The arc is slerp (Shoemake 1985). Between codes that are zero, parallel or opposite there is none, but the line.
     """
     t = np.linspace(0, 1, steps)[:, None]
     a, b = start.astype(np.float64), end.astype(np.float64)
@@ -98,48 +91,41 @@ def interpolate(start: np.ndarray, end: np.ndarray, steps: int, method: str) -> 
 def traverse(run: TrainedRun, images: ImageSet, dimension: int, steps: int, seed: int) -> Picture:
     """A few test images, a row each, decoded while one dimension of the code moves through its range."""
     count = len(images.test_images)
-    shown = np.random.default_rng(seed).choice(count, min(_ROWS, count), replace=False)
+    shown = np.random.default_rng(seed).choice(count, min(5, count), replace=False)
     codes = encode(run, images.test_images)
     if dimension >= codes.shape[1]:
         raise UsageError(f"--walk {dimension}: the code of {run.folder} has the dimensions 0 to {codes.shape[1] - 1}")
     column = codes[:, dimension]
-    low, high = (-_PRIOR_RANGE, _PRIOR_RANGE) if run.model.generative else (float(column.min()), float(column.max()))
+    low, high = (-3.0, 3.0) if run.model.generative else (float(column.min()), float(column.max()))  # N(0, I): 3 sigma
     if low == high:
         raise UsageError(f"--walk {dimension}: this dimension is {low:g} for every test image; take another")
     values = np.linspace(low, high, steps)
     rows = {}
     for number in shown:
-        moved = np.repeat(codes[number : number + 1], steps, axis=0)
+        moved = np.repeat(codes[[number]], steps, axis=0)
         moved[:, dimension] = values
-        original = images.test_images[number : number + 1] / 255
-        rows[f"test image {number}"] = np.concatenate((original, decode(run, moved)))
-    title = f"{run.title}: dimension {dimension} of the code"
-    png = figures.image_rows(rows, title, ["original", *(f"{value:.3g}" for value in values)])
+        rows[f"test image {number}"] = np.concatenate((images.test_images[[number]] / 255, decode(run, moved)))
+    captions = ["original", *(f"{value:.3g}" for value in values)]
+    png = figures.image_rows(rows, f"{run.title}: dimension {dimension} of the code", captions)
     return "walk.png", png, f"Dimension {dimension} of the code from {low:.3g} to {high:.3g}"
 
 
-def is_known_set(run: TrainedRun) -> bool:
-    """Whether the run was trained on one of the known image sets, not on a person's own images."""
-    dataset = run.record["dataset"]
-    return dataset.get("source", dataset["name"]) in DATASETS
+def own_picture(run: TrainedRun, path: Path, invert: str) -> Picture:
+    """The picture in a file, the image that the model sees of it, and its reconstruction by each autoencoder.
 
-
-def as_model_input(run: TrainedRun, photo: Image.Image, invert: str) -> np.ndarray:
-    """The picture as (784,) uint8, prepared like the images that the model was trained on."""
-    size = run.recipe.image_size
-    if is_known_set(run):
-        return resized(to_digit(photo, invert).reshape(1, 28, 28), size).ravel()
-    if invert != "auto":
+    It is prepared like the images that the model was trained on: as a digit, or, for a person's own images, resized.
+    """
+    dataset, side = run.record["dataset"], run.recipe.image_size
+    is_known_set = dataset.get("source", dataset["name"]) in DATASETS
+    photo = read_picture(path, keep_levels=not is_known_set)
+    if is_known_set:
+        image = resized(to_digit(photo, invert).reshape(1, 28, 28), side)
+    elif invert == "auto":
+        image = resized(np.asarray(photo.convert("L"))[None], side)
+    else:
         raise UsageError("--invert is for digits; a picture for a model of your own images is only resized")
-    return resized(np.asarray(photo.convert("L"))[None], size).ravel()
-
-
-def own_picture(run: TrainedRun, photo: Image.Image, invert: str) -> Picture:
-    """A picture, the image that the model sees of it, and its reconstruction by each autoencoder of the model."""
-    image = as_model_input(run, photo, invert)
-    side = math.isqrt(len(image))
     clean = image.reshape(side, side) / 255
-    on_device = torch.tensor(image[None], device=run.device)
+    on_device = torch.tensor(image, device=run.device)
     rebuilt = metrics.reconstruct(run.model, on_device).cpu().numpy().reshape(-1, side, side)
     errors = [f"{np.square(answer - clean).mean():.4f}" for answer in rebuilt]
     word = "restored" if run.model.noise_factor else "reconstruction"

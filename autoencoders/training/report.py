@@ -18,7 +18,6 @@ from autoencoders.recipes import Recipe
 from autoencoders.runtime import cli
 from autoencoders.runtime.device import seed_for
 from autoencoders.runtime.files import write_atomic
-from autoencoders.sparse import mmcs
 from autoencoders.training.checkpoint import save_record, save_weights, versions
 from autoencoders.training.health import warn_if_behind_pca
 from autoencoders.training.run import Run
@@ -40,7 +39,7 @@ def measure(trainer: Trainer, images: ImageSet, pca: Pca) -> dict[str, Any]:
     if model.epoch_metrics:
         metrics |= measures.code_statistics(model, test_images)
     if model.members > 1:
-        metrics["mmcs"] = mmcs(model.state_dict()["weight"]).item()
+        metrics["mmcs"] = measures.mmcs(model.state_dict()["weight"]).item()
     return metrics | {key: value for key, value in trainer.history[-1].items() if key not in ("epoch", "seconds")}
 
 

@@ -14,7 +14,6 @@ from autoencoders.evaluation.likelihood import (
     entropy_floor,
     importance_weighted,
     likelihood,
-    likelihood_terms,
 )
 
 SIZE, PIXELS, NOISE = 3, 12, 0.7
@@ -98,17 +97,23 @@ def images(digits):
 
 
 def measured(model, images, samples, binarize="none", seed=0, **options):
-    terms = likelihood_terms(model, images, samples, binarize, seed, **options)
-    return likelihood(model, images, terms, samples, binarize, seed)
+    return likelihood(model, images, samples, binarize, seed, **options)
 
 
 @pytest.mark.parametrize("parts", [2, 3, 5])
 def test_the_parts_add_up_to_the_whole_bit_for_bit(model, images, parts):
-    whole = likelihood_terms(model, images, 20, "dynamic", seed=4)
-    each = [likelihood_terms(model, images, 20, "dynamic", seed=4, part=part, parts=parts) for part in range(parts)]
+    def terms(**options):
+        found = []
+        measured(model, images, 20, "dynamic", seed=4, add_up=lambda terms: found.append(terms) or terms, **options)
+        return found[0]
+
+    whole, each = terms(), [terms(part=part, parts=parts) for part in range(parts)]
     for name, values in whole.items():
-        assert torch.equal(sum(terms[name] for terms in each), values)
-        assert sum((terms[name] != 0).sum() for terms in each) == len(images)  # each image in a single part
+        assert torch.equal(sum(part[name] for part in each), values)
+        assert sum((part[name] != 0).sum() for part in each) == len(images)  # each image in a single part
+    total = {name: sum(part[name] for part in each) for name in whole}
+    found = measured(model, images, 20, "dynamic", seed=4, part=1, parts=parts, add_up=lambda terms: total)
+    assert found == measured(model, images, 20, "dynamic", seed=4)
 
 
 def test_the_number_of_codes_decoded_at_a_time_does_not_matter(model, images):
@@ -119,9 +124,8 @@ def test_the_number_of_codes_decoded_at_a_time_does_not_matter(model, images):
 
 
 def test_the_reported_numbers_are_consistent(model, images):
-    done = []
-    found = measured(model, images, 40, show=done.append)
-    assert sum(done) == 70 and found["active_units"] == 4 and found["code_size"] == 6
+    found = measured(model, images, 40)
+    assert found["images"] == 70 and found["active_units"] == 4 and found["code_size"] == 6
     assert found["entropy_floor"] < found["nll"] < -found["elbo"] and 1 <= found["effective_samples"] <= 40
     assert "cross-entropy" in found["protocol"] and "40 importance samples" in found["protocol"]
     assert found == measured(model, images, 40) != measured(model, images, 40, seed=1)
