@@ -20,7 +20,7 @@ from autoencoders.runtime.files import prepare_folder, write_atomic, write_json
 
 if TYPE_CHECKING:
     from autoencoders.evaluation.analyses import Analysis, OutlierSplit
-    from autoencoders.training.checkpoint import TrainedRun
+    from autoencoders.training.trained import TrainedRun
 
 
 # fmt: off
@@ -66,7 +66,8 @@ def main(arguments: list[str] | None = None) -> None:
     from autoencoders.evaluation.likelihood import likelihood
     from autoencoders.evaluation.pca import load_or_fit_pca
     from autoencoders.runtime.device import keep_freed_memory, pick_device
-    from autoencoders.training.checkpoint import load_run, versions
+    from autoencoders.training.checkpoint import versions
+    from autoencoders.training.trained import load_run
 
     keep_freed_memory()
     processes.setup()

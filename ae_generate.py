@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
     # What imports torch is imported once the flags and the picture are known to be good.
     from autoencoders.runtime.device import pick_device
     from autoencoders.training import generation
-    from autoencoders.training.checkpoint import load_run
+    from autoencoders.training.trained import load_run
 
     run = load_run(args.run, pick_device(args.device))
     if kind == "--input":

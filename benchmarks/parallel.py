@@ -22,7 +22,8 @@ from autoencoders.recipes import RECIPES
 from autoencoders.runtime import cli
 from autoencoders.runtime.device import machine_name
 from autoencoders.runtime.files import write_json
-from autoencoders.training.checkpoint import load_checkpoint, load_run, read_record
+from autoencoders.training.checkpoint import load_checkpoint, read_record
+from autoencoders.training.trained import load_run
 from autoencoders.training.trainer import Trainer
 from benchmarks.common import run_python
 

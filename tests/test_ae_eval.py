@@ -22,7 +22,8 @@ from autoencoders.evaluation.pca import PCA_FILE, fit_pca, write_pca
 from autoencoders.runtime import cli
 from autoencoders.runtime.errors import UsageError
 from autoencoders.runtime.files import prepare_folder, write_npz
-from autoencoders.training.checkpoint import load_run, read_record, save_record
+from autoencoders.training.checkpoint import read_record, save_record
+from autoencoders.training.trained import load_run
 
 DIGITS = ("--dataset", "digits", "--epochs", 1, "--device", "cpu")
 RUNS = {

@@ -12,8 +12,9 @@ from PIL import Image
 import ae_generate
 from autoencoders.evaluation.metrics import encode, reconstruct
 from autoencoders.runtime.files import prepare_folder
-from autoencoders.training.checkpoint import load_run, save_record, save_weights
+from autoencoders.training.checkpoint import save_record, save_weights
 from autoencoders.training.generation import decode, pick_pair
+from autoencoders.training.trained import load_run
 
 RUNS = {
     "vae": {"hidden_sizes": (32,), "code_size": 8},

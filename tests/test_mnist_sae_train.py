@@ -12,7 +12,7 @@ import ae_train
 import mnist_sae_train
 from autoencoders.evaluation.metrics import firing_rates, loss_analysis, mmcs
 from autoencoders.sparse import SparseEnsemble
-from autoencoders.training.checkpoint import load_run
+from autoencoders.training.trained import load_run
 from mnist_sae_train import format_analysis, format_range
 
 SMALL = ("--dataset", "digits", "--num-saes", 2, "--features", 64, "--k", 8)

@@ -20,7 +20,7 @@ from autoencoders.runtime.errors import UsageError
 from autoencoders.runtime.files import locked
 from autoencoders.training import health, report
 from autoencoders.training.checkpoint import read_record
-from autoencoders.training.run import Run
+from autoencoders.training.run import Run, training_progress
 from autoencoders.training.trackers import Trackers
 from autoencoders.training.trainer import Row, Trainer
 
@@ -89,7 +89,7 @@ class Training:
         """Train the remaining epochs, and write the results."""
         done, epochs = len(run.trainer.history), self.recipe.epochs
         log.info(f"{self.name}, seed {self.recipe.seed}: {done} of {epochs} epochs are done")
-        with cli.training_progress(len(self.setup.images.train_images), epochs, None) as on_step:
+        with training_progress(len(self.setup.images.train_images), epochs, None) as on_step:
             try:
                 for _ in run.epochs(on_step, minutes=10):
                     health.check(run.trainer, run.reported)

@@ -1,4 +1,4 @@
-"""The command line of every script: parser, argument types, logging, exit statuses, text tables, progress bar.
+"""The command line of every script: parser, argument types, logging, exit statuses, signals, tables.
 
 Exit statuses: 0 success, 1 environment error, 2 usage error, 130 / 143 stopped by Ctrl-C / SIGTERM. Only the standard
 library is imported here, so that `--help` answers at once; importing this module changes nothing.
@@ -16,7 +16,7 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from autoencoders.runtime import processes
@@ -235,37 +235,3 @@ class Signals:
 
 def _terminate(number: int, frame: object) -> NoReturn:
     raise Stopped("stopped by SIGTERM", 128 + number)
-
-
-OnStep = Callable[[int, int, int, Any], None]  # epoch from 1, step from 1, steps in the epoch, the batch's loss
-
-
-@contextlib.contextmanager
-def training_progress(images: int, epochs: int, log_interval: int | None) -> Iterator[OnStep]:
-    """Yields a function to call after each step; it draws a progress bar on a terminal or in a notebook.
-
-    Every `log_interval` steps it prints the batch's loss on stdout.
-    """
-    from tqdm.auto import tqdm
-
-    layout = "{desc} {percentage:3.0f}%|{bar}| {rate_noinv_fmt}{postfix}, {remaining} left"
-    with tqdm(total=epochs * images, unit=" images", unit_scale=True, leave=False, bar_format=layout,
-              dynamic_ncols=True, disable=None if is_verbose() else True) as bar:  # fmt: skip
-        shown = 0.0
-
-        def on_step(epoch: int, step: int, steps: int, loss: Any) -> None:
-            nonlocal shown
-            done = round((epoch - 1 + step / steps) * images)
-            if not shown:  # a resumed run did the earlier images at another time
-                bar.initial = bar.n = done - images // steps
-            if not bar.disable and time.monotonic() - shown > 1:  # reading a loss makes a GPU wait: not every step
-                bar.set_description(f"epoch {epoch}/{epochs}", refresh=False)
-                bar.set_postfix_str(f"loss {loss.item():.4f}", refresh=False)
-                shown = time.monotonic()
-            bar.update(done - bar.n)
-            if step == steps:
-                bar.clear()  # the line about the epoch comes next
-            if log_interval and is_verbose() and step % log_interval == 0:
-                tqdm.write(f"Epoch {epoch}, step {step}/{steps} ({step / steps:.0%}): batch loss {loss.item():.4f}")
-
-        yield on_step

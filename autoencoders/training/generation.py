@@ -14,7 +14,7 @@ from autoencoders.data.sets import DATASETS
 from autoencoders.evaluation import metrics
 from autoencoders.runtime.device import seed_for
 from autoencoders.runtime.errors import UsageError
-from autoencoders.training.checkpoint import TrainedRun
+from autoencoders.training.trained import TrainedRun
 
 Picture = tuple[str, bytes, str]
 

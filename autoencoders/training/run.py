@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from autoencoders.data.images import ImageSet
 from autoencoders.evaluation.pca import Pca, fit_pca, load_or_fit_pca, n_components_file, read_pca
@@ -20,7 +21,7 @@ from autoencoders.runtime import cli, processes
 from autoencoders.runtime.errors import RunError, UsageError
 from autoencoders.runtime.files import read_n_components
 from autoencoders.training import checkpoint
-from autoencoders.training.trainer import Diverged, Row, Trainer
+from autoencoders.training.trainer import Diverged, OnStep, Row, Trainer
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ class Run:
             log.info(f"Renamed the checkpoint of an unfinished run to {previous}")
         return False
 
-    def epochs(self, on_step: cli.OnStep, minutes: float) -> Iterator[Row]:
+    def epochs(self, on_step: OnStep, minutes: float) -> Iterator[Row]:
         """Train to the end; save a checkpoint after each epoch, then yield the row of history.
 
         A checkpoint is also saved every `minutes` inside an epoch, and when the process is asked to stop.
@@ -183,3 +184,32 @@ class Run:
         if not self.digest:
             return "no checkpoint was written yet"
         return f"{self.path} holds the progress; the same command with --resume continues it"
+
+
+@contextlib.contextmanager
+def training_progress(images: int, epochs: int, log_interval: int | None) -> Iterator[OnStep]:
+    """Yields a function to call after each step; it draws a progress bar on a terminal or in a notebook.
+
+    Every `log_interval` steps it prints the batch's loss on stdout.
+    """
+    layout = "{desc} {percentage:3.0f}%|{bar}| {rate_noinv_fmt}{postfix}, {remaining} left"
+    with tqdm(total=epochs * images, unit=" images", unit_scale=True, leave=False, bar_format=layout,
+              dynamic_ncols=True, disable=None if cli.is_verbose() else True) as bar:  # fmt: skip
+        shown = 0.0
+
+        def on_step(epoch: int, step: int, steps: int, loss: Any) -> None:
+            nonlocal shown
+            done = round((epoch - 1 + step / steps) * images)
+            if not shown:  # a resumed run did the earlier images at another time
+                bar.initial = bar.n = done - images // steps
+            if not bar.disable and time.monotonic() - shown > 1:  # reading a loss makes a GPU wait: not every step
+                bar.set_description(f"epoch {epoch}/{epochs}", refresh=False)
+                bar.set_postfix_str(f"loss {loss.item():.4f}", refresh=False)
+                shown = time.monotonic()
+            bar.update(done - bar.n)
+            if step == steps:
+                bar.clear()  # the line about the epoch comes next
+            if log_interval and cli.is_verbose() and step % log_interval == 0:
+                tqdm.write(f"Epoch {epoch}, step {step}/{steps} ({step / steps:.0%}): batch loss {loss.item():.4f}")
+
+        yield on_step

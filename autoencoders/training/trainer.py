@@ -6,7 +6,7 @@ device until the epoch ends, so that a GPU is never waited for.
 
 import inspect
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,11 +19,11 @@ from autoencoders.data.images import ImageSet
 from autoencoders.evaluation.metrics import evaluation_means, evaluation_sums, to_pixels
 from autoencoders.recipes import Recipe
 from autoencoders.runtime import processes
-from autoencoders.runtime.cli import OnStep
 from autoencoders.runtime.device import Precision, keep_freed_memory, seed_for
 from autoencoders.runtime.errors import RunError
 
 Row = dict[str, Any]
+OnStep = Callable[[int, int, int, Any], None]  # epoch from 1, step from 1, steps in the epoch, the batch's loss
 
 
 class Diverged(RunError):

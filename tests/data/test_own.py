@@ -24,7 +24,7 @@ from autoencoders.data.own import load_all_images, printable_name, stays_in_file
 from autoencoders.data.sets import load_images, load_recorded
 from autoencoders.evaluation.pca import fit_pca
 from autoencoders.runtime.errors import RunError, UsageError
-from autoencoders.training.checkpoint import load_run
+from autoencoders.training.trained import load_run
 
 TINY = ("--hidden-sizes", 16, "--code-size", 2, "--code-activation", "none", "--epochs", 1, "--device", "cpu")
 

@@ -12,8 +12,8 @@ from autoencoders.evaluation.pca import fit_pca
 from autoencoders.reproduction.claims import CLAIMS, Claim
 from autoencoders.reproduction.runs import Setup, make_training, plan
 from autoencoders.runtime import cli
-from autoencoders.training.checkpoint import load_run
 from autoencoders.training.report import analyse_untrained
+from autoencoders.training.trained import load_run
 
 CPU = torch.device("cpu")
 

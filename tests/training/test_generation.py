@@ -8,8 +8,8 @@ import torch
 from conftest import make_trainer
 
 from autoencoders.runtime.errors import UsageError
-from autoencoders.training.checkpoint import TrainedRun
 from autoencoders.training.generation import decode, interpolate, pick_pair, samples, traverse
+from autoencoders.training.trained import TrainedRun
 
 
 def untrained(name, digits, **settings):

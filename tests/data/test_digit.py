@@ -1,0 +1,106 @@
+"""A picture becomes the digit that MNIST would have made of it."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from autoencoders.data.digit import to_digit
+from autoencoders.runtime.errors import UsageError
+
+
+def stroke(height=300, width=200, thick=30):
+    """White on black: a box open to the right and down-left heavy, so that every turn and mirror of it differs."""
+    ink = np.zeros((height, width), np.uint8)
+    ink[:, :thick] = ink[:thick] = ink[-2 * thick :] = 255
+    return ink
+
+
+def on_paper(ink, paper=235, pen=20, size=(700, 900), corner=(350, 60)):
+    """Dark ink, off-centre on a large bright sheet."""
+    sheet = np.zeros(size)
+    sheet[corner[0] : corner[0] + ink.shape[0], corner[1] : corner[1] + ink.shape[1]] = ink / 255.0
+    return np.rint(paper + (pen - paper) * sheet).astype(np.uint8)
+
+
+def correlation(a, b):
+    return np.corrcoef(a.ravel().astype(float), b.ravel().astype(float))[0, 1]
+
+
+@pytest.fixture
+def digit():
+    return to_digit(Image.fromarray(on_paper(stroke())))
+
+
+def prepared(images):
+    """scikit-learn's digits fill their 28 x 28: prepared once, they are what MNIST's are."""
+    return [to_digit(Image.fromarray(np.pad(image.reshape(28, 28), 30))) for image in images]
+
+
+def test_a_prepared_digit_enlarged_inverted_and_off_centre_comes_back_as_it_was(digits):
+    found = []
+    for number, image in enumerate(prepared(digits.test_images[:20])):
+        large = np.asarray(Image.fromarray(image.reshape(28, 28)).resize((308, 308), Image.Resampling.BICUBIC))
+        found.append(correlation(to_digit(Image.fromarray(on_paper(large, corner=(18 * number, 400)))), image))
+    assert min(found) > 0.9 and np.median(found) > 0.98
+
+
+def test_mnists_own_digits_come_back_as_mnist_made_them(mnist):
+    found = []
+    for image in mnist.test_images[:40]:
+        large = np.asarray(Image.fromarray(image.reshape(28, 28)).resize((308, 308), Image.Resampling.BOX))
+        found.append(correlation(to_digit(Image.fromarray(on_paper(large))), image))
+    assert np.mean(np.array(found) > 0.9) > 0.95 and np.median(found) > 0.95
+
+
+def test_the_longer_side_has_20_pixels_and_the_centre_of_mass_is_on_pixel_14(digit):
+    image = digit.reshape(28, 28).astype(float)
+    rows, columns = (np.flatnonzero((image > 100).any(axis=axis)) for axis in (1, 0))
+    assert rows[-1] - rows[0] + 1 == pytest.approx(20, abs=1)
+    assert columns[-1] - columns[0] + 1 == pytest.approx(20 * 200 / 300, abs=1)
+    y, x = np.indices((28, 28))
+    assert (image * y).sum() / image.sum() == pytest.approx(14, abs=0.15)
+    assert (image * x).sum() / image.sum() == pytest.approx(14, abs=0.15)
+    assert digit.dtype == np.uint8 and digit.max() == 255 and image[0, 0] == 0
+
+
+def test_no_ink_is_lost_where_the_centre_of_mass_is_far_to_one_side():
+    ink = np.zeros((200, 200), np.uint8)
+    ink[:60], ink[:, 95:100] = 255, 255
+    image = to_digit(Image.fromarray(on_paper(ink))).reshape(28, 28)
+    assert np.flatnonzero((image > 40).any(axis=1)).size == pytest.approx(20, abs=1)
+
+
+def test_light_ink_on_dark_and_dark_ink_on_light_are_the_same_digit(digit):
+    light = Image.fromarray(255 - on_paper(stroke()))
+    assert correlation(to_digit(light), digit) > 0.999
+    assert correlation(to_digit(light, "off"), digit) > 0.999
+    assert correlation(to_digit(Image.fromarray(on_paper(stroke())), "on"), digit) > 0.999
+
+
+def test_light_from_one_side_and_a_grainy_paper_change_little(digit):
+    sheet = on_paper(stroke()) * np.linspace(0.5, 1, 900) + np.random.default_rng(0).normal(0, 3, (700, 900))
+    assert correlation(to_digit(Image.fromarray(sheet.clip(0, 255).astype(np.uint8))), digit) > 0.97
+
+
+def test_a_speck_of_dust_does_not_widen_the_crop(digit):
+    sheet = on_paper(stroke())
+    sheet[20:23, 850:853] = 0
+    assert correlation(to_digit(Image.fromarray(sheet)), digit) > 0.98
+
+
+@pytest.mark.parametrize("size", [(1, 5), (3, 3), (28, 28), (1, 4000), (5000, 3)])
+def test_any_size_with_ink_gives_a_digit(size):
+    grey = np.full(size, 255, np.uint8)
+    grey[size[0] // 2, size[1] // 2] = 0
+    picture = Image.fromarray(grey)
+    picture.thumbnail((1024, 1024), Image.Resampling.NEAREST)
+    try:
+        assert to_digit(picture).max() == 255
+    except UsageError as error:  # the one dark pixel may vanish when the picture shrinks
+        assert "blank" in str(error)
+
+
+@pytest.mark.parametrize("level", [0, 128, 255])
+def test_a_blank_picture_is_refused(level):
+    with pytest.raises(UsageError, match="blank"):
+        to_digit(Image.fromarray(np.full((50, 40), level, np.uint8)))
