@@ -37,8 +37,8 @@ def main(arguments: list[str] | None = None) -> None:
     # What imports torch is imported once the flags are known to be good.
     import torch
 
+    from autoencoders.evaluation.loss_analysis import ANALYSED, analyse_untrained
     from autoencoders.runtime.device import check_memory, pick_device
-    from autoencoders.training.report import ANALYSED, analyse_untrained
 
     if args.device.split(":")[0] == "cuda" and not torch.cuda.device_count():
         log.warning("CUDA is not available: falling back to the CPU")
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
         device, images = pick_device(args.device), load_images(**data_arguments(args))
         untrained = replace(recipe, image_size=images.side)
         check_memory(untrained.count_parameters())
-        analysis, total = analyse_untrained(untrained, images, device), len(images.train_images)
+        analysis, total = analyse_untrained(untrained, images.train_images, device), len(images.train_images)
         count = min(ANALYSED * recipe.batch_size, total)
         print(f"Loss before training, {images.title}: {count:,} of {total:,} training images")
         print(format_analysis(analysis), flush=True)
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def format_analysis(analysis: dict[str, Any]) -> str:
-    """The result of `metrics.loss_analysis`: a table, and how each error compares with the mean image's."""
+    """The result of `loss_analysis`: a table, and how each error compares with the mean image's."""
     mean, mse, scaled = analysis["mean_image"], analysis["mse"], analysis["scaled_mse"]
     rows = [["mean image, all images", f"{analysis['mean_image_all']:.5f}", f"{0:.1%}", "", "", ""],
             ["mean image", f"{mean:.5f}", f"{0:.1%}", "", "", ""]]  # fmt: skip

@@ -10,7 +10,8 @@ from PIL import Image
 
 import ae_train
 import mnist_sae_train
-from autoencoders.evaluation.metrics import firing_rates, loss_analysis, mmcs
+from autoencoders.evaluation.loss_analysis import loss_analysis
+from autoencoders.evaluation.metrics import firing_rates, mmcs
 from autoencoders.sparse import SparseEnsemble
 from autoencoders.training.trained import load_run
 from mnist_sae_train import format_analysis, format_range
@@ -126,7 +127,7 @@ def test_help_comes_without_torch_and_shows_only_what_applies():
 def test_the_analysis_agrees_with_numpy(digits):
     torch.manual_seed(1)
     model, chosen = SparseEnsemble(num_saes=2, features=50, k=5), torch.arange(3, 1200, 7)
-    numbers = loss_analysis(model, torch.from_numpy(digits.train_images.copy()), chosen)
+    numbers = loss_analysis(model, digits.train_images, chosen.numpy())
     every = digits.train_images / 255
     x, mean = every[chosen], every.mean(axis=0)
     variance = np.mean((x - mean) ** 2)
@@ -153,6 +154,6 @@ def test_the_summary_follows_from_the_values():
 
 def test_on_mnist_the_analysis_gives_the_numbers_of_the_write_up(mnist):
     torch.manual_seed(42)
-    numbers = loss_analysis(SparseEnsemble(), torch.from_numpy(mnist.train_images.copy()), torch.arange(1280))
+    numbers = loss_analysis(SparseEnsemble(), mnist.train_images, np.arange(1280))
     assert numbers["mean_image_all"] == pytest.approx(0.0673, abs=1e-4)
     assert min(numbers["mse"]) > 0.0795 and max(numbers["mse"]) < 0.083

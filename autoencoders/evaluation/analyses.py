@@ -9,8 +9,9 @@ from torch import Tensor
 from ae_models import Autoencoder
 from autoencoders.data.images import ImageSet
 from autoencoders.evaluation import metrics, plots, probes
-from autoencoders.evaluation.metrics import Numbers, Scores
+from autoencoders.evaluation.metrics import Numbers
 from autoencoders.evaluation.pca import Pca
+from autoencoders.evaluation.scores import Scores, image_scores, summary
 from autoencoders.recipes import Recipe
 from autoencoders.runtime.cli import format_table
 
@@ -70,14 +71,14 @@ class Subject:
         decoded = (self.pca.decode(self.pca.encode(batch, self.components)) for batch in batches)
         by_pca = ((metrics.to_pixels(torch.tensor(batch), "unit"), torch.from_numpy(y))
                   for batch, y in zip(batches, decoded))  # fmt: skip
-        return metrics.image_scores(ours), metrics.image_scores(by_pca)
+        return image_scores(ours), image_scores(by_pca)
 
 
 def reconstruction(subject: Subject) -> Analysis:
     """Errors of the model (lists for an ensemble) and of PCA on the test images."""
     model, images = subject.model, subject.images
     scores, pca_scores = subject.scores(images.test_images)
-    ours, pca = (metrics.summary(each, images.test_labels) for each in (scores, pca_scores))
+    ours, pca = (summary(each, images.test_labels) for each in (scores, pca_scores))
     if model.epoch_metrics:
         statistics = metrics.code_statistics(model, subject.test_images)
         ours |= {name: statistics[name] for name in ("l0", "dead_features")}

@@ -5,11 +5,9 @@ pixels, in doubles on the CPU (MPS has none). For an ensemble of S autoencoders 
 lists. No metric knows of other processes: the trainer and ae_eval.py add up the parts of several.
 """
 
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -65,52 +63,6 @@ def pearson(a: Tensor, b: Tensor) -> Tensor:
     a, b = a - a.mean(dim=-1, keepdim=True), b - b.mean(dim=-1, keepdim=True)
     lengths = a.square().sum(dim=-1).sqrt() * b.square().sum(dim=-1).sqrt()
     return ((a * b).sum(dim=-1) / lengths).masked_fill(constant, torch.nan)
-
-
-def ssim(x: Tensor, y: Tensor) -> Tensor:
-    """Structural similarity of each image, (n,) of (n, 784) (Wang, Bovik, Sheikh & Simoncelli 2004, as in the paper).
-
-    The mean over the positions (18 x 18 of 28 x 28) of an 11 x 11 Gaussian window of standard deviation 1.5 inside the
-    image, less wide for an image below 11 x 11; K1 = 0.01, K2 = 0.03, for pixels in [0, 1].
-    """
-    side = math.isqrt(x.shape[-1])
-    width = min(11, side - (side + 1) % 2)
-    window = torch.signal.windows.gaussian(width, std=1.5, dtype=x.dtype)
-    window = window / window.sum()
-
-    def local(image: Tensor) -> Tensor:  # the window's mean at every position
-        across = image.unflatten(-1, (side, side)).unfold(-1, width, 1) @ window
-        return across.unfold(-2, width, 1) @ window
-
-    mean_x, mean_y = local(x), local(y)
-    var_x, var_y, cov = local(x * x) - mean_x**2, local(y * y) - mean_y**2, local(x * y) - mean_x * mean_y
-    similarity = (2 * mean_x * mean_y + 0.01**2) * (2 * cov + 0.03**2)
-    return (similarity / ((mean_x**2 + mean_y**2 + 0.01**2) * (var_x + var_y + 0.03**2))).mean(dim=(-2, -1))
-
-
-def image_scores(batches: Iterable[tuple[Tensor, ...]]) -> Scores:
-    """`mse`, `psnr` (dB), `ssim` and `pearson` (nan where undefined) of each image, from batches as of `outputs`."""
-    parts = []
-    for x, y, *_ in batches:
-        x, y = x.cpu().double(), y.cpu().double().reshape(-1, *x.shape)
-        mse = squared_error(x, y)
-        psnr = -10 * mse.clamp(min=1e-14).log10()  # at most 140 dB, the rounding of single precision
-        parts.append((mse, psnr, ssim(x, y), pearson(x, y)))
-    return {name: torch.cat(of, dim=-1) for name, of in zip(("mse", "psnr", "ssim", "pearson"), zip(*parts))}
-
-
-def summary(scores: Scores, labels: np.ndarray) -> Numbers:
-    """The means of `image_scores` by their names in `evaluation.json`; lists for more than one autoencoder."""
-    mse, correlation = scores["mse"], scores["pearson"]
-    known = {int(label): torch.from_numpy(labels == label) for label in np.unique(labels)}
-    numbers = {
-        "test_mse_unit": mse.mean(dim=1).tolist(), "test_mse_signed": (4 * mse.mean(dim=1)).tolist(),
-        "psnr": scores["psnr"].mean(dim=1).tolist(), "ssim": scores["ssim"].mean(dim=1).tolist(),
-        "pearson": correlation.nanmean(dim=1).nan_to_num().tolist(),
-        "undefined_pearson": correlation.isnan().sum(dim=1).tolist(),
-        "mse_by_label": [{label: errors[of].mean().item() for label, of in known.items()} for errors in mse],
-    }  # fmt: skip
-    return numbers if len(mse) > 1 else {name: values[0] for name, values in numbers.items()}
 
 
 def reconstruction_error(model: Autoencoder, images: Tensor) -> Numbers:
@@ -196,26 +148,6 @@ def mmcs(weight: Tensor) -> Tensor:
     pairs = torch.combinations(torch.arange(len(weight)))
     cosines = (unit[i] @ unit[j].T for i, j in pairs.tolist())
     return torch.stack([(c.amax(0).mean() + c.amax(1).mean()) / 2 for c in cosines]).mean()
-
-
-def loss_analysis(model: Autoencoder, images: Tensor, chosen: Tensor) -> Numbers:
-    """An ensemble's `mse` on the chosen images, beside that of the mean of all images, `mean_image` (their variance).
-
-    `mean_image_all` is that on all images. `scale` is the number a that minimises |x - a y|^2, one for all
-    reconstructions y of an autoencoder, `scaled_mse` the error that remains. Explained is 1 - MSE / variance.
-    """
-    mean = sum(batch.sum(dim=0) for batch in images.split(_BATCH)) / (255 * len(images))
-    deviation = torch.cat([squared_error(to_pixels(batch, "unit"), mean) for batch in images.split(_BATCH)])
-    variance = deviation[chosen].mean()
-    picked = images[chosen.to(images.device)]
-    x, y = to_pixels(picked, "unit").cpu().double(), reconstruct(model, picked).cpu().double()
-    scale = (x * y).sum(dim=(1, 2)) / y.square().sum(dim=(1, 2)).clamp(min=1e-12)
-    mse, scaled = (squared_error(x, a * y).mean(dim=-1) for a in (1, scale[:, None, None]))
-    return {
-        "mean_image_all": deviation.mean().item(), "mean_image": variance.item(), "scale": scale.tolist(),
-        "mse": mse.tolist(), "explained": (1 - mse / variance).tolist(),
-        "scaled_mse": scaled.tolist(), "scaled_explained": (1 - scaled / variance).tolist(),
-    }  # fmt: skip
 
 
 @torch.no_grad()

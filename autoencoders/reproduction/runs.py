@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from autoencoders.data.images import ImageSet
+from autoencoders.evaluation.loss_analysis import analyse_untrained
 from autoencoders.evaluation.pca import Pca
 from autoencoders.recipes import RECIPES, Recipe, add_setting_flags, recipe_of
 from autoencoders.reproduction.claims import Claim
@@ -101,7 +102,7 @@ class Training:
     @cached_property
     def analysis(self) -> dict[str, Any]:
         """`loss_analysis` of the untrained ensemble."""
-        return report.analyse_untrained(self.recipe, self.setup.images, self.setup.device)
+        return analyse_untrained(self.recipe, self.setup.images.train_images, self.setup.device)
 
     def measured(self, metric: str) -> float:
         """The value of a metric as `Claim.metric` names it; of an ensemble the mean."""

@@ -10,7 +10,6 @@ import torch
 
 from ae_models import to_range
 from autoencoders import figures
-from autoencoders.data.batches import batch_order
 from autoencoders.data.images import ImageSet
 from autoencoders.evaluation import metrics as measures
 from autoencoders.evaluation.pca import Pca
@@ -24,7 +23,6 @@ from autoencoders.training.run import Run
 from autoencoders.training.trackers import Trackers, flatten_lists
 from autoencoders.training.trainer import Trainer
 
-ANALYSED = 10  # batches that the loss analysis looks at
 _SHOWN = 10  # test images in a picture
 
 
@@ -41,13 +39,6 @@ def measure(trainer: Trainer, images: ImageSet, pca: Pca) -> dict[str, Any]:
     if model.members > 1:
         metrics["mmcs"] = measures.mmcs(model.state_dict()["weight"]).item()
     return metrics | {key: value for key, value in trainer.history[-1].items() if key not in ("epoch", "seconds")}
-
-
-def analyse_untrained(recipe: Recipe, images: ImageSet, device: torch.device) -> dict[str, Any]:
-    """`loss_analysis` of the ensemble that training would start from, on its first batches."""
-    trainer = Trainer(recipe, images, device)
-    order = batch_order(len(trainer.train_images), recipe.batch_size, recipe.seed, 0)
-    return measures.loss_analysis(trainer.model, torch.as_tensor(trainer.train_images), torch.cat(order[:ANALYSED]))
 
 
 def format_summary(recipe: Recipe, metrics: dict[str, Any]) -> str:

@@ -8,11 +8,11 @@ import pytest
 import torch
 from conftest import make_trainer, same_bits
 
+from autoencoders.evaluation.loss_analysis import analyse_untrained
 from autoencoders.evaluation.pca import fit_pca
 from autoencoders.reproduction.claims import CLAIMS, Claim
 from autoencoders.reproduction.runs import Setup, make_training, plan
 from autoencoders.runtime import cli
-from autoencoders.training.report import analyse_untrained
 from autoencoders.training.trained import load_run
 
 CPU = torch.device("cpu")
@@ -116,5 +116,5 @@ def test_numbers_that_need_no_training(setup, few):
     assert run.measured("compression.150") == pytest.approx(784 / 150)
     sparse = replace(make_training(("sparse",), 0, setup))
     sparse.recipe = sparse.recipe.override({"features": 64, "k": 4, "num_saes": 2, "batch_size": 16})
-    expected = analyse_untrained(sparse.recipe, few, CPU)["mse"]
+    expected = analyse_untrained(sparse.recipe, few.train_images, CPU)["mse"]
     assert len(expected) == 2 and sparse.measured("analysis.mse") == pytest.approx(sum(expected) / 2)

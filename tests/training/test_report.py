@@ -10,7 +10,9 @@ from conftest import make_trainer
 
 from autoencoders.evaluation.pca import fit_pca
 from autoencoders.recipes import RECIPES
+from autoencoders.runtime import cli
 from autoencoders.training import report
+from autoencoders.training.trackers import flatten_lists
 
 METRICS = {"test_mse": 0.03, "pca_test_mse": 0.02}
 SPARSE = {"pearson": [0.9, 0.8], "dead_features": [0.25, 0.5], "undefined_pearson": [0, 0]}
@@ -40,7 +42,7 @@ def test_the_summary_gives_the_values_of_each_autoencoder_of_an_ensemble():
 
 def test_the_history_has_a_column_for_each_autoencoder():
     rows = [{"epoch": 1, "loss": [0.5, 0.25]}, {"epoch": 2, "loss": [0.4, 0.2]}]
-    table = list(csv.reader(io.StringIO(report.format_history(rows).decode())))
+    table = list(csv.reader(io.StringIO(cli.format_csv([flatten_lists(row) for row in rows]).decode())))
     assert len(table) == 3 and len(table[0]) == 3 and table[2] == ["2", "0.4", "0.2"]
 
 
@@ -71,10 +73,3 @@ def test_pictures_show_what_the_model_computes(few, figures):
     with torch.no_grad():
         expected = trainer.model(torch.tensor(np.reshape(noisy, (10, -1))))[0]
     np.testing.assert_allclose(np.reshape(restored, (10, -1)), expected, atol=1e-5)
-
-
-def test_the_analysis_is_of_the_ensemble_that_training_starts_from(few):
-    recipe = RECIPES["sparse"].override({"num_saes": 2, "features": 64, "k": 8})
-    numbers = report.analyse_untrained(recipe, few, torch.device("cpu"))
-    assert len(numbers["mse"]) == 2 and numbers == report.analyse_untrained(recipe, few, torch.device("cpu"))
-    assert all(np.array(numbers["scaled_mse"]) <= numbers["mse"])
