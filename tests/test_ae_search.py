@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT, call_script, is_one_error_line, run_script
 
 import ae_search
-from autoencoders.figures import search
+from autoencoders.evaluation.plots import search
 from autoencoders.recipes import RECIPES
 
 SEARCH = (
