@@ -14,7 +14,7 @@ from autoencoders.runtime.files import locked, write_atomic, write_json
 from benchmarks.figures import code_size_curves
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = cli.Parser(__doc__)
     parser.add_argument("--code-sizes", type=cli.sizes, default=(2, 4, 8, 16, 32, 64, 128, 256), metavar="N,N,..",
                         help="comma-separated")  # fmt: skip
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, default=Path("data"), help="where the images are")
     parser.add_argument("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/code_sizes"), help="where the results go")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if not args.code_sizes:
         parser.error("--code-sizes: give at least one")
     keep_freed_memory()
