@@ -84,7 +84,7 @@ def test_a_stopped_run_saves_its_progress_and_continues_to_the_same_bits(
     def progress(*_):
         yield lambda epoch, step, *_: signal.raise_signal(number) if (epoch, step) == (2, 1) else None
 
-    monkeypatch.setattr(cli, "training_progress", progress)
+    monkeypatch.setattr("autoencoders.reproduction.runs.training_progress", progress)
     with pytest.raises(cli.Stopped, match="same command continues") as stopped:
         training(setup, epochs=2).train()
     assert stopped.value.status == status and "--resume" not in str(stopped.value)
