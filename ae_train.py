@@ -117,7 +117,7 @@ def train(recipe: Recipe, args: argparse.Namespace) -> None:
         if pca_is_new:
             print(f"Number of components to explain 95% variance: {write_pca(folder, pca, 0.95, images.title)}")
         print_header(run)
-        progress = training_progress(len(images.train_images), recipe.epochs, args.log_interval)
+        progress = training_progress(run.trainer, args.log_interval)
         with Trackers(run, args.tracker, args.tracker_project, args.tracker_interval) as trackers, progress as on_step:
             for row in run.epochs(on_step, args.checkpoint_minutes):
                 print_epoch(row, recipe.epochs)

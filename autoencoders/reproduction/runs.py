@@ -90,7 +90,7 @@ class Training:
         """Train the remaining epochs, and write the results."""
         done, epochs = len(run.trainer.history), self.recipe.epochs
         log.info(f"{self.name}, seed {self.recipe.seed}: {done} of {epochs} epochs are done")
-        with training_progress(len(self.setup.images.train_images), epochs, None) as on_step:
+        with training_progress(run.trainer, None) as on_step:
             try:
                 for _ in run.epochs(on_step, minutes=10):
                     health.check(run.trainer, run.reported)

@@ -21,6 +21,7 @@ Loss = Callable[["Tensor"], "tuple[Tensor, dict[str, Tensor]]"]  # batch -> (sca
 
 _TIMEOUT = timedelta(days=7)  # a dead process raises at once; a slow one is waited for
 _rank, _size = 0, 1
+_dist: Any = None  # torch.distributed; `setup` imports it where there are several processes
 
 
 def torchrun_env(name: str) -> int:
@@ -47,29 +48,23 @@ def is_main() -> bool:
     return _rank == 0
 
 
-def _dist() -> Any:
-    """torch.distributed, imported only where there are several processes."""
-    import torch.distributed
-
-    return torch.distributed
-
-
 def setup() -> None:
     """Join the other processes that torchrun started; without torchrun do nothing."""
-    global _rank, _size
+    global _rank, _size, _dist
     if torchrun_env("WORLD_SIZE") < 2 or _size > 1:
         return
     import torch
     from torch.distributed.rendezvous import rendezvous
 
+    _dist = torch.distributed
     # Waiting in C++ does not run Python's signal handlers, and there is nothing to save yet.
     handlers = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGINT)}
     store, _rank, _size = next(rendezvous("env://", timeout=_TIMEOUT))
     # After a restart the store still holds the addresses of the dead processes: each attempt has its own names.
-    store = _dist().PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    store = _dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
-        _dist().init_process_group(backend, store=store, rank=_rank, world_size=_size, timeout=_TIMEOUT)
+        _dist.init_process_group(backend, store=store, rank=_rank, world_size=_size, timeout=_TIMEOUT)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise RunError(f"the processes cannot reach each other ({reason}); set GLOO_SOCKET_IFNAME") from error
@@ -80,14 +75,14 @@ def setup() -> None:
 def shutdown() -> None:
     """Leave the process group."""
     if _size > 1:
-        _dist().destroy_process_group()
+        _dist.destroy_process_group()
 
 
 def peer_is_gone(error: BaseException) -> bool:
     """Whether an error of torch says that another process has died."""
     if _size == 1 or not isinstance(error, RuntimeError):
         return False
-    return isinstance(error, _dist().DistError) or "gloo" in str(error) or "by peer" in str(error)
+    return isinstance(error, _dist.DistError) or "gloo" in str(error) or "by peer" in str(error)
 
 
 def on_main(action: Callable[[], T]) -> T:
@@ -95,7 +90,7 @@ def on_main(action: Callable[[], T]) -> T:
     if _size == 1:
         return action()
     results: list[Any] = [action() if is_main() else None]
-    _dist().broadcast_object_list(results, src=0)
+    _dist.broadcast_object_list(results, src=0)
     return results[0]
 
 
@@ -103,10 +98,10 @@ def on_main(action: Callable[[], T]) -> T:
 def local_main_first() -> Iterator[None]:
     """The first process of each machine runs the block before the others of that machine."""
     if _size > 1 and torchrun_env("LOCAL_RANK"):
-        _dist().barrier()
+        _dist.barrier()
     yield
     if _size > 1 and not torchrun_env("LOCAL_RANK"):
-        _dist().barrier()
+        _dist.barrier()
 
 
 def all_reduce(values: "dict[str, Tensor]") -> "dict[str, Tensor]":
@@ -116,7 +111,7 @@ def all_reduce(values: "dict[str, Tensor]") -> "dict[str, Tensor]":
     import torch
 
     flat = torch.cat([value.flatten() for value in values.values()])
-    _dist().all_reduce(flat)
+    _dist.all_reduce(flat)
     parts = flat.split([value.numel() for value in values.values()])
     return {name: part.view_as(value) for (name, value), part in zip(values.items(), parts)}
 
@@ -132,9 +127,8 @@ def data_parallel(loss: Any, model: Any, example: "Tensor") -> Loss:
         return loss
     import torch
 
-    averaging = torch.nn.parallel.DistributedDataParallel(
-        loss, forward_sync_buffers=False, gradient_as_bucket_view=True
-    )
+    DDP = torch.nn.parallel.DistributedDataParallel
+    averaging = DDP(loss, forward_sync_buffers=False, gradient_as_bucket_view=True)
     # A discarded pass fixes the order in which gradients are summed: a resumed run would sum in another order.
     with torch.random.fork_rng([example.device] if example.device.type == "cuda" else []):
         averaging(example)[0].backward()
@@ -151,10 +145,7 @@ def data_parallel(loss: Any, model: Any, example: "Tensor") -> Loss:
 
 
 def batch_slice(batch: int, rank: int, size: int) -> tuple[slice, float]:
-    """The images of a batch that a process computes, and their share of it.
-
-    A process for which no image is left computes the first one, with a share of 0.
-    """
+    """The images of a batch that a process computes, and their share of it; where none is left the first, share 0."""
     first, last = batch * rank // size, batch * (rank + 1) // size
     return (slice(first, last), (last - first) / batch) if first < last else (slice(0, 1), 0.0)
 
@@ -162,8 +153,6 @@ def batch_slice(batch: int, rank: int, size: int) -> tuple[slice, float]:
 @contextlib.contextmanager
 def noise_of_slice(model: Any, batch: int, part: slice) -> Iterator[None]:
     """Inside, the model draws noise for the whole batch and uses that of its slice: the noise of one process."""
-    import torch
-
-    model.randn_like = lambda x: torch.randn(batch, *x.shape[1:], dtype=x.dtype, device=x.device)[part]
+    model.randn_like = lambda x: x.new_empty(batch, *x.shape[1:]).normal_()[part]
     yield
     del model.randn_like  # the class's own again

@@ -23,15 +23,12 @@ from autoencoders.training.run import Run
 from autoencoders.training.trackers import Trackers, flatten_lists
 from autoencoders.training.trainer import Trainer
 
-_SHOWN = 10  # test images in a picture
-
 
 def measure(trainer: Trainer, images: ImageSet, pca: Pca) -> dict[str, Any]:
     """Every metric of the trained model, by its name in `run.json`; PCA's error is that of the same code size."""
     model, test_images = trainer.model, trainer.test_images
     pca_mse = pca.test_mse(images.test_images, trainer.recipe.code_size or 0) * measures.mse_scale(model)
-    metrics = measures.reconstruction_error(model, test_images)
-    metrics |= {"pca_test_mse": pca_mse, "pca_samples": pca.samples}
+    metrics = measures.reconstruction_error(model, test_images) | {"pca_test_mse": pca_mse, "pca_samples": pca.samples}
     if model.noise_factor:
         metrics |= measures.restoration_error(model, test_images, trainer.recipe.seed)
     if model.epoch_metrics:
@@ -67,8 +64,8 @@ def pictures(trainer: Trainer, images: ImageSet, metrics: dict[str, Any]) -> Ite
     """The pictures of a finished run, as (file name, PNG): two of every run, and those that its recipe names."""
     recipe, name = trainer.recipe, f"{images.title}, {trainer.recipe.name}"
     title = f"{name}: test loss {metrics['test_loss']:.4f} after {recipe.epochs} epochs"
-    loss_unit = trainer.model.loss_unit
-    yield "training_loss.png", figures.loss_curve(trainer.batch_losses, trainer.history, title, loss_unit)
+    curve = figures.loss_curve(trainer.batch_losses, trainer.history, title, trainer.model.loss_unit)
+    yield "training_loss.png", curve
     result = f"test MSE {np.mean(metrics['test_mse']):.4f}, PCA {metrics['pca_test_mse']:.4f}"
     if "pearson" in metrics:
         result += f", mean correlation {np.mean(metrics['pearson']):.4f}"
@@ -82,7 +79,7 @@ def pictures(trainer: Trainer, images: ImageSet, metrics: dict[str, Any]) -> Ite
 @torch.no_grad()
 def reconstructions(trainer: Trainer, title: str) -> bytes:
     """Test images and their reconstructions with the error of each; the noisy copies, or the sparse codes, too."""
-    model, shown = trainer.model, trainer.test_images[:_SHOWN]
+    model, shown = trainer.model, trainer.test_images[:10]
     x = measures.to_pixels(shown, "unit")
     if model.epoch_metrics:
         rebuilt, codes = (part[0] for part in model(x))

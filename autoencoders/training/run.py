@@ -34,17 +34,16 @@ def resolve_code_size(recipe: Recipe, images: ImageSet, folder: Path) -> tuple[R
     """
     if recipe.code_size is not None:
         return recipe, load_or_fit_pca(folder, images, recipe.code_size), False
-    path, pca = n_components_file(folder, 0.95), read_pca(folder, images)
-    if not path.exists():
-        pca = pca or fit_pca(images)
-        return recipe.override({"code_size": pca.components_for(0.95)}), pca, True
-    hint = f"run ae_pca.py --output-dir {folder} again, or give a --code-size"
-    count = read_n_components(path, recipe.pixels, hint)
-    if pca and pca.components_for(0.95) != count:
-        raise UsageError(f"{path}: says {count}, but pca.npz beside it says {pca.components_for(0.95)}; {hint}")
-    if pca is None or count > len(pca.components):
-        pca = fit_pca(images)
-    return recipe.override({"code_size": count}), pca, False
+    path, stored = n_components_file(folder, 0.95), read_pca(folder, images)
+    pca = stored or fit_pca(images)
+    code_size = pca.components_for(0.95)
+    if path.exists():
+        hint = f"run ae_pca.py --output-dir {folder} again, or give a --code-size"
+        count = read_n_components(path, recipe.pixels, hint)
+        if stored and count != code_size:
+            raise UsageError(f"{path}: says {count}, but pca.npz beside it says {code_size}; {hint}")
+        code_size = count
+    return recipe.override({"code_size": code_size}), pca, not path.exists()
 
 
 class Run:
@@ -63,10 +62,7 @@ class Run:
         self.reported: set[str] = set()  # problems that health.check has warned about
 
     def resume_or_start(self, resume: bool) -> bool:
-        """Resume, or start afresh, on every process alike; True when the run is finished already.
-
-        A run whose processes torchrun has restarted resumes by itself.
-        """
+        """Resume, as after a restart by torchrun, or start afresh, on every process; True for a finished run."""
         if processes.on_main(lambda: self.resume() if resume or self._restarted_by_torchrun() else self.start_afresh()):
             return True
         if processes.size() > 1:
@@ -83,16 +79,14 @@ class Run:
             return False
 
     def resume(self) -> bool:
-        """Restore the folder's checkpoint; True when the run is finished already."""
+        """Restore the folder's checkpoint, if there is one; True when the run is finished already."""
         if not self.path.exists():
             log.info(f"Nothing to resume in {self.folder}: starting afresh")
             return False
         state, self.digest = checkpoint.load_checkpoint(self.path)
+        self._check_same_run(state)
         try:
-            self._check_same_run(state)
             self.trainer.load_state_dict(state["trainer"])
-        except (UsageError, RunError):
-            raise
         except Exception as error:  # any content that we did not write
             raise RunError(f"{self.path}: does not fit the recipe's model ({error}); train without --resume") from error
         if state["versions"] != self.identity["versions"]:
@@ -101,35 +95,33 @@ class Run:
         if done == epochs and checkpoint.is_finished(self.folder, self.digest):
             log.info(f"Finished already: {self.folder} holds the results of all {epochs} epochs")
             return True
-        place = f"epoch {done + 1}, step {self.trainer.log.steps + 1}" if done < epochs else "its results"
-        log.info(f"Resuming {self.path} at {place}")
+        at = f"epoch {done + 1}, step {self.trainer.log.steps + 1}" if done < epochs else "its results"
+        log.info(f"Resuming {self.path} at {at}")
         return False
 
     def _check_same_run(self, state: dict[str, Any]) -> None:
-        """UsageError for a checkpoint of other images or settings; only the number of epochs may grow."""
+        """UsageError for other images or settings; more epochs are allowed if no schedule depends on their number."""
         if state["fingerprint"] != self.identity["fingerprint"]:
             raise UsageError(f"{self.path}: was trained on other images than these ({self.images.title})")
-        recipe = self.trainer.recipe
+        recipe, reason = self.trainer.recipe, ""
         theirs = {**Recipe.from_dict(state["recipe"]).settings(), "precision": state["precision"]}
         ours = {**recipe.settings(), "precision": self.identity["precision"]}
         differences = [name for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
         if differences == ["epochs"] and ours["epochs"] > theirs["epochs"]:
             if not recipe.length_dependence:
                 return
-            raise UsageError(f"{self.path}: cannot be trained for more epochs: {recipe.length_dependence} depends on "
-                             f"their number; train afresh")  # fmt: skip
+            reason = f" ({recipe.length_dependence} depends on their number)"
         if differences:
             listed = ", ".join(f"{name} {theirs.get(name)} (now {ours.get(name)})" for name in differences)
-            raise UsageError(f"{self.path}: was trained with other settings: {listed}; use those, or train afresh")
+            raise UsageError(f"{self.path}: was trained with other settings: {listed}{reason}; "
+                             "use those, or train afresh")  # fmt: skip
 
     def start_afresh(self) -> bool:
         """Rename the checkpoint of an unfinished run, so that nothing overwrites it."""
         if not self.path.exists():
             return False
         try:
-            state, digest = checkpoint.load_checkpoint(self.path)
-            done, epochs = len(state["trainer"]["history"]), state["recipe"]["epochs"]
-            finished = done >= epochs and checkpoint.is_finished(self.folder, digest)
+            finished = checkpoint.is_finished(self.folder, checkpoint.load_checkpoint(self.path)[1])
         except RunError:
             finished = False  # an unreadable checkpoint may still matter to somebody
         if not finished:
@@ -187,26 +179,18 @@ class Run:
 
 
 @contextlib.contextmanager
-def training_progress(images: int, epochs: int, log_interval: int | None) -> Iterator[OnStep]:
-    """Yields a function to call after each step; it draws a progress bar on a terminal or in a notebook.
-
-    Every `log_interval` steps it prints the batch's loss on stdout.
-    """
+def training_progress(trainer: Trainer, log_interval: int | None) -> Iterator[OnStep]:
+    """A function to call after each step: draws a progress bar, and prints every `log_interval`-th batch's loss."""
+    images, epochs = len(trainer.train_images), trainer.recipe.epochs
+    done = round((len(trainer.history) + trainer.log.steps / len(trainer.batch_sizes)) * images)
     layout = "{desc} {percentage:3.0f}%|{bar}| {rate_noinv_fmt}{postfix}, {remaining} left"
-    with tqdm(total=epochs * images, unit=" images", unit_scale=True, leave=False, bar_format=layout,
-              dynamic_ncols=True, disable=None if cli.is_verbose() else True) as bar:  # fmt: skip
-        shown = 0.0
+    with tqdm(total=epochs * images, initial=done, unit=" images", unit_scale=True, leave=False, bar_format=layout,
+              mininterval=1, dynamic_ncols=True, disable=None if cli.is_verbose() else True) as bar:  # fmt: skip
 
         def on_step(epoch: int, step: int, steps: int, loss: Any) -> None:
-            nonlocal shown
-            done = round((epoch - 1 + step / steps) * images)
-            if not shown:  # a resumed run did the earlier images at another time
-                bar.initial = bar.n = done - images // steps
-            if not bar.disable and time.monotonic() - shown > 1:  # reading a loss makes a GPU wait: not every step
-                bar.set_description(f"epoch {epoch}/{epochs}", refresh=False)
-                bar.set_postfix_str(f"loss {loss.item():.4f}", refresh=False)
-                shown = time.monotonic()
-            bar.update(done - bar.n)
+            if bar.update(round((epoch - 1 + step / steps) * images) - bar.n):  # drawn anew, once a second
+                bar.set_postfix_str(f"loss {loss.item():.4f}", refresh=False)  # reading a loss makes a GPU wait
+                bar.set_description(f"epoch {epoch}/{epochs}")
             if step == steps:
                 bar.clear()  # the line about the epoch comes next
             if log_interval and cli.is_verbose() and step % log_interval == 0:

@@ -1,21 +1,17 @@
 """Experiment trackers: TensorBoard, Weights & Biases and SwanLab log a training beside the files it writes.
 
-A tracker changes no bit of a result and ends no run: it draws no random numbers of ours, its own output goes to a log,
-and its first error is reported once and drops it. Everything is below OUTPUT/trackers: NAME.log, and NAME.json with the
-id of the tracker's run and the number of epochs it holds, so that a resumed training continues the same run.
-
-Values have the names of `run.json`, an ensemble's with _1, _2, ...; `batch_loss`, `lr` and `epoch` are the tracker's
-own. Every value is logged at the training step it belongs to.
+A tracker changes no bit of a result and ends no run: its output goes to a log, and its first error drops it. Below
+OUTPUT/trackers are NAME.log, and NAME.json with the id of the tracker's run and the number of epochs it holds, with
+which a resumed training continues the same run. Values have the names of `run.json`, and are logged at their step.
 """
 
-import contextlib
 import importlib.util
 import logging
 import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,14 +44,10 @@ def check_installed(names: Iterable[str]) -> None:
 
 
 class Trackers:
-    """The trackers of one run, a context manager; a tracker that raises is reported once and dropped."""
+    """The trackers of one run, which end with the block; they log every `interval`-th batch's loss."""
 
     def __init__(self, run: "Run", names: Iterable[str], project: str, interval: int) -> None:
-        """Start the trackers called `names`; they log every `interval`-th batch's loss."""
-        from torch.random import fork_rng
-
-        self.trainer, self.interval, self.fork_rng = run.trainer, interval, fork_rng
-        self.folder = run.folder.resolve() / "trackers"
+        self.trainer, self.interval, self.folder = run.trainer, interval, run.folder.resolve() / "trackers"
         where = {
             "dataset": run.images.title,
             "device": str(run.trainer.device),
@@ -64,7 +56,7 @@ class Trackers:
         self.settings = {**run.trainer.recipe.as_dict(), **where}
         self.active: dict[str, _Tracker] = {}
         for name in dict.fromkeys(names):
-            self._guarded(name, partial(self._start, name, project, bool(run.digest)))
+            self._guarded(name, self._start, name, project, bool(run.digest))
 
     def _start(self, name: str, project: str, resumed: bool) -> None:
         path = self.folder / f"{name}.json"
@@ -73,25 +65,25 @@ class Trackers:
         state |= read_json(path, "delete it to start a new one") if resumed and path.exists() else {}
         first_step = int(state["epochs"]) * len(self.trainer.batch_sizes) + 1
         tracker = TRACKERS[name](str(state["id"]), self.folder, project, self.settings, first_step)
-        tracker.state, self.active[name] = state, tracker
+        tracker.path, tracker.state, self.active[name] = path, state, tracker
 
-    def _guarded(self, name: str, act: Callable[[], None]) -> None:
+    def _guarded(self, name: str, act: Callable[..., None], *args: Any) -> None:
         """Call a tracker; its output, its random numbers and its errors stay away from the training."""
+        from torch.random import fork_rng
+
         logging.getLogger(name).propagate = False
         try:
             self.folder.mkdir(exist_ok=True)
-            with contextlib.ExitStack() as stack:
-                file = stack.enter_context((self.folder / f"{name}.log").open("a"))
-                for context in (contextlib.redirect_stdout(file), contextlib.redirect_stderr(file), self.fork_rng([])):
-                    stack.enter_context(context)
-                act()
+            path = self.folder / f"{name}.log"
+            with path.open("a") as file, redirect_stdout(file), redirect_stderr(file), fork_rng([]):
+                act(*args)
         except Exception as error:  # a tracker may fail in any way
             self.active.pop(name, None)
             log.warning(f"--tracker {name}: {type(error).__name__}: {error}; the run continues without it")
 
     def _each(self, act: "Callable[[_Tracker], None]") -> None:
         for name, tracker in list(self.active.items()):
-            self._guarded(name, partial(act, tracker))
+            self._guarded(name, act, tracker)
 
     def __enter__(self) -> "Trackers":
         return self
@@ -104,18 +96,18 @@ class Trackers:
         self._each(self._log_epochs)
 
     def _log_epochs(self, tracker: "_Tracker") -> None:
-        history, losses, steps = self.trainer.history, self.trainer.batch_losses, len(self.trainer.batch_sizes)
-        logged = int(tracker.state["epochs"])
-        for epoch, row in enumerate(history[logged:], start=logged + 1):
-            for step in range((epoch - 1) * steps + 1, epoch * steps + 1):
+        history, steps = self.trainer.history, len(self.trainer.batch_sizes)
+        for row in history[int(tracker.state["epochs"]) :]:
+            last_step = row["epoch"] * steps
+            for step in range(last_step - steps + 1, last_step + 1):
                 if step % self.interval == 0:
-                    tracker.log({"batch_loss": losses[step - 1]}, step)
+                    tracker.log({"batch_loss": self.trainer.batch_losses[step - 1]}, step)
             # Of an epoch before the resume only the last learning rate is known, unless it is constant.
-            known = epoch == len(history) or not self.trainer.schedule
+            known = row is history[-1] or not self.trainer.schedule
             rate = {"lr": self.trainer.optimizer.param_groups[0]["lr"]} if known else {}
-            tracker.log(flatten_lists(row) | rate, epoch * steps)
-            tracker.state["epochs"] = epoch
-            write_json(self.folder / f"{tracker.name}.json", tracker.state)
+            tracker.log(flatten_lists(row) | rate, last_step)
+            tracker.state["epochs"] = row["epoch"]
+            write_json(tracker.path, tracker.state)
 
     def log_picture(self, path: Path, name: str = "") -> None:
         """Log the picture in a file, at the last step of training."""
@@ -133,7 +125,7 @@ class Trackers:
 class _Tracker:
     """One tracker: `run` takes values by name and step, `image` packs a picture."""
 
-    name = ""
+    path: Path  # of the file with the state
     state: dict[str, Any]
     run: Any
     image: Any
@@ -150,8 +142,6 @@ class _Tracker:
 
 class TensorBoard(_Tracker):
     """Event files in trackers/tensorboard/ID; the file of a resumed run replaces all from `first_step` on."""
-
-    name = "tensorboard"
 
     def __init__(self, id: str, folder: Path, project: str, settings: dict[str, Any], first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -174,8 +164,6 @@ class TensorBoard(_Tracker):
 class Wandb(_Tracker):
     """A Weights & Biases run, online when the environment says so or the user is logged in, else offline."""
 
-    name = "wandb"
-
     def __init__(self, id: str, folder: Path, project: str, settings: dict[str, Any], first_step: int) -> None:
         for name in ("CACHE", "DATA"):  # which would be in the home folder
             os.environ.setdefault(f"WANDB_{name}_DIR", str(folder / "wandb" / name.lower()))
@@ -184,16 +172,14 @@ class Wandb(_Tracker):
         online = "WANDB_MODE" in os.environ or wandb.login(prompt=False, verify=False)
         if not online:
             log.info("wandb: not logged in: the run is stored offline (wandb login, then wandb sync)")
-        options = wandb.Settings(console="off", silent=True, save_code=False)
         self.image = wandb.Image
         self.run = wandb.init(project=project, id=id, name=id, dir=folder, config=settings, resume="allow",
-                              mode=None if online else "offline", settings=options)  # fmt: skip
+                              mode=None if online else "offline",
+                              settings=wandb.Settings(console="off", silent=True, save_code=False))  # fmt: skip
 
 
 class SwanLab(_Tracker):
     """A SwanLab run, online unless the environment says otherwise or the user is not logged in."""
-
-    name = "swanlab"
 
     def __init__(self, id: str, folder: Path, project: str, settings: dict[str, Any], first_step: int) -> None:
         import swanlab
@@ -211,4 +197,4 @@ class SwanLab(_Tracker):
         self.run.finish(*(["crashed", "the training was stopped or failed"] if failed else []))
 
 
-TRACKERS: dict[str, Any] = {tracker.name: tracker for tracker in (TensorBoard, Wandb, SwanLab)}
+TRACKERS: dict[str, Any] = {"tensorboard": TensorBoard, "wandb": Wandb, "swanlab": SwanLab}

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
 from ae_models import Autoencoder
 from autoencoders.data.batches import epoch_batches, to_device
@@ -31,15 +33,12 @@ class Diverged(RunError):
 
 
 class Trainer:
-    """A model in training: its optimizer, its learning rate schedule, and the steps and epochs done."""
+    """A recipe's model, its weights drawn by the recipe's seed, with its optimizer, schedule and progress."""
 
     def __init__(
         self, recipe: Recipe, images: ImageSet, device: str | torch.device = "cpu", amp: str = "off", workers: int = 0
     ) -> None:
-        """The recipe's model, its weights drawn by the recipe's seed, ready for its first step on `images`.
-
-        `amp` is a mode of `Precision`; `workers` is the number of DataLoader processes, 0 for none.
-        """
+        """`amp` is a mode of `Precision`, `workers` the number of DataLoader processes, 0 for none."""
         keep_freed_memory()
         self.recipe, self.device, self.workers = recipe, torch.device(device), workers
         self.precision = Precision(amp, self.device)
@@ -60,14 +59,13 @@ class Trainer:
     def epochs(self, on_step: OnStep = lambda *_: None) -> Iterator[Row]:
         """Train to the end of the recipe; yield a row of history after each epoch."""
         while len(self.history) < self.recipe.epochs:
-            averages = self.train_epoch(len(self.history), on_step)
-            row = {"epoch": len(self.history) + 1, **averages, **self.test()}
-            row["seconds"] = round(self.log.seconds, 3)
-            row["images_per_second"] = round(len(self.train_images) / self.log.seconds, 1)
-            self.history.append(row)
+            means = self.train_epoch(len(self.history), on_step)
+            speed = round(len(self.train_images) / self.log.seconds, 1)
+            self.history.append({"epoch": len(self.history) + 1, **means, **self.test(),
+                                 "seconds": round(self.log.seconds, 3), "images_per_second": speed})  # fmt: skip
             self.batch_losses += self.log.values("train_loss").tolist()
             self.log = StepLog(len(self.batch_sizes))
-            yield row
+            yield self.history[-1]
 
     def train_epoch(self, epoch: int, on_step: OnStep) -> Row:
         """The remaining steps of epoch `epoch` (from 0); the means of the loss and its parts over all its images."""
@@ -108,46 +106,35 @@ class Trainer:
         if len(bad) or not all(weight.isfinite().all() for weight in self.model.parameters()):
             step = int(bad[0]) + 1 if len(bad) else self.log.steps
             reason = f"the loss is {losses[step - 1].item()}" if len(bad) else "a gradient is not finite"
-            raise Diverged(
-                f"training diverged in epoch {len(self.history) + 1} at step {step}: {reason} (learning rate "
-                f"{self.optimizer.param_groups[0]['lr']:g}); use a smaller --lr, or --grad-clip"
-            )
+            rate = self.optimizer.param_groups[0]["lr"]
+            raise Diverged(f"training diverged in epoch {len(self.history) + 1} at step {step}: {reason} "
+                           f"(learning rate {rate:g}); use a smaller --lr, or --grad-clip")  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs to end in the same bits; tensors and plain containers only."""
         return {
             "model": {name: tensor.detach() for name, tensor in self.model.state_dict().items()},
             "buffers": dict(self.model.named_buffers()),  # also those that are not in the state dict
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.optimizer.state_dict(), "scaler": self.precision.scaler.state_dict(),
             "schedule": self.schedule.state_dict() if self.schedule else {},
-            "scaler": self.precision.scaler.state_dict(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
-            "logged": self.log.table,
-            "steps_done": self.log.steps,
-            "history": self.history,
-            "batch_losses": torch.tensor(self.batch_losses, dtype=torch.double),
-            "seconds": self.log.seconds,
-        }
+            "logged": self.log.table, "steps_done": self.log.steps, "seconds": self.log.seconds,
+            "history": self.history, "batch_losses": torch.tensor(self.batch_losses, dtype=torch.double),
+        }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a state; ValueError, KeyError or RuntimeError when it does not fit this trainer."""
+        """Restore a state; KeyError or RuntimeError when it does not fit this trainer."""
         self.model.load_state_dict(state["model"])
         for name, buffer in self.model.named_buffers():
             buffer.copy_(state["buffers"][name])
         self.optimizer.load_state_dict(state["optimizer"])
-        for weight, moments in self.optimizer.state.items():
-            if any(m.shape not in (weight.shape, ()) for m in moments.values()):
-                raise ValueError("the optimizer's state does not have the shapes of these weights")
         if self.schedule:
             self.schedule.load_state_dict(state["schedule"])
         self.precision.scaler.load_state_dict(state["scaler"])
         logged = {name: values.to(self.device) for name, values in state["logged"].items()}
         self.log = StepLog(len(self.batch_sizes), logged, state["steps_done"], state["seconds"])
-        if [row["epoch"] for row in state["history"]] != list(range(1, len(state["history"]) + 1)):
-            raise ValueError("its history has missing or repeated epochs")
-        self.history = state["history"]
-        self.batch_losses = state["batch_losses"].tolist()
+        self.history, self.batch_losses = state["history"], state["batch_losses"].tolist()
         torch.set_rng_state(state["random"])
         if self.device.type == "cuda" and state["random_cuda"] is not None:
             torch.cuda.set_rng_state(state["random_cuda"], self.device)
@@ -166,7 +153,7 @@ class StepLog:
     seconds: float = 0.0
 
     def append(self, values: dict[str, Tensor], seconds: float) -> None:
-        """Record the values of one more step, and the seconds since the epoch began."""
+        """Record the scalars of one more step, an ensemble's per member, and the seconds since the epoch began."""
         for name, value in values.items():
             if value.ndim < 2:
                 if name not in self.table:
@@ -181,10 +168,8 @@ class StepLog:
     def means(self, batch_sizes: list[int]) -> Row:
         """The mean of each value over all images: batches weigh by their size."""
         weights = torch.tensor(batch_sizes, dtype=torch.double) / sum(batch_sizes)
-        return {
-            name: torch.tensordot(weights, values.cpu().double(), dims=1).tolist()
-            for name, values in self.table.items()
-        }
+        table = {name: values.cpu().double() for name, values in self.table.items()}
+        return {name: torch.tensordot(weights, values, dims=1).tolist() for name, values in table.items()}
 
 
 class _Loss(nn.Module):
@@ -210,20 +195,16 @@ class _Adam(torch.optim.Adam):
     load_state_dict = inspect.unwrap(torch.optim.Adam.load_state_dict)
 
 
-def make_optimizer(model: Autoencoder, recipe: Recipe) -> torch.optim.Optimizer:
+def make_optimizer(model: Autoencoder, recipe: Recipe) -> Optimizer:
     """Adam (Kingma & Ba 2015) or AdamW (Loshchilov & Hutter 2019), the whole update in one kernel."""
-    return _Adam(
-        model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay,
-        decoupled_weight_decay=recipe.optimizer == "adamw", fused=True,
-    )  # fmt: skip
+    return _Adam(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True,
+                 decoupled_weight_decay=recipe.optimizer == "adamw")  # fmt: skip
 
 
-def make_schedule(
-    optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int
-) -> torch.optim.lr_scheduler.LRScheduler | None:
+def make_schedule(optimizer: Optimizer, recipe: Recipe, steps: int) -> LRScheduler | None:
     """The learning rate over `steps` steps: one cycle up and down (Smith 2018), half a cosine, or None for constant."""
     if recipe.lr_schedule == "one-cycle":
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=recipe.lr, total_steps=steps)
+        return OneCycleLR(optimizer, max_lr=recipe.lr, total_steps=steps)
     if recipe.lr_schedule == "cosine":
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+        return CosineAnnealingLR(optimizer, T_max=steps)
     return None
