@@ -79,10 +79,6 @@ class Recipe:
         except RuntimeError:
             return math.inf
 
-    def has(self, name: str) -> bool:
-        """Whether this recipe has the setting `name`."""
-        return name in TRAINING or name in self.model_args
-
     def format_value(self, name: str) -> str:
         """The value of a setting, written as its flag takes it."""
         value = getattr(self, name) if name in TRAINING else self.model_args[name]
@@ -106,9 +102,8 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         """The recipe in JSON types, for `run.json`."""
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "pictures"}
-        plain["model_args"] = {k: list(v) if isinstance(v, tuple) else v for k, v in self.model_args.items()}
-        return plain
+        arguments = {name: list(v) if isinstance(v, tuple) else v for name, v in self.model_args.items()}
+        return {k: v for k, v in vars(self).items() if k != "pictures"} | {"model_args": arguments}
 
     @staticmethod
     def from_dict(plain: Mapping[str, Any]) -> "Recipe":
@@ -127,7 +122,6 @@ class Recipe:
 
     @property
     def pixels(self) -> int:
-        """Number of pixels of an image."""
         return self.image_size**2
 
     @property
@@ -144,7 +138,6 @@ class Recipe:
 
     @property
     def weights_file(self) -> str:
-        """File name of the weights in the output folder."""
         return "mnist_ae.pt" if self.name == DEFAULT else f"mnist_{self.name}.pt"
 
     @property
@@ -153,8 +146,8 @@ class Recipe:
         return "outputs" if self.name == DEFAULT else f"outputs/{self.name}"
 
 
-# Every setting that a flag overrides, with its help and further arguments for argparse.
 # fmt: off
+# Every setting that a flag overrides, with its help and further arguments for argparse.
 SETTINGS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     "model": {
         "hidden_sizes": ("layer widths between pixels and code, '' for none", {"type": cli.sizes, "metavar": "N,N,.."}),
@@ -189,13 +182,10 @@ SETTINGS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "seed": ("of weights, order and noise", {"type": cli.integer(0), "metavar": "N"}),
     },
 }
-# fmt: on
-
 TRAINING = tuple(SETTINGS["training"])
 
 DEFAULT = "symmetric"
 
-# fmt: off
 # Arguments that every fully connected row shares; a row says what differs.
 _DENSE = {"activation": "relu", "code_activation": "relu", "linear_path": False, "output": "sigmoid", "loss": "mse",
           "noise_factor": 0.0, "test_noise": False}
@@ -205,23 +195,19 @@ _OURS = {**_DENSE, "activation": "gelu", "code_activation": "none", "linear_path
 _ROWS = (
     Recipe("symmetric", "PCA-guided symmetric autoencoder",
            'M. Faulkner, "Deep Learning: Autoencoders", 2024', "ae_models.SymmetricAutoencoder",
-           {**_DENSE, "hidden_sizes": (2500,), "code_size": None, "output": "tanh"},
-           batch_size=256, seed=0),
-    Recipe("simple", "tutorial autoencoder",
-           "a published tutorial; Hinton & Salakhutdinov 2006", "ae_models.SymmetricAutoencoder", _TUTORIAL),
-    Recipe("conv", "convolutional autoencoder",
-           "a published tutorial; Masci et al. 2011", "ae_models.ConvAutoencoder",
+           {**_DENSE, "hidden_sizes": (2500,), "code_size": None, "output": "tanh"}, batch_size=256, seed=0),
+    Recipe("simple", "tutorial autoencoder", "a published tutorial; Hinton & Salakhutdinov 2006",
+           "ae_models.SymmetricAutoencoder", _TUTORIAL),
+    Recipe("conv", "convolutional autoencoder", "a published tutorial; Masci et al. 2011", "ae_models.ConvAutoencoder",
            {"code_size": 64, "loss": "mse", "noise_factor": 0.0, "test_noise": False},
            shape="convolutions 1-16-32 to a code of 64 x 1 x 1, and back"),
-    Recipe("denoising", "denoising autoencoder",
-           "a published tutorial; Vincent et al. 2010", "ae_models.SymmetricAutoencoder",
-           {**_TUTORIAL, "noise_factor": 0.5}),
-    Recipe("bce", "cross-entropy autoencoder",
-           "a published write-up with its losses of every epoch", "ae_models.SymmetricAutoencoder",
+    Recipe("denoising", "denoising autoencoder", "a published tutorial; Vincent et al. 2010",
+           "ae_models.SymmetricAutoencoder", {**_TUTORIAL, "noise_factor": 0.5}),
+    Recipe("bce", "cross-entropy autoencoder", "a published write-up with its losses of every epoch",
+           "ae_models.SymmetricAutoencoder",
            {**_DENSE, "hidden_sizes": (400,), "code_size": 20, "code_activation": "none", "loss": "bce",
             "pixels": "signed"}),
-    Recipe("vae", "variational autoencoder",
-           "a published write-up; Kingma & Welling 2014", "ae_models.VAE",
+    Recipe("vae", "variational autoencoder", "a published write-up; Kingma & Welling 2014", "ae_models.VAE",
            {"hidden_sizes": (256,), "code_size": 20, "kl_weight": 1.0, "kl_anneal": "linear"},
            objective="bce + beta KL(q(code | x) || N(0, I))", pictures=("samples",),
            epochs=50, optimizer="adamw", weight_decay=0.01),
@@ -257,8 +243,9 @@ def add_setting_flags(group: argparse._ArgumentGroup, kind: str, recipe: Recipe,
     arguments, so that it overrides nothing.
     """
     for name, (help, options) in SETTINGS[kind].items():
-        if recipe.has(name) or not only_own:
-            note = f"default: {recipe.format_value(name)}" if recipe.has(name) else f"only for {owners(name)}"
+        is_own = kind == "training" or name in recipe.model_args
+        if is_own or not only_own:
+            note = f"default: {recipe.format_value(name)}" if is_own else f"only for {owners(name)}"
             flag = f"--{name.replace('_', '-')}"
             group.add_argument(flag, default=argparse.SUPPRESS, help=f"{help} ({note})", **options)
 
@@ -273,12 +260,9 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
 
 def recipe_named_in(arguments: list[str] | None) -> Recipe:
     """The recipe that a command line names, before it is parsed: --help shows that recipe's defaults."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--recipe", default=DEFAULT)
-    try:
-        return RECIPES.get(parser.parse_known_args(arguments)[0].recipe, RECIPES[DEFAULT])
-    except argparse.ArgumentError:
-        return RECIPES[DEFAULT]
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--recipe", nargs="?")
+    return RECIPES.get(parser.parse_known_args(arguments)[0].recipe, RECIPES[DEFAULT])
 
 
 def format_recipes() -> str:

@@ -24,8 +24,8 @@ sys.path.insert(0, str(HERE.parent))
 from autoencoders.data.batches import POOL, cut, pools  # noqa: E402
 from autoencoders.data.images import MappedImages  # noqa: E402
 from autoencoders.data.sets import load_images  # noqa: E402
+from autoencoders.reproduction.runs import machine_name  # noqa: E402
 from autoencoders.runtime import cli  # noqa: E402
-from autoencoders.runtime.device import machine_name  # noqa: E402
 from autoencoders.runtime.errors import RunError  # noqa: E402
 from autoencoders.runtime.files import read_json, write_json  # noqa: E402
 

@@ -2,8 +2,7 @@
 
 Pictures become grey squares. The folders directly below the given one are the labels, numbered by name. If `train` and
 `test` are among them, they are the two parts, with the labels inside, and everything beside them is ignored; otherwise
-a random part is used for testing. Links to folders, hidden files and files of other kinds are ignored, and damaged
-pictures are left out.
+a random part is used for testing. Damaged pictures, hidden files, links to folders and other files are left out.
 
 Training images too large for the memory stay in a .npy file: one of the right size where it is, everything else is
 converted to one, once, below DATA_ROOT/converted.
@@ -28,6 +27,7 @@ from autoencoders.runtime.files import read_npz, total_memory, write_npz
 
 log = logging.getLogger(__name__)
 
+Labelled = tuple[Images, np.ndarray, np.ndarray]  # (N, side * side), labels (N,), whether in a test part (N,)
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 
 
@@ -79,12 +79,11 @@ def printable_name(name: str) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def _read(path: Path, side: int, has_parts: bool, stream: str, root: Path) -> tuple[Images, np.ndarray, np.ndarray]:
-    """All images at `path` (N, side * side), their labels (N,), and whether each lies in a folder's test part (N,)."""
+def _read(path: Path, side: int, has_parts: bool, stream: str, root: Path) -> Labelled:
+    """All images at `path`; from here on the arguments are those of `load_own_images`."""
     if path.is_dir():
         return _read_folder(path, side, has_parts, stream, root)
     array = _open_array(path)
-    images: Images
     if array.shape[1:] != (side, side):
         images, _ = _gather(array, side, stream, _converted_file(root, path, [path], side))
     elif not stays_in_file(array.nbytes, stream):
@@ -111,9 +110,7 @@ def _open_array(path: Path) -> np.ndarray:
     return array
 
 
-def _read_folder(
-    folder: Path, side: int, has_parts: bool, stream: str, root: Path
-) -> tuple[Images, np.ndarray, np.ndarray]:
+def _read_folder(folder: Path, side: int, has_parts: bool, stream: str, root: Path) -> Labelled:
     """`_read` for a folder of pictures; prints the labels and how many files are left out."""
     tops = [folder / "train", folder / "test"] if has_parts else [folder]
     files = [path for top in tops for path in _walk(top)]

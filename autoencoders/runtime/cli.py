@@ -73,7 +73,7 @@ class Stopped(Exception):
         self.status = status
 
 
-class _LineFormatter(logging.Formatter):
+class _LineHandler(logging.StreamHandler[Any]):
     """One line per message; a warning is marked as one."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -92,9 +92,7 @@ def run(main: Callable[[], None], distributed: bool = False) -> None:
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (open as long as the process)
     signal.signal(signal.SIGTERM, _terminate)
     _make_streams_robust()
-    handler = logging.StreamHandler()
-    handler.setFormatter(_LineFormatter())
-    logging.basicConfig(handlers=[handler], force=True)
+    logging.basicConfig(handlers=[_LineHandler()], force=True)
     try:
         main()
         sys.stdout.flush()
