@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 _COUNT: dict[str, Any] = {"type": cli.integer(1), "metavar": "N"}
+_COUNT_OR_0: dict[str, Any] = {"type": cli.integer(0), "metavar": "N"}
 _NUMBER: dict[str, Any] = {"type": cli.number(0), "metavar": "X"}
 
 
@@ -28,9 +29,9 @@ _NUMBER: dict[str, Any] = {"type": cli.number(0), "metavar": "X"}
 class Recipe:
     """One way to train one model.
 
-    `model_args` are the model's keyword arguments, with one convenience: `hidden_sizes` and `code_size` become
-    `layer_sizes = (pixels, *hidden_sizes, code_size)`; any other model gets `image_size`, the pixels along a side. A
-    code size of None means the number of components that PCA needs for 95 % of the variance.
+    `model_args` are the model's keyword arguments, but `hidden_sizes` and `code_size` become `layer_sizes = (pixels,
+    *hidden_sizes, code_size)`; any other model gets `image_size`, the pixels along a side. A code size of None means
+    the number of components that PCA needs for 95 % of the variance.
     """
 
     name: str
@@ -60,16 +61,12 @@ class Recipe:
         else:
             arguments["image_size"] = self.image_size
         try:
-            model: Autoencoder = getattr(importlib.import_module(module), name)(**arguments)
+            return getattr(importlib.import_module(module), name)(**arguments)
         except ValueError as error:
             raise UsageError(f"recipe {self.name}: {error}") from error
-        return model
 
     def count_parameters(self) -> float:
-        """Number of weights of the model, counted without allocating them; infinite beyond what torch can count.
-
-        An unknown code size counts as 1.
-        """
+        """Number of weights, which are not allocated; infinite beyond what torch can count. PCA's code counts as 1."""
         import torch
 
         recipe = self.override({"code_size": 1}) if self.code_size is None else self
@@ -97,8 +94,8 @@ class Recipe:
 
     def settings(self) -> dict[str, Any]:
         """What a result depends on, by name and in JSON types: how the model is trained, and its arguments."""
-        arguments = {name: list(v) if isinstance(v, tuple) else v for name, v in self.model_args.items()}
-        return {name: getattr(self, name) for name in ("name", *TRAINING)} | arguments
+        plain = self.as_dict()
+        return {name: plain[name] for name in ("name", *TRAINING)} | plain["model_args"]
 
     def as_dict(self) -> dict[str, Any]:
         """The recipe in JSON types, for `run.json`."""
@@ -165,21 +162,20 @@ SETTINGS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "features": ("number of features of each sparse autoencoder", _COUNT),
         "k": ("number of active features of a code", _COUNT),
         "consistency_weight": ("weight of the term that makes the dictionaries similar", _NUMBER),
-        "consistency_warmup": ("steps until that weight is reached", {"type": cli.integer(0), "metavar": "N"}),
+        "consistency_warmup": ("steps until that weight is reached", _COUNT_OR_0),
         "revive": ("how silent features are revived", {"choices": ("lift", "off")}),
         "reinit_threshold": ("re-initialise an autoencoder when mean(|firing rate - 0.0625| / 0.0625)^3 exceeds this",
                              _NUMBER),
     },
     "training": {
         "batch_size": ("images per step", _COUNT),
-        "epochs": ("passes over the images; ten times the recipe's for fewer than 10,000 images",
-                   {"type": cli.integer(0), "metavar": "N"}),
+        "epochs": ("passes over the images; ten times the recipe's for fewer than 10,000 images", _COUNT_OR_0),
         "lr": ("learning rate", {"type": cli.number(0, exclusive=True), "metavar": "X"}),
         "lr_schedule": ("how the learning rate changes", {"choices": ("constant", "one-cycle", "cosine")}),
         "optimizer": ("Adam, or Adam with decoupled weight decay", {"choices": ("adam", "adamw")}),
         "weight_decay": ("of the optimizer", _NUMBER),
         "grad_clip": ("maximum gradient norm, 0 for no clipping", _NUMBER),
-        "seed": ("of weights, order and noise", {"type": cli.integer(0), "metavar": "N"}),
+        "seed": ("of weights, order and noise", _COUNT_OR_0),
     },
 }
 TRAINING = tuple(SETTINGS["training"])
@@ -239,8 +235,7 @@ def owners(name: str) -> str:
 def add_setting_flags(group: argparse._ArgumentGroup, kind: str, recipe: Recipe, only_own: bool = False) -> None:
     """Add a flag for every setting of one kind (`model` or `training`); its help shows the default of `recipe`.
 
-    `only_own` leaves out the settings that `recipe` does not have. A flag that is not given is absent from the parsed
-    arguments, so that it overrides nothing.
+    `only_own` leaves out the settings that `recipe` does not have. A flag that is not given is absent from the result.
     """
     for name, (help, options) in SETTINGS[kind].items():
         is_own = kind == "training" or name in recipe.model_args

@@ -40,7 +40,7 @@ def load_own_images(path: Path, side: int, test_fraction: float | None, seed: in
     has_parts = (path / "train").is_dir() and (path / "test").is_dir()
     if has_parts and test_fraction is not None:
         raise UsageError(f"{path}: has a test part of its own; leave out --test-fraction")
-    images, labels, in_test = _read(path, side, has_parts, stream, root)
+    images, labels, in_test = read_images(path, side, has_parts, stream, root)
     order = np.random.default_rng(seed).permutation(len(labels))
     if not has_parts:
         count = max(1, round((test_fraction or 0.1) * len(order)))
@@ -59,14 +59,6 @@ def load_own_images(path: Path, side: int, test_fraction: float | None, seed: in
     return ImageSet(name, name, images, labels[train], test_images, labels[test])
 
 
-def load_all_images(path: Path, side: int, root: Path) -> tuple[str, np.ndarray]:
-    """The printable name of `path`, and all images there (N, side * side) uint8; large ones are mapped, not read."""
-    images, _, _ = _read(path, side, has_parts=False, stream="auto", root=root)
-    if isinstance(images, MappedImages):
-        images = images.whole_file()[: len(images)]
-    return printable_name(path.resolve().name), images
-
-
 def stays_in_file(nbytes: int, stream: str, memory: float | None = None) -> bool:
     """Whether images of `nbytes` stay in their file: `on`, `off`, or `auto` if above a quarter of the memory."""
     return stream == "on" or (stream == "auto" and nbytes > (memory or total_memory()) / 4)
@@ -79,7 +71,7 @@ def printable_name(name: str) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def _read(path: Path, side: int, has_parts: bool, stream: str, root: Path) -> Labelled:
+def read_images(path: Path, side: int, has_parts: bool, stream: str, root: Path) -> Labelled:
     """All images at `path`; from here on the arguments are those of `load_own_images`."""
     if path.is_dir():
         return _read_folder(path, side, has_parts, stream, root)
@@ -111,7 +103,7 @@ def _open_array(path: Path) -> np.ndarray:
 
 
 def _read_folder(folder: Path, side: int, has_parts: bool, stream: str, root: Path) -> Labelled:
-    """`_read` for a folder of pictures; prints the labels and how many files are left out."""
+    """`read_images` for a folder of pictures; prints the labels and how many files are left out."""
     tops = [folder / "train", folder / "test"] if has_parts else [folder]
     files = [path for top in tops for path in _walk(top)]
     paths = [path for path in files if path.suffix.lower() in _SUFFIXES and path.name[0] != "." and path.is_file()]

@@ -11,7 +11,6 @@ import math
 import os
 import socket
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ log = logging.getLogger(__name__)
 
 DATASETS = ("mnist", "fashion-mnist", "kmnist", "digits", "auto")
 _IDX_SETS = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "kmnist": "KMNIST", "auto": "MNIST"}
+_TORCHVISION = {name: title.replace("-", "") for name, title in _IDX_SETS.items()}  # its classes and folders
 _IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
@@ -38,8 +38,7 @@ def load_images(
 ) -> ImageSet:  # fmt: skip
     """The image set with the name, or at the path, `source`; IDX files are read from, or downloaded to, `root`.
 
-    `test_fraction`, `split_seed` and `stream` are for a person's own images, see data/own.py.
-    Raises RunError for files that are missing and cannot be downloaded, or are damaged.
+    `test_fraction`, `split_seed` and `stream` are for a person's own images. RunError for missing or damaged files.
     """
     if source not in DATASETS:
         images = load_own_images(Path(source), image_size, test_fraction, split_seed, stream, root)
@@ -55,13 +54,6 @@ def load_images(
         "source": source, "root": str(root.resolve()), "image_size": image_size, "test_fraction": test_fraction,
         "split_seed": split_seed, "stream": isinstance(images.train_images, MappedImages),
     })  # fmt: skip
-
-
-def load_recorded(dataset: Mapping[str, Any], source: str | None = None, root: Path | None = None) -> ImageSet:
-    """The image set described by `dataset` in a run's record; `source` and `root` replace locations that changed."""
-    arguments = {key: dataset[key] for key in ("image_size", "test_fraction", "split_seed") if key in dataset}
-    arguments["stream"] = "on" if dataset.get("stream") is True else "off"  # the order of the images depends on it
-    return load_images(source or dataset.get("source", dataset["name"]), root or Path(dataset["root"]), **arguments)
 
 
 def _load_known(name: str, root: Path, side: int) -> ImageSet:
@@ -109,13 +101,9 @@ def _read_idx(path: Path, item: tuple[int, ...], hint: str) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=start).reshape(sizes)
 
 
-def _idx_folder(name: str, root: Path) -> Path:
-    return root / _IDX_SETS[name].replace("-", "") / "raw"
-
-
 def is_on_disk(name: str, root: Path) -> bool:
     """Whether `load_images` would find this set without a download."""
-    return name not in _IDX_SETS or all((_idx_folder(name, root) / file).is_file() for file in _IDX_FILES)
+    return name not in _IDX_SETS or all((root / _TORCHVISION[name] / "raw" / file).is_file() for file in _IDX_FILES)
 
 
 def download_notice(name: str, root: Path) -> str:
@@ -128,7 +116,7 @@ def download_notice(name: str, root: Path) -> str:
 
 def _ensure_downloaded(name: str, root: Path) -> Path:
     """The folder with the four IDX files of `name`, downloaded first if one is missing."""
-    folder, reason = _idx_folder(name, root), ""
+    folder, reason = root / _TORCHVISION[name] / "raw", ""
     with processes.local_main_first():
         if not is_on_disk(name, root):
             log.info(f"{_IDX_SETS[name]} is not in {folder}: downloading it")
@@ -149,7 +137,7 @@ def download(name: str, root: Path, timeout: float = 20.0) -> str:
     try:
         from torchvision import datasets
 
-        getattr(datasets, _IDX_SETS[name].replace("-", ""))(str(root), download=True)
+        getattr(datasets, _TORCHVISION[name])(str(root), download=True)
     except Exception as error:  # torchvision and the network may raise anything
         return " ".join(str(error).split())[:200] or type(error).__name__
     finally:

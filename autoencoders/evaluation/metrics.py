@@ -1,8 +1,8 @@
-"""Metrics of a trained model: each is a reduction over its outputs on a set of images.
+"""Metrics of a trained model, without knowledge of other processes: the trainer adds up the parts of several.
 
 Images are (n, 784) uint8, on the model's device; errors are squared differences of pixels in [0, 1], averaged over the
 pixels, in doubles on the CPU (MPS has none). For an ensemble of S autoencoders arrays get a leading S, and numbers are
-lists. No metric knows of other processes: the trainer and ae_eval.py add up the parts of several.
+lists.
 """
 
 from collections.abc import Iterator

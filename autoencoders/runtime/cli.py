@@ -1,7 +1,6 @@
 """The command line of every script: parser, argument types, logging, exit statuses, signals, tables.
 
-Exit statuses: 0 success, 1 environment error, 2 usage error, 130 / 143 stopped by Ctrl-C / SIGTERM. Only the standard
-library is imported here, so that `--help` answers at once; importing this module changes nothing.
+Exit statuses: 0 success, 1 environment error, 2 usage error, 130 / 143 stopped by Ctrl-C / SIGTERM.
 """
 
 import argparse
