@@ -1,8 +1,7 @@
 """The recipe table: every system of the suite is one row, every setting is defined once.
 
-A row names a model, as module.class, with its arguments, and says how to train it; a field that it leaves out keeps the
-default of `Recipe`. `SETTINGS` lists what a flag of `ae_train.py` may override: a field of `Recipe` or an argument of
-the model. Flags, `--list-recipes` and `--help` are generated from the two tables. Nothing here imports torch.
+A row names a model, as module.class, with its arguments, and says how to train it. `SETTINGS` lists what a flag of
+`ae_train.py` may override: a field of `Recipe` or an argument of the model. Nothing here imports torch.
 """
 
 import argparse
@@ -200,9 +199,8 @@ _ROWS = (
     Recipe("denoising", "denoising autoencoder", "a published tutorial; Vincent et al. 2010",
            "ae_models.SymmetricAutoencoder", {**_TUTORIAL, "noise_factor": 0.5}),
     Recipe("bce", "cross-entropy autoencoder", "a published write-up with its losses of every epoch",
-           "ae_models.SymmetricAutoencoder",
-           {**_DENSE, "hidden_sizes": (400,), "code_size": 20, "code_activation": "none", "loss": "bce",
-            "pixels": "signed"}),
+           "ae_models.SymmetricAutoencoder", {**_DENSE, "hidden_sizes": (400,), "code_size": 20,
+                                              "code_activation": "none", "loss": "bce", "pixels": "signed"}),
     Recipe("vae", "variational autoencoder", "a published write-up; Kingma & Welling 2014", "ae_models.VAE",
            {"hidden_sizes": (256,), "code_size": 20, "kl_weight": 1.0, "kl_anneal": "linear"},
            objective="bce + beta KL(q(code | x) || N(0, I))", pictures=("samples",),

@@ -14,8 +14,7 @@ from autoencoders.runtime.device import seed_for
 
 T = TypeVar("T")
 
-# Larger blocks are read faster; smaller blocks and larger pools bring the order of a sorted file closer to a uniform
-# one (docs/streaming.md).
+# Larger blocks are read faster; smaller blocks and larger pools mix the images of a sorted file better.
 BLOCK = 2**16  # bytes of images that lie next to each other in the file and are read in one piece
 POOL = 2**26  # bytes of images that are shuffled together; two pools are in memory
 
@@ -96,7 +95,7 @@ def cut(pools: Iterable[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
 def prefetched(items: Iterable[T]) -> Iterator[T]:
     """The items, each computed by a thread while the previous one is in use; its exceptions are raised here.
 
-    The items must not need torch: a second thread makes OpenMP start a second team of threads, which halves the speed.
+    The items must not need torch: for a second thread OpenMP starts a second team of threads, at half the speed.
     """
     iterator, end = iter(items), object()
     with ThreadPoolExecutor(1) as thread:

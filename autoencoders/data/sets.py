@@ -2,7 +2,7 @@
 
 The names are `mnist`, `fashion-mnist` and `kmnist` (IDX files in ROOT/<Set>/raw, downloaded by torchvision if missing),
 `digits` (inside scikit-learn), `auto` (MNIST if available, else digits with a warning), and any path of a person's own
-images (see data/own.py). The IDX files are read here: the format is simple, and importing torchvision takes seconds.
+images (see data/own.py). The IDX files are read here, because importing torchvision takes seconds.
 """
 
 import argparse

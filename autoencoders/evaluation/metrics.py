@@ -1,8 +1,7 @@
 """Metrics of a trained model, without knowledge of other processes: the trainer adds up the parts of several.
 
-Images are (n, 784) uint8, on the model's device; errors are squared differences of pixels in [0, 1], averaged over the
-pixels, in doubles on the CPU (MPS has none). For an ensemble of S autoencoders arrays get a leading S, and numbers are
-lists.
+Images are (n, 784) uint8, on the model's device; errors are mean squared differences of pixels in [0, 1], in doubles
+on the CPU (MPS has none). For an ensemble of S autoencoders arrays get a leading S, and numbers are lists.
 """
 
 from collections.abc import Iterator

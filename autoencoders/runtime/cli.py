@@ -81,10 +81,7 @@ class _LineHandler(logging.StreamHandler[Any]):
 
 
 def run(main: Callable[[], None], distributed: bool = False) -> None:
-    """Run a script's `main`; an expected error becomes one line on stderr and an exit status.
-
-    A `distributed` script runs on every process that torchrun started; any other script runs on the main process.
-    """
+    """Run a script's `main`, on the main process alone unless `distributed`; an error becomes one line and a status."""
     if processes.torchrun_env("RANK"):
         if not distributed:
             return
@@ -97,8 +94,7 @@ def run(main: Callable[[], None], distributed: bool = False) -> None:
         sys.stdout.flush()
         processes.shutdown()
     except BrokenPipeError:
-        # The reader of our output has exited (`| head`); Python would complain once more on the way out.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains of `| head` at the end
         raise SystemExit(1) from None
     except (Exception, KeyboardInterrupt) as error:
         message, status = _explain(error)

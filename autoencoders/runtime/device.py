@@ -16,10 +16,7 @@ from autoencoders.runtime.files import total_memory
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called `name`; `auto` is CUDA if present, else MPS, else the CPU. UsageError for a missing device.
-
-    Of several processes each takes the CUDA device of its local rank; MPS serves a single process.
-    """
+    """The device called `name`; `auto` is CUDA if present, else MPS, else the CPU. UsageError for a missing device."""
     several = processes.size() > 1
     cuda, mps = torch.cuda.device_count(), torch.backends.mps.is_available() and not several
     if name == "auto":
