@@ -26,8 +26,8 @@ def parser() -> cli.Parser:
     return parser
 
 
-def main() -> None:
-    args = parser().parse_args()
+def main(arguments: list[str] | None = None) -> None:
+    args = parser().parse_args(arguments)
     if not args.code_sizes:
         parser().error("--code-sizes: give at least one")
     keep_freed_memory()

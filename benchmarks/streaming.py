@@ -9,8 +9,6 @@ whose own memory (RssAnon, so without pages of files) is sampled twenty times pe
 
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -18,17 +16,15 @@ from typing import Any
 
 import numpy as np
 
+from autoencoders.data.batches import POOL, cut, pools
+from autoencoders.data.images import MappedImages
+from autoencoders.data.sets import load_images
+from autoencoders.reproduction.runs import machine_name
+from autoencoders.runtime import cli
+from autoencoders.runtime.files import read_json, write_json
+from benchmarks.common import run_python
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-
-from autoencoders.data.batches import POOL, cut, pools  # noqa: E402
-from autoencoders.data.images import MappedImages  # noqa: E402
-from autoencoders.data.sets import load_images  # noqa: E402
-from autoencoders.reproduction.runs import machine_name  # noqa: E402
-from autoencoders.runtime import cli  # noqa: E402
-from autoencoders.runtime.errors import RunError  # noqa: E402
-from autoencoders.runtime.files import read_json, write_json  # noqa: E402
-
 _CHUNK = 10_000  # images made at a time
 _PIXELS, _BATCH = 784, 256
 
@@ -50,30 +46,16 @@ def drop_from_cache(path: Path) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def run_script(*command: object) -> tuple[float, float]:
-    """Seconds that a script takes, and the peak of its own memory in MB."""
-    start, peak = time.perf_counter(), 0
-    with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen([sys.executable, *map(str, command)], cwd=HERE.parent, stdout=output, stderr=output)
-        while process.poll() is None:
-            status = Path(f"/proc/{process.pid}/status").read_text()
-            peak = max([peak, *(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon"))])
-            time.sleep(0.05)
-        output.seek(0)
-        if process.returncode:
-            raise RunError(f"{command[0]}: ended with status {process.returncode}: {output.read()[-500:]}")
-    return time.perf_counter() - start, peak / 1024
-
-
 def measure(name: str, path: Path, count: int, stream: str, folder: Path) -> dict[str, float]:
     """Images per second (of ae_pca.py as a whole, of a recipe in its loop) and peak memory in MB of one run."""
     flags = ("--dataset", path, "--stream", stream, "--output-dir", folder / "out")
     if name == "ae_pca.py":
-        seconds, peak = run_script(name, *flags, "--max-samples", count)
-        return {"images_per_second": (count - min(count // 10, 10_000)) / seconds, "peak_mb": peak}
-    _, peak = run_script("ae_train.py", *flags, "--recipe", name, "--code-size", 154, "--epochs", 1, "--device", "cpu")
+        run = run_python(name, *flags, "--max-samples", count)
+        images = count - min(count // 10, 10_000)
+        return {"images_per_second": images / run.seconds, "peak_mb": run.peak_own / 1e6}
+    run = run_python("ae_train.py", *flags, "--recipe", name, "--code-size", 154, "--epochs", 1, "--device", "cpu")
     metrics = read_json(folder / "out" / "run.json", "run it again")["metrics"]
-    return {"images_per_second": metrics["images_per_second"], "peak_mb": peak}
+    return {"images_per_second": metrics["images_per_second"], "peak_mb": run.peak_own / 1e6}
 
 
 def compare(name: str, small: Path, held: int, large: Path, count: int, rounds: int, folder: Path) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import pytest
 from conftest import ROOT, call_script, is_one_error_line, run_script
 
 import ae_search
-from autoencoders.figures import search
 from autoencoders.recipes import RECIPES
 
 SEARCH = (
@@ -146,13 +145,6 @@ def test_few_folds_distinguish_candidates_only_by_many_standard_errors(folds, di
 def test_the_picture_has_the_range_of_the_errors_and_one_candidate_has_no_front(tmp_path, capsys, figures):
     status, out, _ = call_script(capsys, ae_search.main, *ONE, "--recipe", "bce", "--output-dir", tmp_path)
     axes = figures[0].axes[0]
-    assert status == 0 and "1 candidate, 2 folds" in axes.get_title()
+    assert status == 0 and "1 candidate, 2 folds" in figures[0].get_suptitle()
     assert axes.get_ylabel() == out.splitlines()[0] == "MSE on the folds held out, pixels in [0, 1]"
     assert [text.get_text() for text in figures[0].legends[0].texts] == ["code 3, learning rate 0.001"]
-
-
-def test_the_front_holds_candidates_that_no_other_beats_in_both(figures):
-    size, error = np.array([5, 1, 3, 3, 9]), np.array([0.2, 0.9, 0.5, 0.4, 0.3])
-    search(size, error, error / 10, list("abccd"), ["one", "two"] * 2 + ["one"], "title", "MSE")
-    line = next(line for line in figures[0].axes[0].lines if line.get_label() == "Pareto front")
-    assert list(zip(line.get_xdata(), line.get_ydata())) == [(1, 0.9), (3, 0.4), (3, 0.4), (5, 0.2), (9, 0.2)]

@@ -10,6 +10,7 @@ from conftest import make_trainer, same_bits
 
 from autoencoders.evaluation.loss_analysis import analyse_untrained
 from autoencoders.evaluation.pca import fit_pca
+from autoencoders.reproduction import runs
 from autoencoders.reproduction.claims import CLAIMS, Claim
 from autoencoders.reproduction.runs import Setup, make_training, plan
 from autoencoders.runtime import cli
@@ -84,7 +85,7 @@ def test_a_stopped_run_saves_its_progress_and_continues_to_the_same_bits(
     def progress(*_):
         yield lambda epoch, step, *_: signal.raise_signal(number) if (epoch, step) == (2, 1) else None
 
-    monkeypatch.setattr(cli, "training_progress", progress)
+    monkeypatch.setattr(runs, "training_progress", progress)
     with pytest.raises(cli.Stopped, match="same command continues") as stopped:
         training(setup, epochs=2).train()
     assert stopped.value.status == status and "--resume" not in str(stopped.value)
@@ -98,15 +99,15 @@ def test_a_stopped_run_saves_its_progress_and_continues_to_the_same_bits(
 
 
 def test_every_claim_has_its_runs_one_per_seed(setup):
-    runs = plan(CLAIMS, 2, setup)
+    planned = plan(CLAIMS, 2, setup)
     for name, claims in CLAIMS.items():
         for claim in claims or [Claim("", "")]:
-            assert [run.recipe.name for run in runs[name, *claim.flags]] == [name, name]
-            assert not claim.baseline or claim.baseline in runs
-    assert [run.recipe.seed for run in runs["bce",]] == [42, 43]
-    assert runs["simple", "--code-size", "64"][0].recipe.code_size == 64
-    assert runs["symmetric",][0].recipe.code_size == setup.pca.components_for(0.95)
-    folders = [run.folder for seeds in runs.values() for run in seeds]
+            assert [run.recipe.name for run in planned[name, *claim.flags]] == [name, name]
+            assert not claim.baseline or claim.baseline in planned
+    assert [run.recipe.seed for run in planned["bce",]] == [42, 43]
+    assert planned["simple", "--code-size", "64"][0].recipe.code_size == 64
+    assert planned["symmetric",][0].recipe.code_size == setup.pca.components_for(0.95)
+    folders = [run.folder for seeds in planned.values() for run in seeds]
     assert len(set(folders)) == len(folders)
 
 

@@ -1,0 +1,49 @@
+"""The parts of the benchmarks that others rely on; the measurements themselves are for a quiet machine."""
+
+import json
+import sys
+
+import pytest
+from conftest import call_script
+
+from autoencoders.runtime.errors import RunError
+from benchmarks import code_sizes
+from benchmarks.common import run_python, sized
+from benchmarks.parallel import largest_difference
+
+
+def test_a_process_is_timed_line_by_line_and_its_memory_is_its_own():
+    program = "import time; print('first'); x = bytearray(10**8); time.sleep(0.3); print('last')"
+    lines = []
+    done = run_python("-c", program, on_line=lines.append)
+    assert lines == ["first\n", "last\n"]
+    assert 0 < done.seconds_until("first") < done.seconds_until("last") - 0.3 < done.seconds
+    if sys.platform == "linux":
+        assert 10**8 < done.peak_own <= done.peak < 3 * 10**8
+
+
+def test_a_process_that_fails_is_reported_with_its_last_words():
+    with pytest.raises(RunError, match=r"status 3.*the reason"):
+        run_python("-c", "import sys; print('the reason', file=sys.stderr); sys.exit(3)")
+
+
+def test_a_recipe_to_time_has_a_code_size_and_the_given_settings():
+    assert sized("symmetric", batch_size=7).code_size == 154 and sized("symmetric", batch_size=7).batch_size == 7
+    assert sized("simple").code_size == 32
+
+
+def test_the_largest_difference_is_relative_and_named_and_times_do_not_count():
+    one = {"loss": 2.0, "parts": [1.0, 4.0], "zero": 0.0, "seconds": 5.0}
+    assert largest_difference(one, one)[0] == 0
+    assert largest_difference({**one, "parts": [1.0, 3.0], "seconds": 9.0}, one) == (0.25, "parts 2")
+    assert largest_difference({**one, "zero": 1e-9}, one) == (1.0, "zero")
+
+
+def test_the_study_of_code_sizes_puts_pca_beside_each_recipe(tmp_path, capsys):
+    flags = ("--dataset", "digits", "--recipes", "bce", "--code-sizes", "2,16", "--output-dir", tmp_path)
+    status, out, err = call_script(capsys, code_sizes.main, *flags)
+    assert status == 0, err
+    errors = json.loads((tmp_path / "code_size.json").read_text())["test_mse_unit"]
+    assert {name: tuple(points) for name, points in errors.items()} == {"bce": ("2", "16"), "pca": ("2", "16")}
+    assert errors["pca"]["16"] < errors["pca"]["2"] and (tmp_path / "code_size.png").exists()
+    assert "bce is ahead of PCA at the code sizes none" in out
