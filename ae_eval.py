@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autoencoders.data.images import ImageSet
-from autoencoders.data.own import load_all_images
+from autoencoders.data.images import ImageSet, MappedImages
+from autoencoders.data.own import printable_name, read_images
 from autoencoders.data.sets import DATASETS, dataset_type, load_images
 from autoencoders.runtime import cli, processes
 from autoencoders.runtime.errors import UsageError
@@ -146,6 +146,14 @@ def outlier_split(images: ImageSet, args: argparse.Namespace, root: Path) -> "Ou
     if not (inlier.any() and len(outliers)):
         raise UsageError(f"{name}: {len(outliers)} outliers and {inlier.sum()} inliers; both need at least one image")
     return name, images.test_images[inlier], outliers
+
+
+def load_all_images(path: Path, side: int, root: Path) -> tuple[str, np.ndarray]:
+    """The printable name of `path`, and all images there (N, side * side) uint8; large ones are mapped, not read."""
+    images, _, _ = read_images(path, side, has_parts=False, stream="auto", root=root)
+    if isinstance(images, MappedImages):
+        images = images.whole_file()[: len(images)]
+    return printable_name(path.resolve().name), images
 
 
 if __name__ == "__main__":

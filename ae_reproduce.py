@@ -65,8 +65,8 @@ def main(arguments: list[str] | None = None, claims: Claims = CLAIMS, claimed_fo
 
     # What imports torch is imported once the flags are known to be good.
     from autoencoders.reproduction.page import format_markdown, format_page
-    from autoencoders.reproduction.runs import Setup, plan
-    from autoencoders.runtime.device import keep_freed_memory, machine_name, pick_device
+    from autoencoders.reproduction.runs import Setup, machine_name, plan
+    from autoencoders.runtime.device import keep_freed_memory, pick_device
 
     device, folder, started = pick_device(args.device), args.output_dir, time.monotonic()
     keep_freed_memory()

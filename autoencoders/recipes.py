@@ -1,8 +1,7 @@
 """The recipe table: every system of the suite is one row, every setting is defined once.
 
-A row names a model, as module.class, with its arguments, and says how to train it; a field that it leaves out keeps the
-default of `Recipe`. `SETTINGS` lists what a flag of `ae_train.py` may override: a field of `Recipe` or an argument of
-the model. Flags, `--list-recipes` and `--help` are generated from the two tables. Nothing here imports torch.
+A row names a model, as module.class, with its arguments, and says how to train it. `SETTINGS` lists what a flag of
+`ae_train.py` may override: a field of `Recipe` or an argument of the model. Nothing here imports torch.
 """
 
 import argparse
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
 
 _COUNT: dict[str, Any] = {"type": cli.integer(1), "metavar": "N"}
+_COUNT_OR_0: dict[str, Any] = {"type": cli.integer(0), "metavar": "N"}
 _NUMBER: dict[str, Any] = {"type": cli.number(0), "metavar": "X"}
 
 
@@ -28,9 +28,9 @@ _NUMBER: dict[str, Any] = {"type": cli.number(0), "metavar": "X"}
 class Recipe:
     """One way to train one model.
 
-    `model_args` are the model's keyword arguments, with one convenience: `hidden_sizes` and `code_size` become
-    `layer_sizes = (pixels, *hidden_sizes, code_size)`; any other model gets `image_size`, the pixels along a side. A
-    code size of None means the number of components that PCA needs for 95 % of the variance.
+    `model_args` are the model's keyword arguments, but `hidden_sizes` and `code_size` become `layer_sizes = (pixels,
+    *hidden_sizes, code_size)`; any other model gets `image_size`, the pixels along a side. A code size of None means
+    the number of components that PCA needs for 95 % of the variance.
     """
 
     name: str
@@ -60,16 +60,12 @@ class Recipe:
         else:
             arguments["image_size"] = self.image_size
         try:
-            model: Autoencoder = getattr(importlib.import_module(module), name)(**arguments)
+            return getattr(importlib.import_module(module), name)(**arguments)
         except ValueError as error:
             raise UsageError(f"recipe {self.name}: {error}") from error
-        return model
 
     def count_parameters(self) -> float:
-        """Number of weights of the model, counted without allocating them; infinite beyond what torch can count.
-
-        An unknown code size counts as 1.
-        """
+        """Number of weights, which are not allocated; infinite beyond what torch can count. PCA's code counts as 1."""
         import torch
 
         recipe = self.override({"code_size": 1}) if self.code_size is None else self
@@ -78,10 +74,6 @@ class Recipe:
                 return sum(weight.numel() for weight in recipe.build().parameters())
         except RuntimeError:
             return math.inf
-
-    def has(self, name: str) -> bool:
-        """Whether this recipe has the setting `name`."""
-        return name in TRAINING or name in self.model_args
 
     def format_value(self, name: str) -> str:
         """The value of a setting, written as its flag takes it."""
@@ -101,14 +93,13 @@ class Recipe:
 
     def settings(self) -> dict[str, Any]:
         """What a result depends on, by name and in JSON types: how the model is trained, and its arguments."""
-        arguments = {name: list(v) if isinstance(v, tuple) else v for name, v in self.model_args.items()}
-        return {name: getattr(self, name) for name in ("name", *TRAINING)} | arguments
+        plain = self.as_dict()
+        return {name: plain[name] for name in ("name", *TRAINING)} | plain["model_args"]
 
     def as_dict(self) -> dict[str, Any]:
         """The recipe in JSON types, for `run.json`."""
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "pictures"}
-        plain["model_args"] = {k: list(v) if isinstance(v, tuple) else v for k, v in self.model_args.items()}
-        return plain
+        arguments = {name: list(v) if isinstance(v, tuple) else v for name, v in self.model_args.items()}
+        return {k: v for k, v in vars(self).items() if k != "pictures"} | {"model_args": arguments}
 
     @staticmethod
     def from_dict(plain: Mapping[str, Any]) -> "Recipe":
@@ -127,7 +118,6 @@ class Recipe:
 
     @property
     def pixels(self) -> int:
-        """Number of pixels of an image."""
         return self.image_size**2
 
     @property
@@ -144,7 +134,6 @@ class Recipe:
 
     @property
     def weights_file(self) -> str:
-        """File name of the weights in the output folder."""
         return "mnist_ae.pt" if self.name == DEFAULT else f"mnist_{self.name}.pt"
 
     @property
@@ -153,8 +142,8 @@ class Recipe:
         return "outputs" if self.name == DEFAULT else f"outputs/{self.name}"
 
 
-# Every setting that a flag overrides, with its help and further arguments for argparse.
 # fmt: off
+# Every setting that a flag overrides, with its help and further arguments for argparse.
 SETTINGS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     "model": {
         "hidden_sizes": ("layer widths between pixels and code, '' for none", {"type": cli.sizes, "metavar": "N,N,.."}),
@@ -172,30 +161,26 @@ SETTINGS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "features": ("number of features of each sparse autoencoder", _COUNT),
         "k": ("number of active features of a code", _COUNT),
         "consistency_weight": ("weight of the term that makes the dictionaries similar", _NUMBER),
-        "consistency_warmup": ("steps until that weight is reached", {"type": cli.integer(0), "metavar": "N"}),
+        "consistency_warmup": ("steps until that weight is reached", _COUNT_OR_0),
         "revive": ("how silent features are revived", {"choices": ("lift", "off")}),
         "reinit_threshold": ("re-initialise an autoencoder when mean(|firing rate - 0.0625| / 0.0625)^3 exceeds this",
                              _NUMBER),
     },
     "training": {
         "batch_size": ("images per step", _COUNT),
-        "epochs": ("passes over the images; ten times the recipe's for fewer than 10,000 images",
-                   {"type": cli.integer(0), "metavar": "N"}),
+        "epochs": ("passes over the images; ten times the recipe's for fewer than 10,000 images", _COUNT_OR_0),
         "lr": ("learning rate", {"type": cli.number(0, exclusive=True), "metavar": "X"}),
         "lr_schedule": ("how the learning rate changes", {"choices": ("constant", "one-cycle", "cosine")}),
         "optimizer": ("Adam, or Adam with decoupled weight decay", {"choices": ("adam", "adamw")}),
         "weight_decay": ("of the optimizer", _NUMBER),
         "grad_clip": ("maximum gradient norm, 0 for no clipping", _NUMBER),
-        "seed": ("of weights, order and noise", {"type": cli.integer(0), "metavar": "N"}),
+        "seed": ("of weights, order and noise", _COUNT_OR_0),
     },
 }
-# fmt: on
-
 TRAINING = tuple(SETTINGS["training"])
 
 DEFAULT = "symmetric"
 
-# fmt: off
 # Arguments that every fully connected row shares; a row says what differs.
 _DENSE = {"activation": "relu", "code_activation": "relu", "linear_path": False, "output": "sigmoid", "loss": "mse",
           "noise_factor": 0.0, "test_noise": False}
@@ -205,23 +190,18 @@ _OURS = {**_DENSE, "activation": "gelu", "code_activation": "none", "linear_path
 _ROWS = (
     Recipe("symmetric", "PCA-guided symmetric autoencoder",
            'M. Faulkner, "Deep Learning: Autoencoders", 2024', "ae_models.SymmetricAutoencoder",
-           {**_DENSE, "hidden_sizes": (2500,), "code_size": None, "output": "tanh"},
-           batch_size=256, seed=0),
-    Recipe("simple", "tutorial autoencoder",
-           "a published tutorial; Hinton & Salakhutdinov 2006", "ae_models.SymmetricAutoencoder", _TUTORIAL),
-    Recipe("conv", "convolutional autoencoder",
-           "a published tutorial; Masci et al. 2011", "ae_models.ConvAutoencoder",
+           {**_DENSE, "hidden_sizes": (2500,), "code_size": None, "output": "tanh"}, batch_size=256, seed=0),
+    Recipe("simple", "tutorial autoencoder", "a published tutorial; Hinton & Salakhutdinov 2006",
+           "ae_models.SymmetricAutoencoder", _TUTORIAL),
+    Recipe("conv", "convolutional autoencoder", "a published tutorial; Masci et al. 2011", "ae_models.ConvAutoencoder",
            {"code_size": 64, "loss": "mse", "noise_factor": 0.0, "test_noise": False},
            shape="convolutions 1-16-32 to a code of 64 x 1 x 1, and back"),
-    Recipe("denoising", "denoising autoencoder",
-           "a published tutorial; Vincent et al. 2010", "ae_models.SymmetricAutoencoder",
-           {**_TUTORIAL, "noise_factor": 0.5}),
-    Recipe("bce", "cross-entropy autoencoder",
-           "a published write-up with its losses of every epoch", "ae_models.SymmetricAutoencoder",
-           {**_DENSE, "hidden_sizes": (400,), "code_size": 20, "code_activation": "none", "loss": "bce",
-            "pixels": "signed"}),
-    Recipe("vae", "variational autoencoder",
-           "a published write-up; Kingma & Welling 2014", "ae_models.VAE",
+    Recipe("denoising", "denoising autoencoder", "a published tutorial; Vincent et al. 2010",
+           "ae_models.SymmetricAutoencoder", {**_TUTORIAL, "noise_factor": 0.5}),
+    Recipe("bce", "cross-entropy autoencoder", "a published write-up with its losses of every epoch",
+           "ae_models.SymmetricAutoencoder", {**_DENSE, "hidden_sizes": (400,), "code_size": 20,
+                                              "code_activation": "none", "loss": "bce", "pixels": "signed"}),
+    Recipe("vae", "variational autoencoder", "a published write-up; Kingma & Welling 2014", "ae_models.VAE",
            {"hidden_sizes": (256,), "code_size": 20, "kl_weight": 1.0, "kl_anneal": "linear"},
            objective="bce + beta KL(q(code | x) || N(0, I))", pictures=("samples",),
            epochs=50, optimizer="adamw", weight_decay=0.01),
@@ -253,12 +233,12 @@ def owners(name: str) -> str:
 def add_setting_flags(group: argparse._ArgumentGroup, kind: str, recipe: Recipe, only_own: bool = False) -> None:
     """Add a flag for every setting of one kind (`model` or `training`); its help shows the default of `recipe`.
 
-    `only_own` leaves out the settings that `recipe` does not have. A flag that is not given is absent from the parsed
-    arguments, so that it overrides nothing.
+    `only_own` leaves out the settings that `recipe` does not have. A flag that is not given is absent from the result.
     """
     for name, (help, options) in SETTINGS[kind].items():
-        if recipe.has(name) or not only_own:
-            note = f"default: {recipe.format_value(name)}" if recipe.has(name) else f"only for {owners(name)}"
+        is_own = kind == "training" or name in recipe.model_args
+        if is_own or not only_own:
+            note = f"default: {recipe.format_value(name)}" if is_own else f"only for {owners(name)}"
             flag = f"--{name.replace('_', '-')}"
             group.add_argument(flag, default=argparse.SUPPRESS, help=f"{help} ({note})", **options)
 
@@ -273,12 +253,9 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
 
 def recipe_named_in(arguments: list[str] | None) -> Recipe:
     """The recipe that a command line names, before it is parsed: --help shows that recipe's defaults."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--recipe", default=DEFAULT)
-    try:
-        return RECIPES.get(parser.parse_known_args(arguments)[0].recipe, RECIPES[DEFAULT])
-    except argparse.ArgumentError:
-        return RECIPES[DEFAULT]
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--recipe", nargs="?")
+    return RECIPES.get(parser.parse_known_args(arguments)[0].recipe, RECIPES[DEFAULT])
 
 
 def format_recipes() -> str:

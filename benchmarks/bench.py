@@ -22,8 +22,9 @@ from torch import nn
 
 from autoencoders.data.sets import load_images
 from autoencoders.recipes import RECIPES, Recipe
+from autoencoders.reproduction.runs import machine_name
 from autoencoders.runtime import cli
-from autoencoders.runtime.device import keep_freed_memory, machine_name
+from autoencoders.runtime.device import keep_freed_memory
 from autoencoders.runtime.files import write_json
 from benchmarks import scaling
 from benchmarks.common import make_trainer, run_python, sized

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from autoencoders.data.sets import DATASETS, load_images
 from autoencoders.evaluation.pca import fit_pca
-from autoencoders.reproduction.runs import Setup, make_training
+from autoencoders.reproduction.runs import Setup, machine_name, make_training
 from autoencoders.runtime import cli
-from autoencoders.runtime.device import keep_freed_memory, machine_name, pick_device
+from autoencoders.runtime.device import keep_freed_memory, pick_device
 from autoencoders.runtime.files import locked, write_atomic, write_json
 from benchmarks.figures import code_size_curves
 

@@ -27,8 +27,9 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
 from autoencoders.recipes import Recipe
+from autoencoders.reproduction.runs import machine_name
 from autoencoders.runtime import cli
-from autoencoders.runtime.device import keep_freed_memory, machine_name
+from autoencoders.runtime.device import keep_freed_memory
 from autoencoders.runtime.files import write_json
 from benchmarks.common import make_trainer, sized
 

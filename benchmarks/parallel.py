@@ -19,8 +19,8 @@ import torch
 
 from autoencoders.evaluation.metrics import reconstruction_error
 from autoencoders.recipes import RECIPES
+from autoencoders.reproduction.runs import machine_name
 from autoencoders.runtime import cli
-from autoencoders.runtime.device import machine_name
 from autoencoders.runtime.files import write_json
 from autoencoders.training.checkpoint import load_checkpoint, read_record
 from autoencoders.training.trained import load_run

@@ -19,8 +19,8 @@ import numpy as np
 from autoencoders.data.batches import POOL, cut, pools
 from autoencoders.data.images import MappedImages
 from autoencoders.data.sets import load_images
+from autoencoders.reproduction.runs import machine_name
 from autoencoders.runtime import cli
-from autoencoders.runtime.device import machine_name
 from autoencoders.runtime.files import read_json, write_json
 from benchmarks.common import run_python
 

@@ -1,7 +1,4 @@
-"""The batches of an epoch, on the device: from memory, from DataLoader workers, or from a mapped file.
-
-The order of the images in epoch e depends on (seed, e) alone.
-"""
+"""The batches of epoch e, in an order that depends on (seed, e) alone: from memory, DataLoader workers, or a file."""
 
 import warnings
 from collections.abc import Iterable, Iterator
@@ -17,8 +14,7 @@ from autoencoders.runtime.device import seed_for
 
 T = TypeVar("T")
 
-# Larger blocks are read faster; smaller blocks and larger pools bring the order of a sorted file closer to a uniform
-# one (docs/streaming.md).
+# Larger blocks are read faster; smaller blocks and larger pools mix the images of a sorted file better.
 BLOCK = 2**16  # bytes of images that lie next to each other in the file and are read in one piece
 POOL = 2**26  # bytes of images that are shuffled together; two pools are in memory
 
@@ -36,9 +32,9 @@ def epoch_batches(
     images: Tensor | MappedImages, batch_size: int, seed: int, epoch: int, device: torch.device,
     first: int = 0, workers: int = 0,
 ) -> Iterator[Tensor]:  # fmt: skip
-    """The shuffled batches (batch_size, 784) uint8 of an epoch, from number `first` on; the last may be smaller.
+    """The shuffled batches (batch_size, 784) uint8 of an epoch on the device, from number `first` on.
 
-    `workers` is the number of DataLoader processes, for images in memory.
+    The last may be smaller. `workers` is the number of DataLoader processes, for images in memory.
     """
     if isinstance(images, MappedImages):
         shuffled = prefetched(pools(images, seed, epoch, first * batch_size))
@@ -66,16 +62,14 @@ def pools(
 ) -> Iterator[np.ndarray]:
     """All images of an epoch but the first `skip`, shuffled, in pools (n, pixels).
 
-    The blocks of the file are permuted; the images of the next few blocks, a pool, are permuted again. Each block is
-    read once, in one piece; pools of skipped images are not read.
+    The blocks of the file are permuted, then the images of the next few blocks, a pool. Skipped pools are not read.
     """
     random = np.random.default_rng(seed_for(seed, epoch))
     block = max(1, block_bytes // images.pixels)
     starts = random.permutation(-(-len(images) // block)) * block
     blocks = max(1, pool_bytes // (block * images.pixels))
     for first in range(0, len(starts), blocks):
-        chosen = np.sort(starts[first : first + blocks])
-        rows = (chosen[:, None] + np.arange(block)).ravel()
+        rows = (np.sort(starts[first : first + blocks])[:, None] + np.arange(block)).ravel()
         rows = rows[rows < len(images)]
         order = random.permutation(len(rows))
         if skip < len(rows):
@@ -101,7 +95,7 @@ def cut(pools: Iterable[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
 def prefetched(items: Iterable[T]) -> Iterator[T]:
     """The items, each computed by a thread while the previous one is in use; its exceptions are raised here.
 
-    The items must not need torch: a second thread makes OpenMP start a second team of threads, which halves the speed.
+    The items must not need torch: for a second thread OpenMP starts a second team of threads, at half the speed.
     """
     iterator, end = iter(items), object()
     with ThreadPoolExecutor(1) as thread:

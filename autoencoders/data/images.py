@@ -1,7 +1,4 @@
-"""An image set: grey levels (N, 784) uint8 and labels (N,), in memory or, for training images, in a mapped .npy file.
-
-784 pixels stand for 28 x 28; another image size gives another number, here and wherever the suite says 784.
-"""
+"""An image set in memory or, for training images, in a mapped .npy file. 784 pixels stand for any size of images."""
 
 import hashlib
 import math
@@ -19,10 +16,9 @@ from autoencoders.runtime.errors import RunError, UsageError
 
 @dataclass(frozen=True)
 class MappedImages:
-    """Images (n, pixels) uint8 that stay in a .npy file: `len`, `shape` and an index work as for an array.
+    """Images (n, pixels) uint8 that stay in a .npy file, under the numbers `rows`; an index works as for an array.
 
-    `rows` are their numbers in the file. The file is mapped anew for each read: pages of a mapping that stays open
-    would count as memory of this process.
+    The file is mapped anew for each read: pages of a mapping that stays open would count as memory of this process.
     """
 
     path: Path
@@ -99,8 +95,5 @@ class ImageSet:
         return replace(self, title=title, left_out=label, train_images=images, train_labels=labels)
 
     def epochs(self, epochs: int) -> int:
-        """The number of epochs on this set for a recipe's number, which counts passes over MNIST.
-
-        A set forty times smaller needs only ten times the epochs for readable reconstructions.
-        """
+        """A recipe's number of epochs, ten times as many for a set much smaller than MNIST."""
         return epochs * 10 if len(self.train_images) < 10_000 else epochs

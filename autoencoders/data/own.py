@@ -2,8 +2,7 @@
 
 Pictures become grey squares. The folders directly below the given one are the labels, numbered by name. If `train` and
 `test` are among them, they are the two parts, with the labels inside, and everything beside them is ignored; otherwise
-a random part is used for testing. Links to folders, hidden files and files of other kinds are ignored, and damaged
-pictures are left out.
+a random part is used for testing. Damaged pictures, hidden files, links to folders and other files are left out.
 
 Training images too large for the memory stay in a .npy file: one of the right size where it is, everything else is
 converted to one, once, below DATA_ROOT/converted.
@@ -28,6 +27,7 @@ from autoencoders.runtime.files import read_npz, total_memory, write_npz
 
 log = logging.getLogger(__name__)
 
+Labelled = tuple[Images, np.ndarray, np.ndarray]  # (N, side * side), labels (N,), whether in a test part (N,)
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 
 
@@ -40,7 +40,7 @@ def load_own_images(path: Path, side: int, test_fraction: float | None, seed: in
     has_parts = (path / "train").is_dir() and (path / "test").is_dir()
     if has_parts and test_fraction is not None:
         raise UsageError(f"{path}: has a test part of its own; leave out --test-fraction")
-    images, labels, in_test = _read(path, side, has_parts, stream, root)
+    images, labels, in_test = read_images(path, side, has_parts, stream, root)
     order = np.random.default_rng(seed).permutation(len(labels))
     if not has_parts:
         count = max(1, round((test_fraction or 0.1) * len(order)))
@@ -59,14 +59,6 @@ def load_own_images(path: Path, side: int, test_fraction: float | None, seed: in
     return ImageSet(name, name, images, labels[train], test_images, labels[test])
 
 
-def load_all_images(path: Path, side: int, root: Path) -> tuple[str, np.ndarray]:
-    """The printable name of `path`, and all images there (N, side * side) uint8; large ones are mapped, not read."""
-    images, _, _ = _read(path, side, has_parts=False, stream="auto", root=root)
-    if isinstance(images, MappedImages):
-        images = images.whole_file()[: len(images)]
-    return printable_name(path.resolve().name), images
-
-
 def stays_in_file(nbytes: int, stream: str, memory: float | None = None) -> bool:
     """Whether images of `nbytes` stay in their file: `on`, `off`, or `auto` if above a quarter of the memory."""
     return stream == "on" or (stream == "auto" and nbytes > (memory or total_memory()) / 4)
@@ -79,12 +71,11 @@ def printable_name(name: str) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def _read(path: Path, side: int, has_parts: bool, stream: str, root: Path) -> tuple[Images, np.ndarray, np.ndarray]:
-    """All images at `path` (N, side * side), their labels (N,), and whether each lies in a folder's test part (N,)."""
+def read_images(path: Path, side: int, has_parts: bool, stream: str, root: Path) -> Labelled:
+    """All images at `path`; from here on the arguments are those of `load_own_images`."""
     if path.is_dir():
         return _read_folder(path, side, has_parts, stream, root)
     array = _open_array(path)
-    images: Images
     if array.shape[1:] != (side, side):
         images, _ = _gather(array, side, stream, _converted_file(root, path, [path], side))
     elif not stays_in_file(array.nbytes, stream):
@@ -111,10 +102,8 @@ def _open_array(path: Path) -> np.ndarray:
     return array
 
 
-def _read_folder(
-    folder: Path, side: int, has_parts: bool, stream: str, root: Path
-) -> tuple[Images, np.ndarray, np.ndarray]:
-    """`_read` for a folder of pictures; prints the labels and how many files are left out."""
+def _read_folder(folder: Path, side: int, has_parts: bool, stream: str, root: Path) -> Labelled:
+    """`read_images` for a folder of pictures; prints the labels and how many files are left out."""
     tops = [folder / "train", folder / "test"] if has_parts else [folder]
     files = [path for top in tops for path in _walk(top)]
     paths = [path for path in files if path.suffix.lower() in _SUFFIXES and path.name[0] != "." and path.is_file()]

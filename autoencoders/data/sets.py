@@ -2,7 +2,7 @@
 
 The names are `mnist`, `fashion-mnist` and `kmnist` (IDX files in ROOT/<Set>/raw, downloaded by torchvision if missing),
 `digits` (inside scikit-learn), `auto` (MNIST if available, else digits with a warning), and any path of a person's own
-images (see data/own.py). The IDX files are read here: the format is simple, and importing torchvision takes seconds.
+images (see data/own.py). The IDX files are read here, because importing torchvision takes seconds.
 """
 
 import argparse
@@ -11,7 +11,6 @@ import math
 import os
 import socket
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,9 @@ from autoencoders.runtime.files import read_bytes
 
 log = logging.getLogger(__name__)
 
-IDX_SETS = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "kmnist": "KMNIST"}
-DATASETS = (*IDX_SETS, "digits", "auto")
+DATASETS = ("mnist", "fashion-mnist", "kmnist", "digits", "auto")
+_IDX_SETS = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "kmnist": "KMNIST", "auto": "MNIST"}
+_TORCHVISION = {name: title.replace("-", "") for name, title in _IDX_SETS.items()}  # its classes and folders
 _IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
@@ -38,8 +38,7 @@ def load_images(
 ) -> ImageSet:  # fmt: skip
     """The image set with the name, or at the path, `source`; IDX files are read from, or downloaded to, `root`.
 
-    `test_fraction`, `split_seed` and `stream` are for a person's own images, see data/own.py.
-    Raises RunError for files that are missing and cannot be downloaded, or are damaged.
+    `test_fraction`, `split_seed` and `stream` are for a person's own images. RunError for missing or damaged files.
     """
     if source not in DATASETS:
         images = load_own_images(Path(source), image_size, test_fraction, split_seed, stream, root)
@@ -57,26 +56,18 @@ def load_images(
     })  # fmt: skip
 
 
-def load_recorded(dataset: Mapping[str, Any], source: str | None = None, root: Path | None = None) -> ImageSet:
-    """The image set described by `dataset` in a run's record; `source` and `root` replace locations that changed."""
-    arguments = {key: dataset[key] for key in ("image_size", "test_fraction", "split_seed") if key in dataset}
-    arguments["stream"] = "on" if dataset.get("stream") is True else "off"  # the order of the images depends on it
-    return load_images(source or dataset.get("source", dataset["name"]), root or Path(dataset["root"]), **arguments)
-
-
 def _load_known(name: str, root: Path, side: int) -> ImageSet:
     if name == "digits":
         return _load_digits(side)
-    known = "mnist" if name == "auto" else name
     try:
-        folder = _ensure_downloaded(known, root)
+        folder = _ensure_downloaded(name, root)
     except RunError as error:
         if name != "auto":
             raise
         log.warning(f"{error}")
         log.warning("MNIST IS NOT AVAILABLE: using the 1,797 digits of scikit-learn instead")
         return replace(_load_digits(side), title="scikit-learn digits in place of MNIST")
-    return _load_idx(known, folder, side)
+    return _load_idx(_IDX_SETS[name], folder, side)
 
 
 def _load_digits(side: int) -> ImageSet:
@@ -89,8 +80,8 @@ def _load_digits(side: int) -> ImageSet:
     return ImageSet("digits", "scikit-learn digits", images[:1500], labels[:1500], images[1500:], labels[1500:])
 
 
-def _load_idx(name: str, folder: Path, side: int) -> ImageSet:
-    hint = f"put a good copy there, or delete it to download {name} again"
+def _load_idx(title: str, folder: Path, side: int) -> ImageSet:
+    hint = f"put a good copy there, or delete it to download {title} again"
     parts = []
     for images_file, labels_file in (_IDX_FILES[:2], _IDX_FILES[2:]):
         images, labels = _read_idx(folder / images_file, (28, 28), hint), _read_idx(folder / labels_file, (), hint)
@@ -98,7 +89,7 @@ def _load_idx(name: str, folder: Path, side: int) -> ImageSet:
             reason = f"it has {len(labels)} labels, up to {labels.max()}, for {len(images)} images of 10 classes"
             raise RunError(f"{folder / labels_file}: is damaged: {reason}; {hint}")
         parts.append((resized(images, side), labels))
-    return ImageSet(name, IDX_SETS[name], *parts[0], *parts[1])
+    return ImageSet(title.lower(), title, *parts[0], *parts[1])
 
 
 def _read_idx(path: Path, item: tuple[int, ...], hint: str) -> np.ndarray:
@@ -110,14 +101,9 @@ def _read_idx(path: Path, item: tuple[int, ...], hint: str) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=start).reshape(sizes)
 
 
-def _idx_folder(name: str, root: Path) -> Path:
-    return root / IDX_SETS[name].replace("-", "") / "raw"
-
-
 def is_on_disk(name: str, root: Path) -> bool:
     """Whether `load_images` would find this set without a download."""
-    name = "mnist" if name == "auto" else name
-    return name not in IDX_SETS or all((_idx_folder(name, root) / file).is_file() for file in _IDX_FILES)
+    return name not in _IDX_SETS or all((root / _TORCHVISION[name] / "raw" / file).is_file() for file in _IDX_FILES)
 
 
 def download_notice(name: str, root: Path) -> str:
@@ -125,28 +111,25 @@ def download_notice(name: str, root: Path) -> str:
     if is_on_disk(name, root):
         return ""
     fallback = "; if that fails, scikit-learn's digits would be used" if name == "auto" else ""
-    return f"{'mnist' if name == 'auto' else name} is not in {root}: it would be downloaded{fallback}"
+    return f"{_IDX_SETS[name]} is not in {root}: it would be downloaded{fallback}"
 
 
 def _ensure_downloaded(name: str, root: Path) -> Path:
     """The folder with the four IDX files of `name`, downloaded first if one is missing."""
-    folder, reason = _idx_folder(name, root), ""
+    folder, reason = root / _TORCHVISION[name] / "raw", ""
     with processes.local_main_first():
         if not is_on_disk(name, root):
-            log.info(f"{name} is not in {folder}: downloading it")
+            log.info(f"{_IDX_SETS[name]} is not in {folder}: downloading it")
             is_second = processes.torchrun_env("LOCAL_RANK")
             reason = "the first process has tried" if is_second else download(name, root)
     if not is_on_disk(name, root):
-        raise RunError(f"{name} is not in {folder} and could not be downloaded ({reason}); put its files "
+        raise RunError(f"{_IDX_SETS[name]} is not in {folder} and could not be downloaded ({reason}); put its files "
                        f"{', '.join(_IDX_FILES)} there, or use --dataset digits, which needs no download")  # fmt: skip
     return folder
 
 
 def download(name: str, root: Path, timeout: float = 20.0) -> str:
-    """Let torchvision download and unpack a set; the reason why it failed, or an empty string.
-
-    A server that sends no byte for `timeout` seconds is given up; a slow download goes on.
-    """
+    """Let torchvision download a set; why it failed, such as no byte for `timeout` seconds, or an empty string."""
     if not (sys.stderr.isatty() and cli.is_verbose()):
         os.environ.setdefault("TQDM_DISABLE", "1")  # torchvision's bar has no switch of its own
     default = socket.getdefaulttimeout()
@@ -154,7 +137,7 @@ def download(name: str, root: Path, timeout: float = 20.0) -> str:
     try:
         from torchvision import datasets
 
-        getattr(datasets, IDX_SETS[name].replace("-", ""))(str(root), download=True)
+        getattr(datasets, _TORCHVISION[name])(str(root), download=True)
     except Exception as error:  # torchvision and the network may raise anything
         return " ".join(str(error).split())[:200] or type(error).__name__
     finally:

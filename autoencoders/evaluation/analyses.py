@@ -135,7 +135,7 @@ def probe(subject: Subject) -> Analysis:
     images, seed = subject.images, subject.seed
     known = np.isin(images.test_labels, images.train_labels)
     labels, sets = (images.train_labels, images.test_labels[known]), (images.train_images[:], images.test_images[known])
-    codes = [metrics.first_member_codes(subject.model, subject.to_device(part)).numpy() for part in sets]
+    codes = [first_member_codes(subject.model, subject.to_device(part)).numpy() for part in sets]
     features = {
         "code": (f"code, {codes[0].shape[1]}", codes),
         "pca": (subject.pca_title, [subject.pca.encode(part, subject.components) for part in sets]),
@@ -154,6 +154,12 @@ def probe(subject: Subject) -> Analysis:
     return {"probe": found}, text, {}
 
 
+def first_member_codes(model: Autoencoder, images: Tensor) -> Tensor:
+    """Codes (n, code_size) on the CPU; of an ensemble those of its first autoencoder."""
+    codes = (code.reshape(-1, *code.shape[-2:])[0] for _, _, code in metrics.outputs(model, images))
+    return torch.cat([code.to("cpu", copy=True) for code in codes])  # a view would keep all autoencoders' codes
+
+
 def format_accuracy(found: Numbers) -> str:
     """An accuracy with its interval; says where a fit has not converged."""
     low, high = found["interval"]
@@ -163,7 +169,7 @@ def format_accuracy(found: Numbers) -> str:
 def code_map(subject: Subject) -> Analysis:
     """The test codes in the plane, by PCA and by t-SNE."""
     images = subject.images
-    positions = probes.embed_2d(metrics.first_member_codes(subject.model, subject.test_images).numpy(), subject.seed)
+    positions = probes.embed_2d(first_member_codes(subject.model, subject.test_images).numpy(), subject.seed)
     thumbnails = {method: probes.pick_thumbnails(at) for method, at in positions.items()}
     title = f"{subject.title}: the codes of {len(images.test_images):,} test images"
     png = plots.code_map(positions, images.test_labels, images.test_images, thumbnails, title)

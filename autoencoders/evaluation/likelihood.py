@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ae_models import kl_to_standard_normal
-from autoencoders.evaluation.metrics import Numbers, Scores, to_pixels
+from autoencoders.evaluation.metrics import Numbers, to_pixels
+from autoencoders.evaluation.scores import Scores
 from autoencoders.runtime.cli import is_verbose
 from autoencoders.runtime.device import seed_for
 

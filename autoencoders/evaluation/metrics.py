@@ -1,8 +1,7 @@
-"""Metrics of a trained model: each is a reduction over its outputs on a set of images.
+"""Metrics of a trained model, without knowledge of other processes: the trainer adds up the parts of several.
 
-Images are (n, 784) uint8, on the model's device; errors are squared differences of pixels in [0, 1], averaged over the
-pixels, in doubles on the CPU (MPS has none). For an ensemble of S autoencoders arrays get a leading S, and numbers are
-lists. No metric knows of other processes: the trainer and ae_eval.py add up the parts of several.
+Images are (n, 784) uint8, on the model's device; errors are mean squared differences of pixels in [0, 1], in doubles
+on the CPU (MPS has none). For an ensemble of S autoencoders arrays get a leading S, and numbers are lists.
 """
 
 from collections.abc import Iterator
@@ -17,7 +16,6 @@ from autoencoders.runtime.device import seed_for
 
 Numbers = dict[str, Any]
 Sums = dict[str, Tensor]
-Scores = dict[str, Tensor]  # of each image, (S, n) for S autoencoders
 _BATCH = 500  # images per pass: large enough to be fast, small enough for any memory
 
 
@@ -44,12 +42,6 @@ def reconstruct(model: Autoencoder, images: Tensor) -> Tensor:
 def encode(model: Autoencoder, images: Tensor) -> Tensor:
     """Codes (n, code_size)."""
     return torch.cat([code for _, _, code in outputs(model, images)], dim=-2)
-
-
-def first_member_codes(model: Autoencoder, images: Tensor) -> Tensor:
-    """Codes (n, code_size) on the CPU; of an ensemble those of its first autoencoder."""
-    codes = (code.reshape(-1, *code.shape[-2:])[0] for _, _, code in outputs(model, images))
-    return torch.cat([code.to("cpu", copy=True) for code in codes])  # a view would keep all autoencoders' codes
 
 
 def squared_error(x: Tensor, y: Tensor) -> Tensor:
@@ -137,12 +129,10 @@ def _code_means(sums: Sums, images: int) -> Numbers:
 
 
 def mmcs(weight: Tensor) -> Tensor:
-    """Mean max cosine similarity between the dictionaries, by brute force.
+    """Mean max cosine similarity between S >= 2 dictionaries (S, features, pixels): a differentiable scalar.
 
     MMCS(A, B) = mean_f max_g cos(A_f, B_g), averaged over both directions and over all pairs
     (Sharkey et al. 2022, "Taking features out of superposition with sparse autoencoders").
-
-    weight: (S, features, pixels), S >= 2. Returns a differentiable scalar.
     """
     unit = F.normalize(weight, dim=-1)
     pairs = torch.combinations(torch.arange(len(weight)))

@@ -49,7 +49,6 @@ class Pca:
 
 
 def _unit(images: np.ndarray) -> np.ndarray:
-    """uint8 pixels as float32 in [0, 1]."""
     return images.astype(np.float32) / np.float32(255)
 
 
@@ -69,8 +68,7 @@ def fit_pca(images: ImageSet, max_samples: int = 60_000, seed: int = 0) -> Pca:
 def _moments(images: Images) -> tuple[np.ndarray, np.ndarray]:
     """Sums over uint8 images (n, p) of their pixels (p,) and of the products of any two (p, p): float64, exact.
 
-    256 products of two bytes stay below 2^24, up to which float32 holds every integer: the fast matrix product of a
-    block of 256 images is exact, in any order of summation.
+    256 products of two bytes stay below 2^24, up to which float32 holds every integer: the fast product is exact.
     """
     pixels = images.shape[1]
     sums, products = np.zeros(pixels), np.zeros((pixels, pixels))

@@ -2,6 +2,8 @@
 
 import argparse
 import logging
+import os
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -140,3 +142,11 @@ def plan(claims: Mapping[str, Sequence[Claim]], seeds: int, setup: Setup) -> dic
     needed = [(name, *claim.flags) for name, its in claims.items() for claim in its or (Claim("", ""),)]
     needed += [claim.baseline for its in claims.values() for claim in its if claim.baseline]
     return {flags: [make_training(flags, number, setup) for number in range(seeds)] for flags in dict.fromkeys(needed)}
+
+
+def machine_name() -> str:
+    """Processor, number of cores and torch version, to print beside a measured time."""
+    listed = Path("/proc/cpuinfo")
+    lines = listed.read_text().splitlines() if listed.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if "model name" in line] or [platform.processor()]
+    return f"{names[0]}, {os.cpu_count()} cores, torch {torch.__version__}"

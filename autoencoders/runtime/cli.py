@@ -1,7 +1,6 @@
 """The command line of every script: parser, argument types, logging, exit statuses, signals, tables.
 
-Exit statuses: 0 success, 1 environment error, 2 usage error, 130 / 143 stopped by Ctrl-C / SIGTERM. Only the standard
-library is imported here, so that `--help` answers at once; importing this module changes nothing.
+Exit statuses: 0 success, 1 environment error, 2 usage error, 130 / 143 stopped by Ctrl-C / SIGTERM.
 """
 
 import argparse
@@ -73,7 +72,7 @@ class Stopped(Exception):
         self.status = status
 
 
-class _LineFormatter(logging.Formatter):
+class _LineHandler(logging.StreamHandler[Any]):
     """One line per message; a warning is marked as one."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -82,26 +81,20 @@ class _LineFormatter(logging.Formatter):
 
 
 def run(main: Callable[[], None], distributed: bool = False) -> None:
-    """Run a script's `main`; an expected error becomes one line on stderr and an exit status.
-
-    A `distributed` script runs on every process that torchrun started; any other script runs on the main process.
-    """
+    """Run a script's `main`, on the main process alone unless `distributed`; an error becomes one line and a status."""
     if processes.torchrun_env("RANK"):
         if not distributed:
             return
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (open as long as the process)
     signal.signal(signal.SIGTERM, _terminate)
     _make_streams_robust()
-    handler = logging.StreamHandler()
-    handler.setFormatter(_LineFormatter())
-    logging.basicConfig(handlers=[handler], force=True)
+    logging.basicConfig(handlers=[_LineHandler()], force=True)
     try:
         main()
         sys.stdout.flush()
         processes.shutdown()
     except BrokenPipeError:
-        # The reader of our output has exited (`| head`); Python would complain once more on the way out.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains of `| head` at the end
         raise SystemExit(1) from None
     except (Exception, KeyboardInterrupt) as error:
         message, status = _explain(error)

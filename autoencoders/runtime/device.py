@@ -2,11 +2,8 @@
 
 import contextlib
 import ctypes
-import os
-import platform
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,14 +14,9 @@ from autoencoders.runtime import processes
 from autoencoders.runtime.errors import UsageError
 from autoencoders.runtime.files import total_memory
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # names and numbers of glibc's malloc.h
-
 
 def pick_device(name: str) -> torch.device:
-    """The device called `name`; `auto` is CUDA if present, else MPS, else the CPU. UsageError for a missing device.
-
-    Of several processes each takes the CUDA device of its local rank; MPS serves a single process.
-    """
+    """The device called `name`; `auto` is CUDA if present, else MPS, else the CPU. UsageError for a missing device."""
     several = processes.size() > 1
     cuda, mps = torch.cuda.device_count(), torch.backends.mps.is_available() and not several
     if name == "auto":
@@ -37,9 +29,7 @@ def pick_device(name: str) -> torch.device:
         if index:
             raise UsageError(f"--device {name}: torchrun gives each process the device of its local rank; use cuda")
         if processes.torchrun_env("LOCAL_RANK") >= cuda:
-            raise UsageError(
-                f"torchrun started more processes than this machine's {cuda} CUDA devices; use --device cpu"
-            )
+            raise UsageError(f"there are more processes than this machine's {cuda} CUDA devices; use --device cpu")
         return torch.device("cuda", processes.torchrun_env("LOCAL_RANK"))
     if kind == "cuda" and int(index or 0) >= cuda:
         raise UsageError(f"--device {name}: PyTorch sees {cuda} CUDA devices here; use --device auto or cpu")
@@ -51,14 +41,13 @@ def pick_device(name: str) -> torch.device:
 def keep_freed_memory() -> None:
     """Keep freed tensor memory in the process instead of returning it to the system (Linux only).
 
-    A training step frees and allocates the same megabytes over and over; returning them costs page faults, measured
-    at a tenth of a step.
+    A training step frees and allocates the same megabytes; returning them costs page faults, a tenth of a step.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             libc = ctypes.CDLL("libc.so.6")
-            libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-            libc.mallopt(_M_MMAP_THRESHOLD, 2**30)
+            libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD in glibc's malloc.h
+            libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
 
 
 class Precision:
@@ -80,9 +69,7 @@ class Precision:
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """A context in which the forward pass runs in the chosen precision."""
-        if not self.mixed:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=self.dtype)
+        return torch.autocast(self.device.type, self.dtype) if self.mixed else contextlib.nullcontext()
 
     def backward(self, loss: Tensor) -> None:
         """Compute the gradients of a loss, scaled against underflow in fp16."""
@@ -103,22 +90,12 @@ class Precision:
 
 def check_memory(parameters: float) -> None:
     """UsageError when weights, gradients and Adam's two moments of a model cannot fit into this machine's memory."""
-    needed, available = 16.0 * parameters, total_memory()
+    needed, available = 16e-9 * parameters, 1e-9 * total_memory()
     if needed > available:
-        raise UsageError(
-            f"the model needs {needed / 1e9:,.0f} GB to train and this machine has {available / 1e9:,.0f} GB; "
-            f"use smaller --hidden-sizes, --code-size or --features"
-        )
+        raise UsageError(f"the model needs {needed:,.0f} GB to train and this machine has {available:,.0f} GB; use "
+                         f"smaller --hidden-sizes, --code-size or --features")  # fmt: skip
 
 
 def seed_for(seed: int, *path: int) -> int:
     """A 64-bit seed derived from a path such as (seed, epoch): nearby seeds give unrelated random streams."""
     return int(np.random.SeedSequence((seed, *path)).generate_state(1, np.uint64)[0])
-
-
-def machine_name() -> str:
-    """Processor, number of cores and torch version, to print beside a measured time."""
-    listed = Path("/proc/cpuinfo")
-    lines = listed.read_text().splitlines() if listed.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if "model name" in line] or [platform.processor()]
-    return f"{names[0]}, {os.cpu_count()} cores, torch {torch.__version__}"

@@ -1,7 +1,4 @@
-"""Files: atomic writes, checked reads, and the lock of an output folder.
-
-Nothing here imports torch, so that `--help` and `ae_pca.py` start quickly.
-"""
+"""Files: atomic writes, checked reads, and the lock of an output folder; without torch, for a quick `ae_pca.py`."""
 
 import contextlib
 import io
@@ -25,9 +22,8 @@ _MAX_BYTES = 8_000_000_000  # of a file that a run wrote
 def write_atomic(path: Path, *parts: bytes | memoryview) -> None:
     """Replace the file `path` by the concatenated `parts`; a reader sees the old file or the new one.
 
-    The bytes go to a temporary file in the same folder, are flushed to the disk, and are renamed over the old file;
-    the folder is flushed too, so that the rename survives a power cut. The temporary name is fixed: the caller holds
-    the folder's lock, and a leftover of a killed process is overwritten.
+    File and folder are flushed to the disk, so that the new file survives a power cut. The temporary name is fixed:
+    the caller holds the folder's lock, and a leftover of a killed process is overwritten.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:

@@ -1,6 +1,7 @@
 """A finished run, loaded from its folder: verified checksums, and every shape compared before memory is allocated."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 
 from ae_models import Autoencoder
 from autoencoders.data.images import ImageSet
-from autoencoders.data.sets import load_recorded
+from autoencoders.data.sets import load_images
 from autoencoders.recipes import Recipe
 from autoencoders.runtime.errors import RunError, UsageError
 from autoencoders.runtime.files import read_bytes
@@ -43,6 +44,13 @@ class TrainedRun:
                 f"name them with --dataset and --data-root"
             )
         return images
+
+
+def load_recorded(dataset: Mapping[str, Any], source: str | None = None, root: Path | None = None) -> ImageSet:
+    """The image set described by `dataset` in a run's record; `source` and `root` replace locations that changed."""
+    arguments = {key: dataset[key] for key in ("image_size", "test_fraction", "split_seed") if key in dataset}
+    arguments["stream"] = "on" if dataset.get("stream") is True else "off"  # the order of the images depends on it
+    return load_images(source or dataset.get("source", dataset["name"]), root or Path(dataset["root"]), **arguments)
 
 
 def load_run(folder: Path, device: torch.device) -> TrainedRun:

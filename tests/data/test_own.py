@@ -18,13 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from ae_eval import load_all_images
 from autoencoders.data.batches import POOL, epoch_batches
 from autoencoders.data.images import MappedImages
-from autoencoders.data.own import load_all_images, printable_name, stays_in_file
-from autoencoders.data.sets import load_images, load_recorded
+from autoencoders.data.own import printable_name, stays_in_file
+from autoencoders.data.sets import load_images
 from autoencoders.evaluation.pca import fit_pca
 from autoencoders.runtime.errors import RunError, UsageError
-from autoencoders.training.trained import load_run
+from autoencoders.training.trained import load_recorded, load_run
 
 TINY = ("--hidden-sizes", 16, "--code-size", 2, "--code-activation", "none", "--epochs", 1, "--device", "cpu")
 

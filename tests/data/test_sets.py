@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from conftest import write_idx
 
-from autoencoders.data.sets import DATASETS, download, download_notice, is_on_disk, load_images, load_recorded
+from autoencoders.data.sets import DATASETS, download, download_notice, is_on_disk, load_images
 from autoencoders.runtime.errors import RunError, UsageError
+from autoencoders.training.trained import load_recorded
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 

@@ -12,6 +12,7 @@ from torchvision import transforms
 
 from ae_models import VAE, SymmetricAutoencoder
 from autoencoders import evaluation
+from autoencoders.evaluation.analyses import first_member_codes
 from autoencoders.evaluation.metrics import (
     code_statistics,
     denoise,
@@ -19,7 +20,6 @@ from autoencoders.evaluation.metrics import (
     evaluation_means,
     evaluation_sums,
     firing_rates,
-    first_member_codes,
     outputs,
     pearson,
     reconstruct,
