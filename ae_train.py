@@ -142,12 +142,12 @@ def load_training_images(args: argparse.Namespace) -> ImageSet:
     """The images that the flags select, without the label of --leave-out."""
     images = load_images(**data_arguments(args))
     if args.workers and isinstance(images.train_images, MappedImages):
-        raise UsageError("--workers: images in a file are read by a thread; leave it out, or use --stream off")
+        raise UsageError("--workers: does not work with streamed images; drop it, or use --stream off")
     return images if args.leave_out is None else images.leaving_out(args.leave_out)
 
 
 def fit_to_images(recipe: Recipe, args: argparse.Namespace, images: ImageSet) -> Recipe:
-    """The recipe for images of this size; for a small set with more epochs, unless --epochs gives their number."""
+    """The recipe for images of this size; a small set gets more epochs, unless --epochs is given."""
     recipe = replace(recipe, image_size=images.side)
     return recipe if "epochs" in args else recipe.override({"epochs": images.epochs(recipe.epochs)})
 

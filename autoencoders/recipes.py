@@ -103,9 +103,9 @@ class Recipe:
 
     @staticmethod
     def from_dict(plain: Mapping[str, Any]) -> "Recipe":
-        """The recipe that `as_dict` wrote, in this version or an earlier one; KeyError, TypeError or ValueError else.
+        """The recipe that `as_dict` wrote, in this version or an earlier one; KeyError or TypeError for anything else.
 
-        A setting that is missing has the row's value; one that the row does not have is ignored.
+        A missing setting has the recipe's default; an unknown one is ignored.
         """
         row, stored = RECIPES[plain["name"]], dict(plain["model_args"])
         arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items() if k in row.model_args}
@@ -127,7 +127,7 @@ class Recipe:
 
     @property
     def length_dependence(self) -> str:
-        """The setting whose course depends on the number of epochs, or an empty string."""
+        """The setting whose schedule depends on the number of epochs, or an empty string."""
         if self.lr_schedule != "constant":
             return f"the learning rate schedule {self.lr_schedule}"
         return "the annealing of the KL term" if self.model_args.get("kl_anneal") == "linear" else ""
@@ -151,7 +151,7 @@ SETTINGS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
                       {"type": cli.code_size, "metavar": "N"}),
         "activation": ("between the layers of a fully connected model", {"choices": ("relu", "gelu")}),
         "code_activation": ("after the last layer of the encoder", {"choices": ("relu", "none")}),
-        "linear_path": ("add a linear map in parallel to the layers of encoder and decoder", {"action": "store_true"}),
+        "linear_path": ("linear skip connections around the layers of encoder and decoder", {"action": "store_true"}),
         "loss": ("mse: squared error; bce: cross-entropy", {"choices": ("mse", "bce")}),
         "noise_factor": ("standard deviation of the noise added to training images", _NUMBER),
         "test_noise": ("add the noise to the test images too", {"action": "store_true"}),
@@ -211,13 +211,13 @@ _ROWS = (
             "revive": "lift", "reinit_threshold": None},
            shape="5 times 784-1024, 50 active features, tied decoder", objective="mse + consistency + revival",
            pictures=("training_metrics", "sae_features", "feature_activity"), epochs=5),
-    Recipe("tuned", "the budget of symmetric, the best quality", "ours", "ae_models.SymmetricAutoencoder",
+    Recipe("tuned", "best test MSE within the training budget of symmetric", "ours", "ae_models.SymmetricAutoencoder",
            {**_OURS, "hidden_sizes": (1024,), "code_size": None},
-           shape="784-1024-PCA-1024-784, with a linear map in parallel to encoder and decoder",
+           shape="784-1024-PCA-1024-784, with linear skip connections",
            batch_size=64, lr=2e-3, lr_schedule="one-cycle", seed=0),
-    Recipe("speedrun", "the quality of symmetric, the least time", "ours", "ae_models.SymmetricAutoencoder",
+    Recipe("speedrun", "the test MSE of symmetric in the least time", "ours", "ae_models.SymmetricAutoencoder",
            {**_OURS, "hidden_sizes": (128,), "code_size": 154},
-           shape="784-128-154-128-784, with a linear map in parallel to encoder and decoder",
+           shape="784-128-154-128-784, with linear skip connections",
            epochs=1, batch_size=64, lr=4e-3, lr_schedule="one-cycle", seed=0),
 )
 # fmt: on

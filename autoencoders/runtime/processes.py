@@ -1,7 +1,7 @@
 """Several processes, started by torchrun: each one computes a slice of every batch.
 
-Without torchrun there is one process and everything here is the identity. `data_parallel` is the one point where
-training meets several processes; only the main process (rank 0) prints and writes.
+Without torchrun there is one process and everything here is the identity. `data_parallel` is the one point where a
+training step meets several processes; only the main process (rank 0) prints and writes.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""The results of a finished run: measures the model beside PCA, and writes every file but the checkpoint."""
+"""The results of a finished run: measures the model beside PCA, and writes its numbers and pictures."""
 
 import hashlib
 from collections.abc import Iterator
@@ -48,7 +48,7 @@ def format_summary(recipe: Recipe, metrics: dict[str, Any]) -> str:
     if "noisy_mse" in metrics:
         noisy, restored = metrics["noisy_mse"], metrics["restored_mse"]
         text += f"\nMSE to the clean test images: {noisy:.5f} of the noisy ones, {restored:.5f} of the restored ones: "
-        text += f"{noisy / restored:.1f} times less" if restored < noisy else "the noise was better"
+        text += f"{noisy / restored:.1f} times less" if restored < noisy else "the reconstruction increased it"
     if "dead_features" in metrics:
         correlations = ", ".join(f"{value:.4f}" for value in metrics["pearson"])
         dead = ", ".join(f"{value:.1%}" for value in metrics["dead_features"])

@@ -81,7 +81,7 @@ class Run:
     def resume(self) -> bool:
         """Restore the folder's checkpoint, if there is one; True when the run is finished already."""
         if not self.path.exists():
-            log.info(f"Nothing to resume in {self.folder}: starting afresh")
+            log.info(f"Nothing to resume in {self.folder}: starting from scratch")
             return False
         state, self.digest = checkpoint.load_checkpoint(self.path)
         self._check_same_run(state)
@@ -90,7 +90,7 @@ class Run:
         except Exception as error:  # any content that we did not write
             raise RunError(f"{self.path}: does not fit the recipe's model ({error}); train without --resume") from error
         if state["versions"] != self.identity["versions"]:
-            log.warning("resuming with other versions than before: the last bits may differ")
+            log.warning("the versions of the libraries have changed: the resumed run may not be bit-identical")
         done, epochs = len(self.trainer.history), self.trainer.recipe.epochs
         if done == epochs and checkpoint.is_finished(self.folder, self.digest):
             log.info(f"Finished already: {self.folder} holds the results of all {epochs} epochs")
@@ -158,7 +158,7 @@ class Run:
         self.signals.restore()
 
     def follow(self) -> None:
-        """Train along with the main process, which alone saves, prints and reports a diverged training."""
+        """The training of a process other than the main one, which alone saves, prints and reports errors."""
         with contextlib.suppress(Diverged):
             for _ in self.trainer.epochs():
                 pass

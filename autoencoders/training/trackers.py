@@ -48,12 +48,8 @@ class Trackers:
 
     def __init__(self, run: "Run", names: Iterable[str], project: str, interval: int) -> None:
         self.trainer, self.interval, self.folder = run.trainer, interval, run.folder.resolve() / "trackers"
-        where = {
-            "dataset": run.images.title,
-            "device": str(run.trainer.device),
-            "precision": str(run.trainer.precision),
-        }
-        self.settings = {**run.trainer.recipe.as_dict(), **where}
+        where = {"device": str(run.trainer.device), "precision": str(run.trainer.precision)}
+        self.settings = {**run.trainer.recipe.as_dict(), "dataset": run.images.title, **where}
         self.active: dict[str, _Tracker] = {}
         for name in dict.fromkeys(names):
             self._guarded(name, self._start, name, project, bool(run.digest))

@@ -1,7 +1,7 @@
 """The training loop: batches of images in, one row of numbers per epoch out.
 
 The loop knows no model by name. It asks the model for its loss, steps the optimizer and leaves every value on the
-device until the epoch ends, so that a GPU is never waited for.
+device until the epoch ends, so that no step waits for a GPU.
 """
 
 import inspect
@@ -105,7 +105,7 @@ class Trainer:
         bad = (~losses.isfinite()).nonzero()
         if len(bad) or not all(weight.isfinite().all() for weight in self.model.parameters()):
             step = int(bad[0]) + 1 if len(bad) else self.log.steps
-            reason = f"the loss is {losses[step - 1].item()}" if len(bad) else "a gradient is not finite"
+            reason = f"the loss is {losses[step - 1].item()}" if len(bad) else "a weight is not finite"
             rate = self.optimizer.param_groups[0]["lr"]
             raise Diverged(f"training diverged in epoch {len(self.history) + 1} at step {step}: {reason} "
                            f"(learning rate {rate:g}); use a smaller --lr, or --grad-clip")  # fmt: skip
