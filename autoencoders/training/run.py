@@ -185,10 +185,10 @@ def training_progress(trainer: Trainer, log_interval: int | None) -> Iterator[On
     done = round((len(trainer.history) + trainer.log.steps / len(trainer.batch_sizes)) * images)
     layout = "{desc} {percentage:3.0f}%|{bar}| {rate_noinv_fmt}{postfix}, {remaining} left"
     with tqdm(total=epochs * images, initial=done, unit=" images", unit_scale=True, leave=False, bar_format=layout,
-              mininterval=1, dynamic_ncols=True, disable=None if cli.is_verbose() else True) as bar:  # fmt: skip
+              mininterval=0.3, dynamic_ncols=True, disable=None if cli.is_verbose() else True) as bar:  # fmt: skip
 
         def on_step(epoch: int, step: int, steps: int, loss: Any) -> None:
-            if bar.update(round((epoch - 1 + step / steps) * images) - bar.n):  # drawn anew, once a second
+            if bar.update(round((epoch - 1 + step / steps) * images) - bar.n):  # drawn anew, a few times a second
                 bar.set_postfix_str(f"loss {loss.item():.4f}", refresh=False)  # reading a loss makes a GPU wait
                 bar.set_description(f"epoch {epoch}/{epochs}")
             if step == steps:
