@@ -74,6 +74,7 @@ def main(arguments: list[str] | None = None, claims: Claims = CLAIMS, claimed_fo
     claims = {name: claims[name] for name in args.only}
     runs = plan(claims, args.seeds, Setup(images, fit_pca(images), folder, device, args.amp))
     if args.dry_run:
+        cli.log.setLevel("WARNING")  # what `restore` says is in the list
         for run in itertools.chain(*runs.values()):
             print(f"{'Finished' if run.restore()[1] else 'Would train'}: {run.command} --seed {run.recipe.seed}")
         print(f"Would write the report into {folder} ({images.title})")

@@ -225,7 +225,7 @@ def epoch_curves(panels: Rows, title: str, labels: Sequence[str], y_label: str =
 
 
 def latent_map(decoded: np.ndarray, ends: np.ndarray, codes: np.ndarray, labels: np.ndarray, title: str) -> bytes:
-    """Images decoded from a square grid between two 2-D codes, `ends`, beside codes (n, 2) coloured by label."""
+    """Images decoded from a square grid between two 2-D codes, `ends`, next to codes (n, 2) coloured by label."""
     with styled_figure(title, 12.5, 6) as figure:
         left = figure.add_subplot(1, 2, 1, title="decoded codes", xlabel="code 1", ylabel="code 2")
         sheet, (low, high) = _sheet(decoded, math.isqrt(len(decoded)), gap=0), ends

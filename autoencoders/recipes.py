@@ -162,7 +162,7 @@ SETTINGS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "k": ("number of active features of a code", _COUNT),
         "consistency_weight": ("weight of the term that makes the dictionaries similar", _NUMBER),
         "consistency_warmup": ("steps until that weight is reached", _COUNT_OR_0),
-        "revive": ("how silent features are revived", {"choices": ("lift", "off")}),
+        "revive": ("how dead features are revived", {"choices": ("lift", "off")}),
         "reinit_threshold": ("re-initialise an autoencoder when mean(|firing rate - 0.0625| / 0.0625)^3 exceeds this",
                              _NUMBER),
     },

@@ -114,7 +114,7 @@ class SparseEnsemble(Autoencoder):
     """S k-sparse autoencoders with tied, normalised decoders (Makhzani & Frey 2014, here without a ReLU).
 
         code = top_k(W x + b)        reconstruction = sum_f code_f W_f / |W_f|
-        loss = sum_s MSE_s + consistency_weight (1 - MMCS) - revive_weight sum_s mean_f [f is silent] mean_x (W x + b)_f
+        loss = sum_s MSE_s + consistency_weight (1 - MMCS) - revive_weight sum_s mean_f [f is dead] mean_x (W x + b)_f
 
     `weight` (S, F, P) and `bias` (S, F) hold all autoencoders. Adam works element by element, so one optimizer over
     the stack equals one per autoencoder.
@@ -122,13 +122,13 @@ class SparseEnsemble(Autoencoder):
     MMCS: the matches are those known so far; `matches_per_step` of them are searched anew after each step. The weight
     rises to `consistency_weight` over the first `consistency_warmup` steps.
 
-    revive="lift": the last term brings back features that were silent for `revive_window` steps, at a weight so small
-    that only Adam's scaling makes it count (a silent feature has no other gradient). It replaces the auxiliary loss of
-    Gao et al. 2024 ("Scaling and evaluating sparse autoencoders"), which reconstructs the residual from silent
+    revive="lift": the last term brings back features that did not fire for `revive_window` steps, at a weight so small
+    that only Adam's scaling makes it count (a dead feature has no other gradient). It replaces the auxiliary loss of
+    Gao et al. 2024 ("Scaling and evaluating sparse autoencoders"), which reconstructs the residual from dead
     features; with a tied decoder that costs correlation, and a second top-k.
 
     reinit_threshold: the published rule, off by default. Every `reinit_every` steps an autoencoder with
-    mean_f (|rate_f - 0.0625| / 0.0625)^3 above it starts afresh.
+    mean_f (|rate_f - 0.0625| / 0.0625)^3 above it is re-initialised.
     The training state is in non-persistent buffers: a state dict holds the model alone, a checkpoint stores both.
     """
 
@@ -274,7 +274,7 @@ class SparseEnsemble(Autoencoder):
         self._reinitialise()
 
     def _reinitialise(self) -> None:
-        """The published rule: start an autoencoder afresh when its firing rates are far off; waits for the device."""
+        """The published rule: re-initialise an autoencoder when its firing rates are far off; waits for the device."""
         if self.reinit_threshold is None or self.step % self.reinit_every:
             return
         rate = self.fires / self.images

@@ -101,7 +101,7 @@ def test_a_feature_is_revived_after_a_few_silent_steps():
     assert (model.bias[:, 5] > before).all()
 
 
-def test_an_autoencoder_far_from_its_firing_rates_starts_afresh():
+def test_an_autoencoder_far_from_its_firing_rates_is_reinitialised():
     model = small(num_saes=1, reinit_threshold=1e-9)
     model.reinit_every = 3
     train(model, 2)

@@ -11,6 +11,7 @@ import math
 import os
 import socket
 import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,7 @@ def download(name: str, root: Path, timeout: float = 20.0) -> str:
 
         getattr(datasets, _TORCHVISION[name])(str(root), download=True)
     except Exception as error:  # torchvision and the network may raise anything
-        return " ".join(str(error).split())[:200] or type(error).__name__
+        return textwrap.shorten(str(error), 200) or type(error).__name__
     finally:
         socket.setdefaulttimeout(default)
     return ""

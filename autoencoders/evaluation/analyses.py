@@ -109,8 +109,8 @@ def _best_and_worst(subject: Subject, errors: np.ndarray, bars: dict[str, dict[i
     for label, index in {"best": order[:_SHOWN], "worst": order[::-1][:_SHOWN]}.items():
         chosen = subject.images.test_images[index]
         rebuilt = metrics.reconstruct(subject.model, subject.to_device(chosen)).reshape(-1, *chosen.shape)[0]
-        rows |= {label: chosen / 255, f"{label}\nrebuilt": rebuilt.cpu().numpy()}
-        captions[f"{label}\nrebuilt"] = [f"MSE {errors[i]:.4f}" for i in index]
+        rows |= {label: chosen / 255, f"{label}\nreconstructed": rebuilt.cpu().numpy()}
+        captions[f"{label}\nreconstructed"] = [f"MSE {errors[i]:.4f}" for i in index]
     member = ", autoencoder 1" if subject.model.members > 1 else ""
     title = f"{subject.title}: best and worst of {len(errors):,} test images{member}"
     return plots.evaluation(bars, rows, captions, title)

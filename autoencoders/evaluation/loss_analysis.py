@@ -1,4 +1,4 @@
-"""The loss of an untrained ensemble, beside that of the mean image: the analysis of the sparse write-up."""
+"""The loss of an untrained ensemble, compared with that of the mean image: the analysis of the sparse write-up."""
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ def analyse_untrained(recipe: Recipe, images: Images, device: torch.device) -> N
 
 
 def loss_analysis(model: Autoencoder, images: Images, chosen: np.ndarray) -> Numbers:
-    """An ensemble's squared error on the chosen images, beside that of the mean image of all images (n, 784) uint8.
+    """An ensemble's squared error on the chosen images, and that of the mean image of all images (n, 784) uint8.
 
     `mean_image` is the mean image's error on the chosen images, their variance; `mean_image_all` that on all images.
     `scale` is the number a that minimises |x - a y|^2, one for all reconstructions y of an autoencoder, `scaled_mse`

@@ -65,7 +65,7 @@ def code_map(places: Rows, labels: np.ndarray, images: np.ndarray, chosen: Rows,
 
 
 def evaluation(errors: Mapping[str, Mapping[int, float]], rows: Rows, notes: Captions, title: str) -> bytes:
-    """Bars of the errors of two models by label, beside rows of images (n, pixels); `notes` holds a row's captions."""
+    """Bars of the errors of two models by label, next to rows of images (n, pixels); `notes` holds a row's captions."""
     heights = np.array([list(by_label.values()) for by_label in errors.values()])
     low, high = max(heights.min(), 1e-6 * heights.max()), heights.max()
     images_width = 1.13 * max(map(len, rows.values())) + 2

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import platform
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -75,7 +76,7 @@ class Training:
         try:
             return run, run.path.exists() and run.resume()
         except UsageError as error:  # other settings or images; nothing was restored
-            log.info(f"{error}: trained afresh here")
+            log.info(f"{error}: training it anew")
             return Run(trainer, self.setup.images, self.folder), False
 
     def train(self) -> None:
@@ -84,14 +85,14 @@ class Training:
             run, finished = self.restore()
             if not finished:
                 if not run.digest:
-                    run.start_afresh()
+                    run.start_anew()
                 self._finish(run)
         self.record, self.history = read_record(self.folder), run.trainer.history
 
     def _finish(self, run: Run) -> None:
         """Train the remaining epochs, and write the results."""
-        done, epochs = len(run.trainer.history), self.recipe.epochs
-        log.info(f"{self.name}, seed {self.recipe.seed}: {done} of {epochs} epochs are done")
+        done, epochs, started = len(run.trainer.history), self.recipe.epochs, time.monotonic()
+        log.info(f"{self.name}, seed {self.recipe.seed}: training, {epochs - done} epochs to go")
         with training_progress(run.trainer, None) as on_step:
             try:
                 for _ in run.epochs(on_step, minutes=10):
@@ -100,6 +101,7 @@ class Training:
                 raise cli.Stopped(f"stopped; {run.path} holds the progress; the same command continues it",
                                   stop.status) from stop  # fmt: skip
         report.write_results(run, self.setup.pca, Trackers(run, [], "", 1))
+        log.info(f"{self.name}, seed {self.recipe.seed}: done in {time.monotonic() - started:.0f} s")
 
     @cached_property
     def analysis(self) -> dict[str, Any]:
@@ -145,7 +147,7 @@ def plan(claims: Mapping[str, Sequence[Claim]], seeds: int, setup: Setup) -> dic
 
 
 def machine_name() -> str:
-    """Processor, number of cores and torch version, to print beside a measured time."""
+    """Processor, number of cores and torch version, to print with a measured time."""
     listed = Path("/proc/cpuinfo")
     lines = listed.read_text().splitlines() if listed.exists() else []
     names = [line.split(":")[1].strip() for line in lines if "model name" in line] or [platform.processor()]

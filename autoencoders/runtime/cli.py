@@ -116,7 +116,8 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
         return "out of memory; use a smaller model, batch size or image set", 1
     if isinstance(error, OSError):
-        return f"{error.filename or 'file'}: {error.strerror or error}; check the disk and its permissions", 1
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}; check the disk and its permissions", 1
     return "", 1
 
 
@@ -157,9 +158,9 @@ def number(
             name = "a whole number" if kind is int else "a number"
             raise argparse.ArgumentTypeError(f"expected {name}, got {text!r}") from None
         if not minimum <= value <= maximum or value == math.inf or (exclusive and value == minimum):
-            above = f"{'above' if exclusive else 'at least'} {minimum:g}"
-            allowed = above if exclusive or maximum == math.inf else f"from {minimum:g} to {maximum:.10g}"
-            raise argparse.ArgumentTypeError(f"must be {allowed}, got {text}")
+            least = f"{'above' if exclusive else 'at least'} {minimum:g}"
+            most = "" if maximum == math.inf else f" and at most {maximum:.10g}"
+            raise argparse.ArgumentTypeError(f"must be {least}{most}, got {text}")
         return value
 
     return parse

@@ -80,7 +80,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> str:
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Any], str]:
     """The state that `save_checkpoint` wrote and its SHA-256; RunError for damage or another format."""
-    hint = "delete it, or train without --resume, to start afresh"
+    hint = "delete it, or train without --resume, to start again"
     first, _, data = read_bytes(path, hint).partition(b"\n")
     if not first.startswith(_MAGIC):
         raise RunError(f"{path}: is not a checkpoint of this version of the suite; {hint}")

@@ -55,7 +55,7 @@ def rising_test_loss(trainer: Trainer) -> str:
 def dead_features(trainer: Trainer) -> str:
     """More than a fifth of the features of a sparse code fire for no test image."""
     share = float(np.max(trainer.history[-1].get("dead_features", 0.0)))
-    return f"{share:.0%} of an autoencoder's features are dead: no test image fires them" if share > 0.2 else ""
+    return f"{share:.0%} of an autoencoder's features are dead: no test image activates them" if share > 0.2 else ""
 
 
 def dead_units(trainer: Trainer) -> str:

@@ -1,4 +1,4 @@
-"""The results of a finished run: measures the model beside PCA, and writes its numbers and pictures."""
+"""The results of a finished run: measures the model and PCA, and writes its numbers and pictures."""
 
 import hashlib
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ def measure(trainer: Trainer, images: ImageSet, pca: Pca) -> dict[str, Any]:
 
 
 def format_summary(recipe: Recipe, metrics: dict[str, Any]) -> str:
-    """The test error beside PCA's, in a sentence; one more on noise, and one on the features of a sparse code."""
+    """The test errors of the model and PCA, in a sentence; one more on noise, one on the features of a sparse code."""
     error, pca = float(np.mean(metrics["test_mse"])), metrics["pca_test_mse"]
     text = f"Test MSE {error:.5f}; PCA with {recipe.code_size} components {pca:.5f}: the autoencoder is "
     text += "behind PCA" if error > pca else "ahead of PCA"
@@ -137,7 +137,7 @@ PICTURES = {picture.__name__: picture for picture in (samples, training_metrics,
 
 @torch.no_grad()
 def latent_map(trainer: Trainer, labels: np.ndarray, title: str) -> bytes:
-    """Images decoded over the plane of a two-dimensional code, beside the codes of the test images."""
+    """Images decoded over the plane of a two-dimensional code, next to the codes of the test images."""
     model = trainer.model
     codes = measures.encode(model, trainer.test_images)
     low, high = codes.quantile(0.02, dim=0), codes.quantile(0.98, dim=0)
@@ -160,7 +160,7 @@ def write_epoch_files(run: Run, trackers: Trackers, pictures_every: int | None, 
 
 
 def write_results(run: Run, pca: Pca, trackers: Trackers) -> dict[str, Any]:
-    """Measure the trained model beside PCA; write weights, history, pictures and, last, run.json; the metrics."""
+    """Measure the trained model and PCA; write weights, history, pictures and, last, run.json; the metrics."""
     trainer, images, folder, recipe = run.trainer, run.images, run.folder, run.trainer.recipe
     metrics = measure(trainer, images, pca)
     history = cli.format_csv([flatten_lists(row) for row in trainer.history])

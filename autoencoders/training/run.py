@@ -41,7 +41,7 @@ def resolve_code_size(recipe: Recipe, images: ImageSet, folder: Path) -> tuple[R
         hint = f"run ae_pca.py --output-dir {folder} again, or give a --code-size"
         count = read_n_components(path, recipe.pixels, hint)
         if stored and count != code_size:
-            raise UsageError(f"{path}: says {count}, but pca.npz beside it says {code_size}; {hint}")
+            raise UsageError(f"{path}: says {count}, but pca.npz next to it says {code_size}; {hint}")
         code_size = count
     return recipe.override({"code_size": code_size}), pca, not path.exists()
 
@@ -62,8 +62,8 @@ class Run:
         self.reported: set[str] = set()  # problems that health.check has warned about
 
     def resume_or_start(self, resume: bool) -> bool:
-        """Resume, as after a restart by torchrun, or start afresh, on every process; True for a finished run."""
-        if processes.on_main(lambda: self.resume() if resume or self._restarted_by_torchrun() else self.start_afresh()):
+        """Resume, as after a restart by torchrun, or start anew, on every process; True for a finished run."""
+        if processes.on_main(lambda: self.resume() if resume or self._restarted_by_torchrun() else self.start_anew()):
             return True
         if processes.size() > 1:
             state = processes.on_main(lambda: bytes(checkpoint.to_bytes(self.trainer.state_dict())))
@@ -114,9 +114,9 @@ class Run:
         if differences:
             listed = ", ".join(f"{name} {theirs.get(name)} (now {ours.get(name)})" for name in differences)
             raise UsageError(f"{self.path}: was trained with other settings: {listed}{reason}; "
-                             "use those, or train afresh")  # fmt: skip
+                             "use those, or train without --resume")  # fmt: skip
 
-    def start_afresh(self) -> bool:
+    def start_anew(self) -> bool:
         """Rename the checkpoint of an unfinished run, so that nothing overwrites it."""
         if not self.path.exists():
             return False
@@ -151,7 +151,7 @@ class Run:
                 yield row
                 self._stop_if_asked()
         except Diverged as error:
-            kept = f"{self.path} holds the last good state" if self.digest else "no checkpoint was written before"
+            kept = f"{self.path} holds the last good state" if self.digest else "no checkpoint was written yet"
             raise RunError(f"{error}; {kept}") from error
         except RunError as error:
             raise RunError(f"{error}; {self._resume_hint()}") from error

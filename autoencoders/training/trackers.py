@@ -1,4 +1,4 @@
-"""Experiment trackers: TensorBoard, Weights & Biases and SwanLab log a training beside the files it writes.
+"""Experiment trackers: TensorBoard, Weights & Biases and SwanLab log a training, in addition to the files it writes.
 
 A tracker changes no bit of a result and ends no run: its output goes to a log, and its first error drops it. Below
 OUTPUT/trackers are NAME.log, and NAME.json with the id of the tracker's run and the number of epochs it holds, with
@@ -65,7 +65,7 @@ class Trackers:
 
     def _guarded(self, name: str, act: Callable[..., None], *args: Any) -> None:
         """Call a tracker; its output, its random numbers and its errors stay away from the training."""
-        from torch.random import fork_rng
+        from torch.random import fork_rng  # here: `check_installed` runs before torch is loaded
 
         logging.getLogger(name).propagate = False
         try:

@@ -35,7 +35,7 @@ def train(capsys, folder, *more):
     return call_script(capsys, ae_train.main, *RUN, "--output-dir", folder, *more)
 
 
-def test_resuming_nothing_starts_afresh(tmp_path, capsys, finished):
+def test_resuming_nothing_starts_a_run(tmp_path, capsys, finished):
     status, _, err = train(capsys, tmp_path / "new", "--resume")
     assert status == 0 and "Nothing to resume" in err
     assert (tmp_path / "new" / "mnist_denoising.pt").read_bytes() == (finished / "mnist_denoising.pt").read_bytes()
