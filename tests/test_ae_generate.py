@@ -141,7 +141,7 @@ def test_each_of_an_ensemble_reconstructs_ones_own_picture(generate, figures, ph
     [
         ("sparse", ("--walk", 0), "several codes"),
         ("sparse", ("--interpolate", 1, 2), "several codes"),
-        ("vae", ("--interpolate", 3, 65536), "from 0 to 65535"),
+        ("vae", ("--interpolate", 3, 65536), "at least 0 and at most 65535"),
         ("vae", ("--interpolate", 3, 12), "label 12"),
         ("vae", ("--walk", 8), "dimensions 0 to 7"),
         ("vae", ("--walk", 0, "--interpolate", 1, 2), "not allowed with"),

@@ -92,7 +92,9 @@ def run(main: Callable[[], None], distributed: bool = False) -> None:
     try:
         main()
         sys.stdout.flush()
-        processes.shutdown()
+        if processes.size() > 1:  # gloo's threads may abort a Python that ends while they still run
+            processes.shutdown()
+            os._exit(0)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains of `| head` at the end
         raise SystemExit(1) from None
@@ -158,9 +160,9 @@ def number(
             name = "a whole number" if kind is int else "a number"
             raise argparse.ArgumentTypeError(f"expected {name}, got {text!r}") from None
         if not minimum <= value <= maximum or value == math.inf or (exclusive and value == minimum):
-            least = f"{'above' if exclusive else 'at least'} {minimum:g}"
             most = "" if maximum == math.inf else f" and at most {maximum:.10g}"
-            raise argparse.ArgumentTypeError(f"must be {least}{most}, got {text}")
+            allowed = f"{'above' if exclusive else 'at least'} {minimum:g}{most}"
+            raise argparse.ArgumentTypeError(f"must be {allowed}, got {text}")
         return value
 
     return parse

@@ -73,9 +73,8 @@ def setup() -> None:
 
 
 def shutdown() -> None:
-    """Leave the process group."""
-    if _size > 1:
-        _dist.destroy_process_group()
+    """Leave the process group of several processes."""
+    _dist.destroy_process_group()
 
 
 def peer_is_gone(error: BaseException) -> bool:
