@@ -10,6 +10,7 @@ measured on the loop-back device (Linux).
 
 import itertools
 import statistics
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -145,7 +146,7 @@ def main() -> None:
         rows = [compare(runs[1], each) for each in (*control, *(runs[size] for size in args.ranks))]
         results["recipes"][recipe] = rows
         table += [format_row(recipe, row) for row in rows]
-        cli.log.info(cli.format_table(HEAD, table[-len(rows) :]))
+        print(cli.format_table(HEAD, table[-len(rows) :]), file=sys.stderr, flush=True)
         write_json(args.output, results)
     print(cli.format_table(HEAD, table, markdown=True))
 

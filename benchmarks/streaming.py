@@ -9,6 +9,7 @@ whose own memory (RssAnon, so without pages of files) is sampled twenty times pe
 
 import os
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -143,7 +144,7 @@ def main() -> None:
         for run in filter(None, args.only.split(",")):
             files = folder / "small.npy", held, folder / "large.npy", args.images
             rows.append(compare(run, *files, args.rounds, folder))
-            cli.log.info(format_comparison(rows[-1:]))
+            print(format_comparison(rows[-1:]), file=sys.stderr, flush=True)
             # Results so far survive an interruption.
             write_json(args.output, {"machine": machine_name(), "blocks": blocks, "results": rows})
     print(f"{machine_name()}\n")
