@@ -10,6 +10,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import csv
+import shutil
 import socket
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+import ae_train
 from autoencoders.data.sets import load_images
 from autoencoders.recipes import RECIPES
 from autoencoders.runtime import cli
@@ -173,3 +175,20 @@ def figures(monkeypatch):
 
     monkeypatch.setattr(Figure, "savefig", record)
     return saved
+
+
+FINISHED_RUN = ("--recipe", "denoising", "--dataset", "digits", "--epochs", 3)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """The folder of a finished run; for copying, not for writing into."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    ae_train.main([str(a) for a in (*FINISHED_RUN, "--output-dir", folder)])
+    return folder
+
+
+@pytest.fixture
+def folder(finished, tmp_path):
+    """A copy of a finished run, to write into."""
+    return shutil.copytree(finished, tmp_path / "run")

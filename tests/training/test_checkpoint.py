@@ -1,17 +1,14 @@
 import os
-import shutil
 
 import numpy as np
 import pytest
 import torch
 from conftest import make_trainer, same_bits
 
-import ae_train
 from autoencoders.runtime.errors import RunError
 from autoencoders.training.checkpoint import load_checkpoint, save_checkpoint
 
 CPU = torch.device("cpu")
-RUN = ("--recipe", "denoising", "--dataset", "digits", "--epochs", 3)
 RESUMABLE = {
     "symmetric": {"hidden_sizes": (32,), "code_size": 8},
     "denoising": {"lr_schedule": "one-cycle"},
@@ -50,19 +47,6 @@ def test_a_run_resumed_mid_epoch_ends_in_the_same_bits(few, tmp_path, name):
         assert resumed.batch_losses == whole.batch_losses
         rows = [[{k: v for k, v in row.items() if "second" not in k} for row in t.history] for t in (resumed, whole)]
         assert rows[0] == rows[1]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The folder of a finished run; for copying, not for writing into."""
-    folder = tmp_path_factory.mktemp("checkpoint") / "run"
-    ae_train.main([str(a) for a in (*RUN, "--output-dir", folder)])
-    return folder
-
-
-@pytest.fixture
-def folder(finished, tmp_path):
-    return shutil.copytree(finished, tmp_path / "run")
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "foreign"])

@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import call_script, is_one_error_line, make_trainer
+from conftest import FINISHED_RUN, call_script, is_one_error_line, make_trainer
 
 import ae_train
 from autoencoders.evaluation.pca import PCA_FILE, fit_pca, n_components_file, write_pca
@@ -15,24 +15,9 @@ from autoencoders.training.checkpoint import load_checkpoint, read_record, save_
 from autoencoders.training.run import resolve_code_size
 from autoencoders.training.trainer import Diverged
 
-RUN = ("--recipe", "denoising", "--dataset", "digits", "--epochs", 3)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The folder of a finished run; for copying, not for writing into."""
-    folder = tmp_path_factory.mktemp("run") / "run"
-    ae_train.main([str(a) for a in (*RUN, "--output-dir", folder)])
-    return folder
-
-
-@pytest.fixture
-def folder(finished, tmp_path):
-    return shutil.copytree(finished, tmp_path / "run")
-
 
 def train(capsys, folder, *more):
-    return call_script(capsys, ae_train.main, *RUN, "--output-dir", folder, *more)
+    return call_script(capsys, ae_train.main, *FINISHED_RUN, "--output-dir", folder, *more)
 
 
 def test_resuming_nothing_starts_a_run(tmp_path, capsys, finished):

@@ -10,20 +10,6 @@ from autoencoders.training.checkpoint import read_record
 from autoencoders.training.trained import load_run
 
 CPU = torch.device("cpu")
-RUN = ("--recipe", "denoising", "--dataset", "digits", "--epochs", 3)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The folder of a finished run; for copying, not for writing into."""
-    folder = tmp_path_factory.mktemp("checkpoint") / "run"
-    ae_train.main([str(a) for a in (*RUN, "--output-dir", folder)])
-    return folder
-
-
-@pytest.fixture
-def folder(finished, tmp_path):
-    return shutil.copytree(finished, tmp_path / "run")
 
 
 def test_a_run_is_loaded_with_its_weights_recipe_and_record(finished):
