@@ -45,8 +45,8 @@ def parser() -> cli.Parser:
     tests.add_argument("--method", choices=("spherical", "linear"), default="spherical", help="of the interpolation")
     tests.add_argument("--steps", type=cli.integer(2, 40), default=9, metavar="N", help="images from end to end")
     tests.add_argument("--dataset", type=dataset_type, metavar="SET",
-                       help="name or path of the images (default: those of the run)")
-    tests.add_argument("--data-root", type=Path, help="where the images are (default: where the run found them)")
+                       help="the run's images (default: the known set it was trained on; your own must be named)")
+    tests.add_argument("--data-root", type=Path, default=Path("data"), help="where known sets are, or are downloaded")
 
     own = parser.add_argument_group("your own picture")
     mode.add_argument("--input", type=Path, metavar="FILE",

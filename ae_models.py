@@ -83,6 +83,9 @@ class Autoencoder(nn.Module):
     def after_step(self, parts: Parts) -> None:
         """Called after every update of the weights, with the parts of the whole batch's loss."""
 
+    def check_state(self) -> None:
+        """Raise ValueError when the buffers, restored from a file, hold what training could not have left there."""
+
 
 class LayeredAutoencoder(Autoencoder):
     """An encoder and a decoder, both `nn.Sequential`, and the objective they are trained with.

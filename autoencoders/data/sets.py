@@ -28,6 +28,7 @@ from autoencoders.runtime.files import read_bytes
 log = logging.getLogger(__name__)
 
 DATASETS = ("mnist", "fashion-mnist", "kmnist", "digits", "auto")
+OWN = "own"  # the source of a person's own images, whose path no file keeps
 _IDX_SETS = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "kmnist": "KMNIST", "auto": "MNIST"}
 _TORCHVISION = {name: title.replace("-", "") for name, title in _IDX_SETS.items()}  # its classes and folders
 _IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -43,17 +44,17 @@ def load_images(
     """
     if source not in DATASETS:
         images = load_own_images(Path(source), image_size, test_fraction, split_seed, stream, root)
-        source = str(Path(source).resolve())
+        name = OWN
     elif test_fraction is not None or split_seed or stream == "on":
         raise UsageError(f"--test-fraction, --split-seed and --stream are for your own images; {source} is a known set")
     else:
         images = _load_known(source, root, image_size)
-        source = images.name
+        name = images.name
     if processes.size() > 1 and processes.on_main(lambda: images.fingerprint) != images.fingerprint:
         raise UsageError(f"{images.title}: the processes find different images at {source}; give all of them the same")
     return replace(images, source={
-        "source": source, "root": str(root.resolve()), "image_size": image_size, "test_fraction": test_fraction,
-        "split_seed": split_seed, "stream": isinstance(images.train_images, MappedImages),
+        "source": name, "test_fraction": test_fraction, "split_seed": split_seed,
+        "stream": isinstance(images.train_images, MappedImages),
     })  # fmt: skip
 
 

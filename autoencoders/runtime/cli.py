@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from autoencoders.runtime import processes
+from autoencoders.runtime.checks import printable
 from autoencoders.runtime.errors import RunError, UsageError
 
 VERSION = "1.0.0"
@@ -77,7 +78,7 @@ class _LineHandler(logging.StreamHandler[Any]):
 
     def format(self, record: logging.LogRecord) -> str:
         marked = "warning: " if record.levelno >= logging.WARNING else ""
-        return marked + " ".join(record.getMessage().split())
+        return marked + printable(record.getMessage())
 
 
 def run(main: Callable[[], None], distributed: bool = False) -> None:
@@ -131,7 +132,7 @@ def _fail(message: str, status: int) -> NoReturn:
     where = f" (rank {processes.rank()} on {platform.node()})" if processes.rank() else ""
     with contextlib.suppress(OSError, ValueError):  # stderr may be closed; the status still counts
         stream = sys.__stderr__ if processes.rank() else sys.stderr
-        print(f"error: {' '.join(message.split())}{where}", file=stream, flush=True)
+        print(f"error: {printable(message)}{where}", file=stream, flush=True)
     if processes.size() > 1:  # an ordinary exit would wait for pending collectives
         sys.stdout.flush()
         os._exit(status)
@@ -196,9 +197,10 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], markdown:
 
 
 def format_csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Rows with the same columns as a CSV file: a header, then one line per row."""
+    """Rows as a CSV file: a header with all their columns, then one line per row."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    columns = dict.fromkeys(name for row in rows for name in row)
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue().encode()
