@@ -125,8 +125,12 @@ def _train(*more: str) -> Callable[[Path], list[str]]:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file: its name, how its content is read and written again, and the script that reads it."""
+    """A kind of file: its name, how its content is read and written again, and the script that reads it.
 
+    `examples` is a share of 510 in the quick tests, the smaller the longer the script takes; torture has ten times it.
+    """
+
+    examples: int
     file: str
     read: Callable[[Path], Any]
     write: Callable[[Path, Any], object]
@@ -143,19 +147,19 @@ _TEXT: tuple[Any, Any] = (
     lambda path: [path.read_text()],
     lambda path, tree: path.write_text(str(tree[0]) if tree else "", errors="replace"),
 )
-_AUTO = _train("--code-size", "auto", "--dry-run")
+_AUTO, _LONGER = _train("--code-size", "auto", "--dry-run"), ("--epochs", "3")
 KINDS = {
-    "record": Kind("run.json", *_JSON, ae_generate.main, _generate),
-    "record, evaluated": Kind("run.json", *_JSON, ae_eval.main, _evaluate),
-    "weights": Kind("mnist_simple.pt", *_TENSORS, ae_eval.main, _evaluate),
-    "checkpoint": Kind("checkpoint.pt", *_CHECKPOINT, ae_train.main, _train("--resume")),
-    "checkpoint, more epochs": Kind("checkpoint.pt", *_CHECKPOINT, ae_train.main, _train("--resume", "--epochs", "3")),
-    "PCA": Kind("pca.npz", *_NPZ, ae_train.main, _AUTO),
-    "PCA, measured": Kind("pca.npz", *_NPZ, ae_train.main, _train("--epochs", "1")),
-    "number of components": Kind("n_components_95.txt", *_TEXT, ae_train.main, _AUTO),
-    "fold": Kind("folds/*.json", *_JSON, ae_search.main, lambda folder: [*SEARCH, "--output-dir", str(folder)]),
-    "tracker": Kind("trackers/tensorboard.json", *_PLAIN_JSON, ae_train.main,
-                    _train("--resume", "--epochs", "3", "--tracker", "tensorboard")),
+    "record": Kind(100, "run.json", *_JSON, ae_generate.main, _generate),
+    "record, evaluated": Kind(10, "run.json", *_JSON, ae_eval.main, _evaluate),
+    "weights": Kind(60, "mnist_simple.pt", *_TENSORS, ae_eval.main, _evaluate),
+    "checkpoint": Kind(60, "checkpoint.pt", *_CHECKPOINT, ae_train.main, _train("--resume")),
+    "checkpoint, more epochs": Kind(60, "checkpoint.pt", *_CHECKPOINT, ae_train.main, _train("--resume", *_LONGER)),
+    "PCA": Kind(120, "pca.npz", *_NPZ, ae_train.main, _AUTO),
+    "PCA, measured": Kind(10, "pca.npz", *_NPZ, ae_train.main, _train("--epochs", "1")),
+    "number of components": Kind(40, "n_components_95.txt", *_TEXT, ae_train.main, _AUTO),
+    "fold": Kind(30, "folds/*.json", *_JSON, ae_search.main, lambda folder: [*SEARCH, "--output-dir", str(folder)]),
+    "tracker": Kind(10, "trackers/tensorboard.json", *_PLAIN_JSON, ae_train.main,
+                    _train("--resume", "--tracker", "tensorboard", *_LONGER)),
 }  # fmt: skip
 
 

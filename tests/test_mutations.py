@@ -8,10 +8,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mutations import KINDS, is_harmless, make_folder, mutate
 
-# A share of 500 each, the more the less a call of its script costs; `make torture` has ten times as many.
-EXAMPLES = {"record": 100, "record, evaluated": 10, "weights": 60, "checkpoint": 60, "checkpoint, more epochs": 60,
-            "PCA": 120, "PCA, measured": 10, "number of components": 40, "fold": 30, "tracker": 10}  # fmt: skip
-
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
@@ -21,15 +17,10 @@ def sound(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", KINDS)
 def test_a_changed_value_under_a_right_checksum_is_used_or_refused_in_a_line(name, sound, tmp_path, capsys):
-    @settings(
-        max_examples=EXAMPLES[name],
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
+    @settings(max_examples=KINDS[name].examples, deadline=None, derandomize=True, database=None,
+              suppress_health_check=list(HealthCheck))  # fmt: skip
     @given(st.data())
     def property(data):
         shutil.rmtree(tmp_path)
