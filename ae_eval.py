@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 # fmt: off
 def parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
-    parser.add_argument("--run", type=Path, required=True, help="folder of the trained model, such as outputs")
-    parser.add_argument("--output-dir", type=Path, help="where results go (default: the folder of the run)")
+    parser.add_argument("--run", type=cli.path, required=True, help="folder of the trained model, such as outputs")
+    parser.add_argument("--output-dir", type=cli.path, help="where results go (default: the folder of the run)")
     parser.add_argument("--dataset", type=dataset_type, metavar="SET",
                         help="the run's images (default: as recorded by the run)")
-    parser.add_argument("--data-root", type=Path, help="where the images are (default: as recorded by the run)")
+    parser.add_argument("--data-root", type=cli.path, help="where the images are (default: as recorded by the run)")
     parser.add_argument("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu")
     parser.add_argument("--seed", type=cli.integer(0), default=0, metavar="N", help="random seed of all analyses")
 
