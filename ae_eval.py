@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 # fmt: off
 def parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
-    parser.add_argument("--run", type=Path, required=True, help="folder of the trained model, such as outputs")
-    parser.add_argument("--output-dir", type=Path, help="where results go (default: the folder of the run)")
+    parser.add_argument("--run", type=cli.path, required=True, help="folder of the trained model, such as outputs")
+    parser.add_argument("--output-dir", type=cli.path, help="where results go (default: the folder of the run)")
     parser.add_argument("--dataset", type=dataset_type, metavar="SET",
                         help="the run's images (default: the known set it was trained on; your own must be named)")
-    parser.add_argument("--data-root", type=Path, default=Path("data"), help="where known sets are, or are downloaded")
+    parser.add_argument("--data-root", type=cli.path, default=Path("data"),
+                        help="where known sets are, or are downloaded")
     parser.add_argument("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu")
     parser.add_argument("--seed", type=cli.integer(0), default=0, metavar="N", help="random seed of all analyses")
 

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import filelock
 import numpy as np
 from tqdm import tqdm
 
@@ -24,7 +23,7 @@ from autoencoders.data.pictures import FORMATS, read_picture, resized
 from autoencoders.runtime import cli
 from autoencoders.runtime.checks import printable
 from autoencoders.runtime.errors import RunError, UsageError
-from autoencoders.runtime.files import read_npz, total_memory, write_npz
+from autoencoders.runtime.files import file_lock, read_npz, total_memory, write_npz
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +144,7 @@ def _gather(pictures: list[Path] | np.ndarray, side: int, stream: str, target: P
         return np.array(list(_squares(pictures, side, damaged))), set(damaged)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(target.with_suffix(".lock")):  # the first process converts for all
+        with file_lock(target.with_suffix(".lock")):  # the first process converts for all
             if not target.exists():
                 log.info(f"converting the images to {target}, once")
                 _convert(pictures, side, target)

@@ -149,6 +149,7 @@ def download(name: str, root: Path, timeout: float = 20.0) -> str:
 
 def dataset_type(text: str) -> str:
     """An argparse type: the name of a known image set, or the path of a person's own images."""
+    text = os.path.expanduser(text)
     if text not in DATASETS and not os.path.exists(text):
         raise argparse.ArgumentTypeError(f"{text!r} is neither one of {', '.join(DATASETS)} nor a folder or .npy file")
     return text
@@ -160,7 +161,7 @@ def add_data_flags(parser: argparse._ActionsContainer, stream: bool = False) -> 
     parser.add_argument("--dataset", type=dataset_type, default="mnist", metavar="SET",
                         help="mnist, fashion-mnist, kmnist, digits, auto (mnist if available, else digits), a folder "
                         "of pictures whose sub-folders are the labels, or a .npy file of (N, H, W) uint8")
-    parser.add_argument("--data-root", type=Path, default=Path("data"), help="where known sets are, or are downloaded")
+    parser.add_argument("--data-root", type=cli.path, default="data", help="where known sets are, or are downloaded")
     parser.add_argument("--image-size", type=cli.integer(4, 128), default=28, metavar="N",
                         help="pixels along the side of the squares that images are resized to")
     parser.add_argument("--test-fraction", type=cli.number(0, 0.9, exclusive=True), metavar="X",

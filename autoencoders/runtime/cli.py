@@ -12,10 +12,12 @@ import logging
 import math
 import os
 import platform
+import re
 import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from autoencoders.runtime import processes
@@ -83,14 +85,16 @@ class _LineHandler(logging.StreamHandler[Any]):
 
 def run(main: Callable[[], None], distributed: bool = False) -> None:
     """Run a script's `main`, on the main process alone unless `distributed`; an error becomes one line and a status."""
-    if processes.torchrun_env("RANK"):
-        if not distributed:
-            return
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (open as long as the process)
+    if processes.torchrun_env("RANK") and not distributed:
+        return
     signal.signal(signal.SIGTERM, _terminate)
     _make_streams_robust()
+    if processes.torchrun_env("RANK"):
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (open as long as the process)
     logging.basicConfig(handlers=[_LineHandler()], force=True)
     try:
+        _check_folder()
+        processes.check_torchrun()
         main()
         sys.stdout.flush()
         if processes.size() > 1:  # gloo's threads may abort a Python that ends while they still run
@@ -116,10 +120,12 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if processes.peer_is_gone(error):
         return "another process of this run has died; the same command with --resume continues the run", 1
     # PyTorch's out-of-memory error of the CPU is a plain RuntimeError.
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
+    no_memory = re.search("out of memory|can't allocate memory|not enough memory", str(error))
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and no_memory):
         return "out of memory; use a smaller model, batch size or image set", 1
     if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
+        name = error.filename or ("" if _stdout_works() else "standard output")
+        where = f"{name}: " if name else ""
         return f"{where}{error.strerror or error}; check the disk and its permissions", 1
     return "", 1
 
@@ -139,14 +145,42 @@ def _fail(message: str, status: int) -> NoReturn:
     raise SystemExit(status)
 
 
+def _check_folder() -> None:
+    """RunError where the current folder was deleted: PyTorch cannot be loaded there."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise RunError("the current folder no longer exists; change to one that does") from error
+
+
+def _stdout_works() -> bool:
+    """Whether stdout takes an empty line. If not, all of it is dropped, or Python would complain again at the end."""
+    try:
+        print(flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
+
+
 def _make_streams_robust() -> None:
     """Replace a closed stream by the null device, and escape characters that a stream cannot encode."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # or the next file would be what others call stderr
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open as long as the process)
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+
+
+def path(text: str) -> Path:
+    """An argparse type: a path, where `~` is the home folder; empty text, as of an unset shell variable, is refused."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty; name a file or folder")
+    return Path(os.path.expanduser(text))
 
 
 def number(

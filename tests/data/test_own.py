@@ -1,5 +1,7 @@
 """A folder of pictures or a .npy file gives the set that its files describe, or one line of error."""
 
+import errno
+import fcntl
 import json
 import logging
 import os
@@ -328,6 +330,15 @@ def test_a_full_disk_is_an_error_that_names_the_folder_and_leaves_nothing(collec
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.suffix for path in (tmp_path / "converted").iterdir()] == [".lock"]
+
+
+def test_a_disk_without_locks_can_hold_the_converted_images(collections, tmp_path, monkeypatch, caplog):
+    def flock(*args):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    own(collections / "pictures", root=tmp_path, stream="on")
+    assert "no file locks" in caplog.text
 
 
 def test_an_array_in_fortran_order_is_not_streamed(tmp_path):
