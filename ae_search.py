@@ -1,7 +1,8 @@
 """Compare widths, depths, code sizes and learning rates: K-fold cross-validation over every combination.
 
 The training images are divided into folds; each candidate is trained once per fold, on the other folds, and measured on
-that fold. Test images are never used. Writes search.csv and search.png, the candidates ranked by their mean error.
+that fold. Test images are never used. Writes search.csv and search.png, the candidates ranked by their mean error. Its
+standard error is corrected for the training images that the folds share.
 Finished folds are stored: the same command after an interruption continues, and a search with more candidates trains
 only the new ones. Results depend on --threads, but not on --jobs.
 """
@@ -62,7 +63,7 @@ class Candidate:
         return len(self.results) - len(self.errors)
 
     def row(self, rank: int) -> dict[str, Any]:
-        """The candidate's row of search.csv; the error and its standard error are None if a fold diverged."""
+        """The candidate's row of search.csv; the error and its corrected standard error are None if a fold diverged."""
         converged = not self.diverged
         return {
             "rank": rank, "hidden_sizes": self.hidden, "code_size": self.recipe.code_size, "lr": self.recipe.lr,
@@ -94,7 +95,8 @@ def parser(recipe: Recipe = RECIPES[DEFAULT]) -> cli.Parser:
                         help="number of parts that the training images are divided into")
     search.add_argument("--epochs", type=cli.integer(1), metavar="N",
                         help=f"passes over the images (default: {_EPOCHS}; ten times that for a set below 10,000)")
-    search.add_argument("--seed", type=cli.integer(0), default=0, metavar="N", help="of the folds, weights and order")
+    search.add_argument("--seed", type=cli.integer(0), default=0, metavar="N",
+                        help="of the folds, and of the weights and order in each")
     search.add_argument("--jobs", type=cli.integer(1, 1000), default=1, metavar="N",
                         help="folds trained at a time; each takes --threads cores and the memory of a training")
     search.add_argument("--threads", type=cli.integer(1, 1000), default=1, metavar="N",
@@ -176,8 +178,13 @@ def write_results(args: argparse.Namespace, candidates: list[Candidate], images:
 
 
 def standard_error(errors: np.ndarray) -> float:
-    """The standard error of the mean of some numbers."""
-    return float(errors.std(ddof=1) / len(errors) ** 0.5)
+    """The standard error of the mean over all folds, corrected because any two folds share training images.
+
+    Nadeau & Bengio, "Inference for the Generalization Error", Machine Learning 52, 2003: the variance of the folds
+    times 1 / n + n_test / n_train, with 1 / (n - 1) for the latter, in place of 1 / n.
+    """
+    folds = len(errors)
+    return float(errors.std(ddof=1) * (1 / folds + 1 / (folds - 1)) ** 0.5)
 
 
 def format_ranking(rows: list[dict[str, Any]]) -> str:

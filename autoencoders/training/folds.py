@@ -22,7 +22,7 @@ from autoencoders.data.images import ImageSet
 from autoencoders.evaluation.metrics import reconstruction_error
 from autoencoders.recipes import Recipe
 from autoencoders.runtime import checks, cli
-from autoencoders.runtime.device import Precision, keep_freed_memory
+from autoencoders.runtime.device import Precision, keep_freed_memory, seed_for
 from autoencoders.runtime.errors import RunError
 from autoencoders.runtime.files import prepare_folder, read_json, write_json
 from autoencoders.training.checkpoint import checksum, versions
@@ -49,7 +49,7 @@ class Fold:
         """Train on the training images of the other folds, and measure on those of this fold."""
         torch.set_num_threads(self.threads)
         keep_freed_memory()
-        trainer = Trainer(self.recipe, self.split(images), self.device, "auto")
+        trainer = Trainer(self.seeded_recipe, self.split(images), self.device, "auto")
         result: Result = {"val_mse": None}
         try:
             for _ in trainer.epochs():
@@ -58,6 +58,11 @@ class Fold:
         except Diverged as error:
             result["diverged"] = str(error)
         return result | {"seconds": round(trainer.log.seconds + sum(row["seconds"] for row in trainer.history), 3)}
+
+    @property
+    def seeded_recipe(self) -> Recipe:
+        """The recipe with a seed of this fold, or the luck of weights and order would be the same in every fold."""
+        return replace(self.recipe, seed=seed_for(self.recipe.seed, self.number))
 
     def split(self, images: ImageSet) -> ImageSet:
         """The other folds of the training images as training images, this fold as test images."""
@@ -71,7 +76,7 @@ class Fold:
     def cache_key(self, images: ImageSet) -> dict[str, Any]:
         """Everything the result depends on, in JSON types."""
         return {
-            "recipe": self.recipe.settings(), "fingerprint": images.fingerprint,
+            "recipe": self.seeded_recipe.settings(), "fingerprint": images.fingerprint,
             "fold": [self.number, self.of, self.seed], "threads": self.threads, "device": self.device.type,
             "precision": str(Precision("auto", self.device)),
             "versions": {name: versions()[name] for name in ("torch", "numpy")},

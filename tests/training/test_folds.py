@@ -9,6 +9,7 @@ from sklearn.model_selection import KFold
 
 from autoencoders.recipes import RECIPES
 from autoencoders.runtime import cli
+from autoencoders.runtime.device import seed_for
 from autoencoders.training import folds
 from autoencoders.training.trainer import Trainer
 
@@ -32,8 +33,20 @@ def stored(few, tmp_path_factory):
 def test_a_fold_is_the_suites_own_training_on_the_other_folds(few, stored):
     for number, (train, held_out) in enumerate(KFold(3, shuffle=True, random_state=0).split(few.train_images)):
         own = replace(few, train_images=few.train_images[train], test_images=few.train_images[held_out])
-        *_, last = Trainer(RECIPE, own).epochs()
+        *_, last = Trainer(replace(RECIPE, seed=seed_for(RECIPE.seed, number)), own).epochs()
         assert stored[0][number]["val_mse"] == pytest.approx(last["test_loss"], rel=1e-5)
+
+
+def test_each_fold_has_a_seed_of_its_own_which_all_candidates_share(three):
+    wider = [replace(fold, recipe=RECIPE.override({"hidden_sizes": (9,)})) for fold in three]
+    assert [fold.seeded_recipe.seed for fold in wider] == [fold.seeded_recipe.seed for fold in three]
+    first, *others = [fold.seeded_recipe for fold in three]
+    torch.manual_seed(first.seed)
+    weights = first.build().state_dict()
+    for recipe in others:
+        torch.manual_seed(recipe.seed)
+        drawn = recipe.build().state_dict()
+        assert not any(torch.equal(drawn[name], weights[name]) for name in weights)
 
 
 def test_the_test_images_are_never_used(few, stored, three, tmp_path):
