@@ -66,7 +66,7 @@ def png(figure: Figure) -> bytes:
 def log_ticks(axis: Axis, ratio: float = 100.0, formatter: Any = "{x:g}") -> None:
     """A few ticks, with plain numbers, on a logarithmic axis whose ends have this ratio."""
     # Less than a decade may hold only one of 1, 2, 5, 10, ..; many decades hold too many.
-    axis.set_major_locator(MaxNLocator(5) if ratio < 10 else LogLocator(subs=(1, 2, 5) if ratio < 1000 else (1,)))
+    axis.set_major_locator(MaxNLocator(5) if 1 < ratio < 10 else LogLocator(subs=(1, 2, 5) if ratio < 1000 else (1,)))
     axis.set_major_formatter(formatter)
     axis.set_minor_locator(NullLocator())
 

@@ -159,3 +159,4 @@ def test_the_picture_has_the_range_of_the_errors_and_one_candidate_has_no_front(
     assert status == 0 and "1 candidate, 2 folds" in figures[0].get_suptitle()
     assert axes.get_ylabel() == out.splitlines()[0] == "MSE on the folds held out, pixels in [0, 1]"
     assert [text.get_text() for text in figures[0].legends[0].texts] == ["code 3, learning rate 0.001"]
+    assert axes.get_xlim()[1] > 2 * axes.get_xlim()[0] and axes.get_position().width > 0.5

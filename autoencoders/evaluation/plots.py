@@ -33,7 +33,7 @@ def search(
     best = np.minimum.accumulate(errors[order])
     front = order[np.flatnonzero(np.diff(best, prepend=np.inf))]
     with styled_figure(title) as figure:
-        axes = figure.add_subplot(xlabel="parameters of the model", ylabel=y_label, xscale="log")
+        axes = figure.add_subplot(xlabel="parameters of the model", ylabel=y_label)
         if len(best) > 1:
             axes.step(parameters[order], best, "--", where="post", color=GREY, zorder=1, label="Pareto front")
         for number, kind in enumerate(dict.fromkeys(series)):
@@ -42,7 +42,9 @@ def search(
         for i in front:  # no candidate lies below and to the left of these
             point = parameters[i], errors[i]
             axes.annotate(names[i], point, (-6, -4), textcoords="offset points", ha="right", va="top")
+        axes.set(xscale="log", yscale="log")  # not before: error bars on such axes give the range of one dot some width
         log_ticks(axes.xaxis, parameters.max() / parameters.min(), EngFormatter())
+        log_ticks(axes.yaxis, (errors + spreads).max() / errors.min())
         axes.margins(0.15)
         figure.legend(fontsize=9, loc="outside lower center", ncols=3)
         return png(figure)
