@@ -14,9 +14,9 @@ from benchmarks.common import run_python
 HEAD = ("left out", "AUROC", "average precision", "found at 95 % specificity", "PCA, AUROC", "trained on it, AUROC")
 
 
-def detect(run: Path, digit: int, output: Path) -> dict[str, Any]:
+def detect(run: Path, digit: int, output: Path, images: list[Any]) -> dict[str, Any]:
     """The `outliers` part of the evaluation of a run that looks for `digit`."""
-    run_python("ae_eval.py", "--run", run, "--leave-out", digit, "--output-dir", output)
+    run_python("ae_eval.py", "--run", run, *images, "--leave-out", digit, "--output-dir", output)
     outliers: dict[str, Any] = json.loads((output / "evaluation.json").read_text())["outliers"]
     return outliers
 
@@ -34,13 +34,14 @@ def parser() -> cli.Parser:
 def main() -> None:
     args = parser().parse_args()
     folder, rows = args.output_dir, []
-    train = ["ae_train.py", "--recipe", args.recipe, "--dataset", args.dataset, "--data-root", args.data_root]
-    train += ["--resume", *args.flags]
+    images = ["--dataset", args.dataset, "--data-root", args.data_root]
+    train = ["ae_train.py", "--recipe", args.recipe, *images, "--resume", *args.flags]
     run_python(*train, "--output-dir", folder / "all")
     for digit in range(10):
         run = folder / f"without_{digit}"
         run_python(*train, "--leave-out", digit, "--output-dir", run)
-        unseen, seen = detect(run, digit, run), detect(folder / "all", digit, folder / "all" / f"find_{digit}")
+        unseen = detect(run, digit, run, images)
+        seen = detect(folder / "all", digit, folder / "all" / f"find_{digit}", images)
         model = unseen["model"]
         values = (model["auroc"], model["average_precision"], unseen["pca"]["auroc"], seen["model"]["auroc"])
         auroc, precision, pca, trained = (f"{value:.4f}" for value in values)

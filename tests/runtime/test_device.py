@@ -69,7 +69,8 @@ def test_seeds_of_different_places_differ_and_repeat():
 def test_more_processes_than_gpus_are_told_so_whatever_device_was_asked_for(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(processes, "_size", 2)
-    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+    ranks = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+    for name, value in {**ranks, "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     for device in ("auto", "cuda"):
         with pytest.raises(UsageError, match="more processes than this machine's 1 CUDA devices"):
