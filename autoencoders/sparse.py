@@ -52,6 +52,10 @@ class _RowSums:
         source, factor = source[self.order], factor[self.order]
         return F.embedding_bag(source, rows, self.first, mode="sum", per_sample_weights=factor)
 
+    def of(self, *values: Tensor) -> Tensor:
+        """sum_e value[e] of several values (E,), each: (C, N)."""
+        return F.embedding_bag(self.order, torch.stack(values, dim=1), self.first, mode="sum").T
+
 
 class _SparsePass(torch.autograd.Function):
     """Encode, keep the k largest, decode; the equations are at the top of the module.
@@ -83,11 +87,10 @@ class _SparsePass(torch.autograd.Function):
         sums = _RowSums(f, len(rows))
         dw = sums(dv, x, image)  # sum_x dL/dv_f x
         dw += sums(a, dy, answer)  # sum_x a_f dL/dy
-        norm_term = torch.zeros_like(n).index_add(0, f, a * dv) / n
-        dw.addcmul_(rows, norm_term[:, None], value=-1)  # sum_x a_f dL/dv_f W_f / n_f
+        norm_term, db = sums.of(a * dv, dv)
+        dw.addcmul_(rows, (norm_term / n)[:, None], value=-1)  # sum_x a_f dL/dv_f W_f / n_f
         dw.addcmul_(dm[:, None], x.mean(0))  # dL/dm_f mean_x x
-        db = dm.index_add(0, f, dv)
-        return None, dw.view_as(weight), db.view(weight.shape[:2]), None
+        return None, dw.view_as(weight), (dm + db).view(weight.shape[:2]), None
 
 
 class _CosineWithPartner(torch.autograd.Function):
@@ -105,8 +108,9 @@ class _CosineWithPartner(torch.autograd.Function):
         rows, partner, n, c = ctx.saved_tensors
         row, pull = torch.arange(len(rows), device=rows.device), grads[0] / (n * n[partner])
         ends, others = torch.cat([row, partner]), torch.cat([partner, row])  # both ends of every pair (f, g)
-        dw = _RowSums(ends, len(rows))(pull.repeat(2), rows, others)  # W_g / (n_f n_g)
-        norm_term = torch.zeros_like(n).index_add(0, ends, (grads[0] * c).repeat(2)) / n.square()
+        sums = _RowSums(ends, len(rows))
+        dw = sums(pull.repeat(2), rows, others)  # W_g / (n_f n_g)
+        norm_term = sums.of((grads[0] * c).repeat(2))[0] / n.square()
         return dw.addcmul_(rows, norm_term[:, None], value=-1), None  # c_f W_f / n_f^2
 
 
