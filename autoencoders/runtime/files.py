@@ -16,8 +16,6 @@ import numpy as np
 
 from autoencoders.runtime.errors import RunError, UsageError
 
-_MAX_BYTES = 8_000_000_000  # of a file that a run wrote
-
 
 def write_atomic(path: Path, *parts: bytes | memoryview) -> None:
     """Replace the file `path` by the concatenated `parts`; a reader sees the old file or the new one.
@@ -78,10 +76,10 @@ def locked(folder: Path) -> Iterator[Path]:
 def read_bytes(path: Path, hint: str) -> bytes:
     """The bytes of an existing file; `hint` ends the error message when they cannot be read.
 
-    Only a regular file of a plausible size is read, never a pipe that does not end or a sparse file of a terabyte.
+    Only a regular file that fits into memory is read, never a pipe that does not end or a sparse file of a terabyte.
     """
     try:
-        if path.exists() and (not path.is_file() or path.stat().st_size > _MAX_BYTES):
+        if path.exists() and (not path.is_file() or path.stat().st_size > total_memory()):
             raise RunError(f"{path}: is not a file that a run wrote; {hint}")
         return path.read_bytes()
     except OSError as error:
