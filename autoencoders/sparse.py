@@ -264,8 +264,10 @@ class SparseEnsemble(Autoencoder):
                 self._match(pair, part)
 
     @torch.no_grad()
-    def after_step(self, parts: Parts) -> None:
-        """Add the batch's firing rates to the sums, and search the next matches; for after the optimizer's step."""
+    def after_step(self, parts: Parts) -> list[int]:
+        """Add the batch's firing rates to the sums and search the next matches; returns the autoencoders that the
+        published rule re-initialised.
+        """
         self.silent.add_(1).masked_fill_(parts["firing_rate"] > 0, 0)
         self.fires.add_(parts["firing_rate"])
         self.images.add_(1)
@@ -275,18 +277,20 @@ class SparseEnsemble(Autoencoder):
             features = (self.step // pairs * self.matches_per_step + features) % self.features
             self._match(self.step % pairs, features)
         self.step.add_(1)
-        self._reinitialise()
+        return self._reinitialise()
 
-    def _reinitialise(self) -> None:
-        """The published rule: re-initialise an autoencoder when its firing rates are far off; waits for the device."""
+    def _reinitialise(self) -> list[int]:
+        """The published rule: re-initialise the autoencoders whose firing rates are far off; waits for the device."""
         if self.reinit_threshold is None or self.step % self.reinit_every:
-            return
+            return []
         rate = self.fires / self.images
         deviation = ((rate - self.target_rate).abs() / self.target_rate).mean(1) ** 3
-        for sae in (deviation > self.reinit_threshold).nonzero().flatten().tolist():
+        far_off: list[int] = (deviation > self.reinit_threshold).nonzero().flatten().tolist()
+        for sae in far_off:
             nn.init.orthogonal_(self.weight[sae])
             self.bias[sae].zero_()
             self.silent[sae].zero_()
             self.refresh_matches()
         self.fires.zero_()
         self.images.zero_()
+        return far_off

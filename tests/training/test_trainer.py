@@ -1,3 +1,5 @@
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -97,6 +99,42 @@ def test_training_leaves_the_images_as_they_were(few):
     before = few.fingerprint
     train(few, epochs=1)
     assert few.__class__(**{k: v for k, v in vars(few).items() if k != "fingerprint"}).fingerprint == before
+
+
+def test_one_cycle_of_a_single_step_learns(few):
+    trainer = make_trainer("speedrun", few, batch_size=1000)
+    before = trainer.model.state_dict()["decoder.0.linear.weight"].clone()
+    list(trainer.epochs())
+    change = (trainer.model.state_dict()["decoder.0.linear.weight"] - before).abs().max().item()
+    assert len(trainer.batch_losses) == 1 and change == pytest.approx(trainer.recipe.lr, rel=0.01)  # Adam's first step
+
+
+def test_a_reinitialised_autoencoder_has_no_momentum_and_the_others_keep_theirs(few):
+    settings = {"num_saes": 2, "features": 64, "k": 8, "reinit_threshold": 0.5, "batch_size": 64}
+    trainer = make_trainer("sparse", few, **settings)
+    trainer.model.reinit_every = 3
+    for _ in range(3):
+        trainer.model.fires[1] = trainer.model.target_rate * trainer.model.images  # the rate that the rule wants
+        trainer.step(trainer.train_images[:64])
+    for adam in trainer.optimizer.state.values():
+        assert not adam["exp_avg"][0].any() and not adam["exp_avg_sq"][0].any()
+        assert adam["exp_avg"][1].any() and adam["exp_avg_sq"][1].any()
+
+
+@pytest.mark.parametrize("change", ["shape", "nan", "step", "missing"])
+def test_an_optimizers_state_that_does_not_fit_is_refused_at_once(run, few, change):
+    state = deepcopy(run.state_dict())
+    adam = state["optimizer"]["state"][0]
+    if change == "shape":
+        adam["exp_avg"] = adam["exp_avg"].T
+    elif change == "nan":
+        adam["exp_avg_sq"][0] = torch.nan
+    elif change == "step":
+        adam["step"] = torch.ones(3)
+    else:
+        del adam["exp_avg_sq"]
+    with pytest.raises((RuntimeError, KeyError)):
+        train(few, epochs=0).load_state_dict(state)
 
 
 def test_gradients_are_clipped_to_the_maximum_norm(few):
