@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autoencoders.data.images import ImageSet, MappedImages
-from autoencoders.data.own import printable_name, read_images
+from autoencoders.data.own import read_images
 from autoencoders.data.sets import DATASETS, dataset_type, load_images
 from autoencoders.runtime import cli, processes
+from autoencoders.runtime.checks import printable
 from autoencoders.runtime.errors import UsageError
 from autoencoders.runtime.files import prepare_folder, write_atomic, write_json
 
@@ -26,11 +27,12 @@ if TYPE_CHECKING:
 # fmt: off
 def parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
-    parser.add_argument("--run", type=Path, required=True, help="folder of the trained model, such as outputs")
-    parser.add_argument("--output-dir", type=Path, help="where results go (default: the folder of the run)")
+    parser.add_argument("--run", type=cli.path, required=True, help="folder of the trained model, such as outputs")
+    parser.add_argument("--output-dir", type=cli.path, help="where results go (default: the folder of the run)")
     parser.add_argument("--dataset", type=dataset_type, metavar="SET",
-                        help="the run's images (default: as recorded by the run)")
-    parser.add_argument("--data-root", type=Path, help="where the images are (default: as recorded by the run)")
+                        help="the run's images (default: the known set it was trained on; your own must be named)")
+    parser.add_argument("--data-root", type=cli.path, default=Path("data"),
+                        help="where known sets are, or are downloaded")
     parser.add_argument("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu")
     parser.add_argument("--seed", type=cli.integer(0), default=0, metavar="N", help="random seed of all analyses")
 
@@ -75,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
     samples = importance_samples(run, args)
     images = run.load_images(args.dataset, args.data_root)
     check_enough_images(images, args)
-    split = outlier_split(images, args, Path(run.record["dataset"]["root"]))
+    split = outlier_split(images, args)
     folder = processes.on_main(lambda: prepare_folder(args.output_dir or args.run))
 
     test_images = torch.tensor(images.test_images, device=run.device)
@@ -129,17 +131,17 @@ def check_enough_images(images: ImageSet, args: argparse.Namespace) -> None:
         raise UsageError(f"--map: needs at least 3 test images; there are {len(images.test_images)}")
 
 
-def outlier_split(images: ImageSet, args: argparse.Namespace, root: Path) -> "OutlierSplit | None":
+def outlier_split(images: ImageSet, args: argparse.Namespace) -> "OutlierSplit | None":
     """The outliers that the flags or the run name, and the inliers: test images of labels that were trained on."""
     label = images.left_out if args.leave_out is None else args.leave_out
     if label is None and not args.outliers:
         return None
     inlier = images.test_labels != images.left_out  # all True for None
     if args.outliers in DATASETS:
-        others = load_images(args.outliers, args.data_root or root, images.side)
+        others = load_images(args.outliers, args.data_root, images.side)
         name, outliers = others.title, others.test_images
     elif args.outliers:
-        name, outliers = load_all_images(Path(args.outliers), images.side, args.data_root or root)
+        name, outliers = load_all_images(Path(args.outliers), images.side, args.data_root)
     else:
         name = f"label {label}, {'never' if label == images.left_out else 'also'} trained on"
         outliers, inlier = images.test_images[images.test_labels == label], inlier & (images.test_labels != label)
@@ -153,7 +155,7 @@ def load_all_images(path: Path, side: int, root: Path) -> tuple[str, np.ndarray]
     images, _, _ = read_images(path, side, has_parts=False, stream="auto", root=root)
     if isinstance(images, MappedImages):
         images = images.whole_file()[: len(images)]
-    return printable_name(path.resolve().name), images
+    return printable(path.resolve().name, 40), images
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ _KINDS_OF = {
 # fmt: off
 def parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
-    parser.add_argument("--run", type=Path, required=True, help="folder of the trained model, such as outputs/vae")
-    parser.add_argument("--output-dir", type=Path, help="where the picture goes (default: the folder of the run)")
+    parser.add_argument("--run", type=cli.path, required=True, help="folder of the trained model, such as outputs/vae")
+    parser.add_argument("--output-dir", type=cli.path, help="where the picture goes (default: the folder of the run)")
     parser.add_argument("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu")
     parser.add_argument("--seed", type=cli.integer(0), default=0, metavar="N",
                         help="random seed of the new images, or of the choice of test images")
@@ -45,11 +45,12 @@ def parser() -> cli.Parser:
     tests.add_argument("--method", choices=("spherical", "linear"), default="spherical", help="of the interpolation")
     tests.add_argument("--steps", type=cli.integer(2, 40), default=9, metavar="N", help="images from end to end")
     tests.add_argument("--dataset", type=dataset_type, metavar="SET",
-                       help="name or path of the images (default: those of the run)")
-    tests.add_argument("--data-root", type=Path, help="where the images are (default: where the run found them)")
+                       help="the run's images (default: the known set it was trained on; your own must be named)")
+    tests.add_argument("--data-root", type=cli.path, default=Path("data"),
+                       help="where known sets are, or are downloaded")
 
     own = parser.add_argument_group("your own picture")
-    mode.add_argument("--input", type=Path, metavar="FILE",
+    mode.add_argument("--input", type=cli.path, metavar="FILE",
                       help="reconstruct, or denoise, this picture; a digit is prepared the way MNIST was, a picture "
                            "for a model of your own images is resized as they were")
     own.add_argument("--invert", choices=("auto", "on", "off"), default="auto",

@@ -87,6 +87,9 @@ class Autoencoder(nn.Module):
         """
         return ()
 
+    def check_state(self) -> None:
+        """Raise ValueError when the buffers, restored from a file, hold what training could not have left there."""
+
 
 class LayeredAutoencoder(Autoencoder):
     """An encoder and a decoder, both `nn.Sequential`, and the objective they are trained with.

@@ -4,8 +4,6 @@ Fits PCA on the training images and writes n_components_95.txt, pca.npz and pca_
 folder.
 """
 
-from pathlib import Path
-
 from autoencoders.data.sets import add_data_flags, data_arguments, load_images
 from autoencoders.runtime import cli
 from autoencoders.runtime.files import locked
@@ -22,7 +20,7 @@ def parser() -> cli.Parser:
                       help="share of the variance to explain, up to 1")
     data.add_argument("--seed", type=cli.integer(0), default=0, help="seed of the subset")
     data.add_argument("--workers", type=cli.integer(0), default=0, help="ignored, accepted for compatibility")
-    output.add_argument("--output-dir", type=Path, default=Path("outputs"), help="where results go")
+    output.add_argument("--output-dir", type=cli.path, default="outputs", help="where results go")
     return parser
 # fmt: on
 

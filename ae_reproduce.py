@@ -39,10 +39,10 @@ def parser() -> cli.Parser:
                         help="runs per recipe, with the recipe's seed and the next ones")
     parser.add_argument("--dataset", choices=DATASETS, default="mnist",
                         help="claims are for mnist; a small set is a smoke test")
-    parser.add_argument("--data-root", type=Path, default=Path("data"), help="where the images are")
+    parser.add_argument("--data-root", type=cli.path, default="data", help="where the images are")
     parser.add_argument("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu")
     parser.add_argument("--amp", choices=("auto", "on", "off"), default="auto", help="mixed precision")
-    parser.add_argument("--output-dir", type=Path, default=Path("outputs/reproduction"),
+    parser.add_argument("--output-dir", type=cli.path, default="outputs/reproduction",
                         help="where the runs and the reports go")
     return parser
 # fmt: on

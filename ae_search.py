@@ -10,7 +10,6 @@ import argparse
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,7 +100,7 @@ def parser(recipe: Recipe = RECIPES[DEFAULT]) -> cli.Parser:
     search.add_argument("--threads", type=cli.integer(1, 1000), default=1, metavar="N",
                         help="of each fold; another number may change the last digits")
     search.add_argument("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu")
-    search.add_argument("--output-dir", type=Path, default=Path("outputs/search"), help="where results go")
+    search.add_argument("--output-dir", type=cli.path, default="outputs/search", help="where results go")
     add_data_flags(parser.add_argument_group("data"))
     return parser
 # fmt: on

@@ -59,7 +59,7 @@ def parser(recipe: Recipe = RECIPES[DEFAULT], only_own: bool = False) -> cli.Par
                           help="mixed precision; auto is on for CUDA, off elsewhere")
 
     output = parser.add_argument_group("output")
-    output.add_argument("--output-dir", type=Path, help=f"where results go (default: {recipe.default_folder})")
+    output.add_argument("--output-dir", type=cli.path, help=f"where results go (default: {recipe.default_folder})")
     output.add_argument("--resume", action="store_true", help="continue from the output folder's checkpoint")
     output.add_argument("--checkpoint-minutes", type=cli.number(0), default=10.0, metavar="X",
                         help="minutes between checkpoints inside an epoch; one is also saved after every epoch")

@@ -16,8 +16,12 @@ from typing import Any
 
 import numpy as np
 
-if os.environ.get("MPLBACKEND", "").startswith("module://") and "ipykernel" not in sys.modules:
-    os.environ["MPLBACKEND"] = "agg"  # a notebook that started us names a backend that may not be installed here
+if "matplotlib" not in sys.modules and (backend := os.environ.pop("MPLBACKEND", None)):
+    import matplotlib
+
+    os.environ["MPLBACKEND"] = backend
+    with contextlib.suppress(ValueError):  # such as that of a notebook that started us, which is not installed here
+        matplotlib.rcParams["backend"] = backend
 from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from autoencoders.runtime import cli
+from autoencoders.runtime import checks, cli
 from autoencoders.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -103,18 +103,21 @@ class Recipe:
 
     @staticmethod
     def from_dict(plain: Mapping[str, Any]) -> "Recipe":
-        """The recipe that `as_dict` wrote, in this version or an earlier one; KeyError or TypeError for anything else.
+        """The recipe that `as_dict` wrote, in this version or an earlier one; an exception for anything else.
 
         A missing setting has the recipe's default; an unknown one is ignored.
         """
-        row, stored = RECIPES[plain["name"]], dict(plain["model_args"])
-        arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items() if k in row.model_args}
-        training = {name: plain[name] for name in (*TRAINING, "image_size") if name in plain}
-        for name, value in {**arguments, **training}.items():
-            default = row.model_args.get(name, getattr(row, name, None))
-            if default is not None and type(value) is not type(default):
-                raise TypeError(f"its {name} is not a {type(default).__name__}")
-        return dataclasses.replace(row, model_args={**row.model_args, **arguments}, **training)
+        row, stored, flags = (
+            RECIPES[plain["name"]],
+            {**plain["model_args"], **plain},
+            SETTINGS["model"] | SETTINGS["training"],
+        )
+        defaults = {**vars(row), **row.model_args}
+        known = {name: stored[name] for name in flags if name in stored and name in defaults}
+        settings = {name: None if value is None is defaults[name] else _as_flag_takes_it(value, flags[name][1])
+                    for name, value in known.items()}  # fmt: skip
+        image_size = checks.integer(plain.get("image_size", row.image_size), 4, 128)
+        return dataclasses.replace(row.override(settings), image_size=image_size)
 
     @property
     def pixels(self) -> int:
@@ -223,6 +226,18 @@ _ROWS = (
 # fmt: on
 
 RECIPES: dict[str, Recipe] = {row.name: row for row in _ROWS}
+
+
+def _as_flag_takes_it(value: Any, options: dict[str, Any]) -> Any:
+    """The value of a setting from a file; ValueError for one that its flag, with these options, would refuse."""
+    try:
+        if "type" in options and not isinstance(value, str):
+            return options["type"](",".join(map(str, value)) if isinstance(value, list) else str(value))
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(str(error)) from error
+    if isinstance(value, bool) if "action" in options else value in options.get("choices", ()):
+        return value
+    raise ValueError(f"no setting is {checks.printable(str(value), 40)}")
 
 
 def owners(name: str) -> str:

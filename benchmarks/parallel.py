@@ -61,11 +61,11 @@ def train(recipe: str, ranks: int, folder: Path, flags: list[Any]) -> dict[str, 
     }  # fmt: skip
 
 
-def train_control(folder: Path) -> dict[str, Any]:
+def train_control(folder: Path, root: Path) -> dict[str, Any]:
     """Repeat the run in `folder`, each weight starting at the next larger float."""
     run = load_run(folder, torch.device("cpu"))
     torch.set_num_threads(1)
-    trainer = Trainer(run.recipe, run.load_images())
+    trainer = Trainer(run.recipe, run.load_images(root=root))
     with torch.no_grad():
         for weight in trainer.model.parameters():
             weight.copy_(torch.nextafter(weight, torch.tensor(torch.inf)))
@@ -142,7 +142,7 @@ def main() -> None:
             runs: dict[int, list[dict[str, Any]]] = {size: [] for size in (1, *args.ranks)}
             for _, size in itertools.product(range(args.rounds), runs):
                 runs[size].append(train(recipe, size, Path(name, str(size)), flags))
-            control = [[train_control(Path(name, "1"))]] if args.control == "on" else []
+            control = [[train_control(Path(name, "1"), args.data_root)]] if args.control == "on" else []
         rows = [compare(runs[1], each) for each in (*control, *(runs[size] for size in args.ranks))]
         results["recipes"][recipe] = rows
         table += [format_row(recipe, row) for row in rows]

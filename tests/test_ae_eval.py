@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -191,25 +190,25 @@ def test_all_pictures_of_a_folder_are_outliers(digits, tmp_path):
     for part in ("train", "test"):
         (tmp_path / "own" / part).mkdir(parents=True)
         Image.fromarray(digits.test_images[0].reshape(28, 28)).save(tmp_path / "own" / part / "x.png")
-    name, inliers, outliers = ae_eval.outlier_split(digits, arguments("--outliers", tmp_path / "own"), Path("unused"))
+    name, inliers, outliers = ae_eval.outlier_split(digits, arguments("--outliers", tmp_path / "own"))
     assert (name, len(inliers), len(outliers)) == ("own", len(digits.test_images), 2)
 
 
 def test_a_label_never_trained_on_is_no_inlier(digits):
     images = digits.leaving_out(3)
     for flags, label in (((), None), (("--leave-out", 4), 4), (("--outliers", "digits"), None)):
-        _, inliers, outliers = ae_eval.outlier_split(images, arguments(*flags), Path("unused"))
+        _, inliers, outliers = ae_eval.outlier_split(images, arguments(*flags))
         assert len(inliers) == (~np.isin(digits.test_labels, (3, label or 3))).sum()
         assert len(outliers) == (len(digits.test_images) if "--outliers" in flags else
                                  (digits.test_labels == (label or 3)).sum())  # fmt: skip
-    assert ae_eval.outlier_split(digits, arguments(), Path("unused")) is None
+    assert ae_eval.outlier_split(digits, arguments()) is None
 
 
 @pytest.mark.parametrize("label", [0, 1])
 def test_both_inliers_and_outliers_are_needed(digits, label):
     images = replace(digits, test_labels=np.zeros(len(digits.test_labels), np.uint8))
     with pytest.raises(UsageError, match="need at least one"):
-        ae_eval.outlier_split(images, arguments("--leave-out", label), Path("unused"))
+        ae_eval.outlier_split(images, arguments("--leave-out", label))
 
 
 def test_a_label_above_9_can_be_left_out(tmp_path, digits, capsys):
@@ -220,7 +219,7 @@ def test_a_label_above_9_can_be_left_out(tmp_path, digits, capsys):
             Image.fromarray(image.reshape(28, 28)).save(folder / f"{label:02d}" / f"{number}.png")
     train = ("--dataset", folder, *RUNS["vae"], "--epochs", 1, "--device", "cpu", "--test-fraction", 0.5)
     assert call_script(capsys, ae_train.main, *train, "--leave-out", 12, "--output-dir", tmp_path / "out")[0] == 0
-    flags = ("--run", tmp_path / "out", "--importance-samples", 5, "--device", "cpu")
+    flags = ("--run", tmp_path / "out", "--dataset", folder, "--importance-samples", 5, "--device", "cpu")
     for more, name in (((), "label 12, never"), (("--leave-out", 11), "label 11, also")):
         status, out, _ = call_script(capsys, ae_eval.main, *flags, *more)
         assert status == 0 and f"{name} trained on" in out
@@ -230,7 +229,7 @@ def test_one_test_image_is_enough_for_all_but_a_map(tmp_path, digits, capsys):
     path = save(tmp_path / "few.npy", digits.train_images[:12].reshape(-1, 28, 28))
     train = ("--dataset", path, *RUNS["vae"], "--epochs", 1, "--device", "cpu", "--output-dir", tmp_path / "out")
     assert call_script(capsys, ae_train.main, *train)[0] == 0
-    flags = ("--run", tmp_path / "out", "--device", "cpu", "--importance-samples", 9)
+    flags = ("--run", tmp_path / "out", "--dataset", path, "--device", "cpu", "--importance-samples", 9)
     status, out, err = call_script(capsys, ae_eval.main, *flags, "--outliers", path)
     assert (status, err) == (0, "") and "1 test images" in out and re.search(r"standard error .* undefined\n", out)
     assert re.search(r"Monte Carlo error +0\.\d+\nfall from .* undefined\n", out)

@@ -36,8 +36,9 @@ def runs(tmp_path_factory, digits):
         recipe = trainer.recipe
         save_record(folder, {
             "recipe": recipe.as_dict(), "weights": recipe.weights_file, "metrics": {}, "precision": "float32",
+            "seconds": 1.0,
             "weights_sha256": save_weights(folder / recipe.weights_file, trainer.model),
-            "dataset": {"name": digits.name, "title": digits.title, "fingerprint": digits.fingerprint, "root": "data"},
+            "dataset": {"name": digits.name, "title": digits.title, "fingerprint": digits.fingerprint},
         })  # fmt: skip
     return root
 

@@ -77,9 +77,11 @@ def test_the_same_numbers_draw_the_same_bytes():
     assert drawing() == drawing()
 
 
-def test_pictures_do_not_depend_on_the_backend_that_a_notebook_names():
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "QtAgg", "no such backend", "\x1b"])
+def test_pictures_do_not_depend_on_the_backend_that_the_environment_names(backend):
     code = "from autoencoders import figures; figures.image_grid(__import__('numpy').zeros((1, 4)), 'title')"
-    assert run_script("-c", code, MPLBACKEND="module://matplotlib_inline.backend_inline").returncode == 0
+    kept = "; import os; assert os.environ['MPLBACKEND'] == " + repr(backend)
+    assert run_script("-c", code + kept, MPLBACKEND=backend).returncode == 0
 
 
 def test_a_row_shows_the_given_images_in_order_with_fixed_grey_levels(figures):

@@ -15,15 +15,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import filelock
 import numpy as np
 from tqdm import tqdm
 
 from autoencoders.data.images import Images, ImageSet, MappedImages
 from autoencoders.data.pictures import FORMATS, read_picture, resized
 from autoencoders.runtime import cli
+from autoencoders.runtime.checks import printable
 from autoencoders.runtime.errors import RunError, UsageError
-from autoencoders.runtime.files import read_npz, total_memory, write_npz
+from autoencoders.runtime.files import file_lock, read_npz, total_memory, write_npz
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def load_own_images(path: Path, side: int, test_fraction: float | None, seed: in
     test, train = order[in_test[order]], order[~in_test[order]]  # shuffled: pictures show the first test images
     if len(train) < 2 or len(test) < 1:
         raise UsageError(f"{path}: gives {len(train)} training and {len(test)} test images; 2 and 1 are the least")
-    name, test_images = printable_name(path.resolve().name), images[test]
+    name, test_images = printable(path.resolve().name, 40), images[test]
     if isinstance(images, MappedImages):
         train.sort()  # file order, so that a block of them is read in one piece
         images = replace(images, rows=images.rows[train])
@@ -62,13 +62,6 @@ def load_own_images(path: Path, side: int, test_fraction: float | None, seed: in
 def stays_in_file(nbytes: int, stream: str, memory: float | None = None) -> bool:
     """Whether images of `nbytes` stay in their file: `on`, `off`, or `auto` if above a quarter of the memory."""
     return stream == "on" or (stream == "auto" and nbytes > (memory or total_memory()) / 4)
-
-
-def printable_name(name: str) -> str:
-    """A file's name as text that can be printed, stored, and drawn as a figure's title: at most 40 letters."""
-    text = name.encode(errors="backslashreplace").decode()
-    text = "".join(letter if letter.isprintable() else "?" for letter in text)
-    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def read_images(path: Path, side: int, has_parts: bool, stream: str, root: Path) -> Labelled:
@@ -114,8 +107,8 @@ def _read_folder(folder: Path, side: int, has_parts: bool, stream: str, root: Pa
     parts = [path.relative_to(folder).parts for number, path in enumerate(paths) if number not in damaged]
     names = [(*part[has_parts:-1], "")[0] for part in parts]  # "" for a picture in no sub-folder
     numbers = {name: number for number, name in enumerate(sorted(set(names)))}
-    listing = ", ".join(f"{number} {printable_name(name) or '(none)'}" for name, number in numbers.items())
-    log.info(f"{printable_name(folder.resolve().name)}: {len(parts):,} pictures, labels {listing}; {len(damaged)} "
+    listing = ", ".join(f"{number} {printable(name, 40) or '(none)'}" for name, number in numbers.items())
+    log.info(f"{printable(folder.resolve().name, 40)}: {len(parts):,} pictures, labels {listing}; {len(damaged)} "
              f"damaged and {len(files) - len(paths) + len(beside)} other files left out")  # fmt: skip
     labels = np.array([numbers[name] for name in names], np.min_scalar_type(len(numbers)))
     return images, labels, np.array([part[0] == "test" for part in parts])
@@ -151,7 +144,7 @@ def _gather(pictures: list[Path] | np.ndarray, side: int, stream: str, target: P
         return np.array(list(_squares(pictures, side, damaged))), set(damaged)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(target.with_suffix(".lock")):  # the first process converts for all
+        with file_lock(target.with_suffix(".lock")):  # the first process converts for all
             if not target.exists():
                 log.info(f"converting the images to {target}, once")
                 _convert(pictures, side, target)

@@ -18,6 +18,20 @@ _MAX_PIXELS, _MAX_BYTES = 50_000_000, 2**29  # more than a good camera makes
 _READ_SIDE = 1024  # pixels: many times the 20 of a digit
 
 
+@contextlib.contextmanager
+def _silent_libtiff() -> Iterator[None]:
+    """Nothing reaches the process's stderr: libtiff, inside Pillow, prints its complaints there."""
+    stderr = os.dup(2)
+    with open(os.devnull, "wb") as null:
+        os.dup2(null.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
+@_silent_libtiff()  # around all of it: a failure in there is not the picture's fault
 def read_picture(path: Path, keep_levels: bool = False) -> Image.Image:
     """The picture in a file: upright, RGB, its longer side at most 1024 pixels. Anything else there is a UsageError.
 
@@ -31,7 +45,7 @@ def read_picture(path: Path, keep_levels: bool = False) -> Image.Image:
         raise UsageError(f"{path}: has {path.stat().st_size:,} bytes; give a picture of 1 to {_MAX_BYTES:,}")
     file = io.BytesIO(read_bytes(path, "check its permissions"))
     try:
-        with _silent_libtiff(), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks about odd metadata
             with Image.open(file, formats=FORMATS) as image:
                 if not 0 < image.width * image.height <= _MAX_PIXELS:
@@ -43,19 +57,6 @@ def read_picture(path: Path, keep_levels: bool = False) -> Image.Image:
         raise UsageError(f"{path}: is too large or empty ({error}); give one of 1 to {_MAX_PIXELS:,} pixels") from error
     except Exception as error:  # a decoder may raise anything for a broken file, and the file is to blame
         raise UsageError(f"{path}: is damaged, or not a picture in a format we read ({', '.join(FORMATS)})") from error
-
-
-@contextlib.contextmanager
-def _silent_libtiff() -> Iterator[None]:
-    """Nothing reaches the process's stderr: libtiff, inside Pillow, prints its complaints there."""
-    stderr = os.dup(2)
-    with open(os.devnull, "wb") as null:
-        os.dup2(null.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
 
 
 def _upright_rgb(image: Image.Image, keep_levels: bool) -> Image.Image:

@@ -28,6 +28,7 @@ from autoencoders.runtime.files import read_bytes
 log = logging.getLogger(__name__)
 
 DATASETS = ("mnist", "fashion-mnist", "kmnist", "digits", "auto")
+OWN = "own"  # the source of a person's own images, whose path no file keeps
 _IDX_SETS = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "kmnist": "KMNIST", "auto": "MNIST"}
 _TORCHVISION = {name: title.replace("-", "") for name, title in _IDX_SETS.items()}  # its classes and folders
 _IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -43,17 +44,17 @@ def load_images(
     """
     if source not in DATASETS:
         images = load_own_images(Path(source), image_size, test_fraction, split_seed, stream, root)
-        source = str(Path(source).resolve())
+        name = OWN
     elif test_fraction is not None or split_seed or stream == "on":
         raise UsageError(f"--test-fraction, --split-seed and --stream are for your own images; {source} is a known set")
     else:
         images = _load_known(source, root, image_size)
-        source = images.name
+        name = images.name
     if processes.size() > 1 and processes.on_main(lambda: images.fingerprint) != images.fingerprint:
         raise UsageError(f"{images.title}: the processes find different images at {source}; give all of them the same")
     return replace(images, source={
-        "source": source, "root": str(root.resolve()), "image_size": image_size, "test_fraction": test_fraction,
-        "split_seed": split_seed, "stream": isinstance(images.train_images, MappedImages),
+        "source": name, "test_fraction": test_fraction, "split_seed": split_seed,
+        "stream": isinstance(images.train_images, MappedImages),
     })  # fmt: skip
 
 
@@ -148,6 +149,7 @@ def download(name: str, root: Path, timeout: float = 20.0) -> str:
 
 def dataset_type(text: str) -> str:
     """An argparse type: the name of a known image set, or the path of a person's own images."""
+    text = os.path.expanduser(text)
     if text not in DATASETS and not os.path.exists(text):
         raise argparse.ArgumentTypeError(f"{text!r} is neither one of {', '.join(DATASETS)} nor a folder or .npy file")
     return text
@@ -159,7 +161,7 @@ def add_data_flags(parser: argparse._ActionsContainer, stream: bool = False) -> 
     parser.add_argument("--dataset", type=dataset_type, default="mnist", metavar="SET",
                         help="mnist, fashion-mnist, kmnist, digits, auto (mnist if available, else digits), a folder "
                         "of pictures whose sub-folders are the labels, or a .npy file of (N, H, W) uint8")
-    parser.add_argument("--data-root", type=Path, default=Path("data"), help="where known sets are, or are downloaded")
+    parser.add_argument("--data-root", type=cli.path, default="data", help="where known sets are, or are downloaded")
     parser.add_argument("--image-size", type=cli.integer(4, 128), default=28, metavar="N",
                         help="pixels along the side of the squares that images are resized to")
     parser.add_argument("--test-fraction", type=cli.number(0, 0.9, exclusive=True), metavar="X",

@@ -12,13 +12,16 @@ import logging
 import math
 import os
 import platform
+import re
 import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from autoencoders.runtime import processes
+from autoencoders.runtime.checks import printable
 from autoencoders.runtime.errors import RunError, UsageError
 
 VERSION = "1.0.0"
@@ -77,19 +80,21 @@ class _LineHandler(logging.StreamHandler[Any]):
 
     def format(self, record: logging.LogRecord) -> str:
         marked = "warning: " if record.levelno >= logging.WARNING else ""
-        return marked + " ".join(record.getMessage().split())
+        return marked + printable(record.getMessage())
 
 
 def run(main: Callable[[], None], distributed: bool = False) -> None:
     """Run a script's `main`, on the main process alone unless `distributed`; an error becomes one line and a status."""
-    if processes.torchrun_env("RANK"):
-        if not distributed:
-            return
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (open as long as the process)
+    if processes.torchrun_env("RANK") and not distributed:
+        return
     signal.signal(signal.SIGTERM, _terminate)
     _make_streams_robust()
+    if processes.torchrun_env("RANK"):
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (open as long as the process)
     logging.basicConfig(handlers=[_LineHandler()], force=True)
     try:
+        _check_folder()
+        processes.check_torchrun()
         main()
         sys.stdout.flush()
         if processes.size() > 1:  # gloo's threads may abort a Python that ends while they still run
@@ -115,10 +120,12 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if processes.peer_is_gone(error):
         return "another process of this run has died; the same command with --resume continues the run", 1
     # PyTorch's out-of-memory error of the CPU is a plain RuntimeError.
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
+    no_memory = re.search("out of memory|can't allocate memory|not enough memory", str(error))
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and no_memory):
         return "out of memory; use a smaller model, batch size or image set", 1
     if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
+        name = error.filename or ("" if _stdout_works() else "standard output")
+        where = f"{name}: " if name else ""
         return f"{where}{error.strerror or error}; check the disk and its permissions", 1
     return "", 1
 
@@ -131,21 +138,49 @@ def _fail(message: str, status: int) -> NoReturn:
     where = f" (rank {processes.rank()} on {platform.node()})" if processes.rank() else ""
     with contextlib.suppress(OSError, ValueError):  # stderr may be closed; the status still counts
         stream = sys.__stderr__ if processes.rank() else sys.stderr
-        print(f"error: {' '.join(message.split())}{where}", file=stream, flush=True)
+        print(f"error: {printable(message)}{where}", file=stream, flush=True)
     if processes.size() > 1:  # an ordinary exit would wait for pending collectives
         sys.stdout.flush()
         os._exit(status)
     raise SystemExit(status)
 
 
+def _check_folder() -> None:
+    """RunError where the current folder was deleted: PyTorch cannot be loaded there."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise RunError("the current folder no longer exists; change to one that does") from error
+
+
+def _stdout_works() -> bool:
+    """Whether stdout takes an empty line. If not, all of it is dropped, or Python would complain again at the end."""
+    try:
+        print(flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
+
+
 def _make_streams_robust() -> None:
     """Replace a closed stream by the null device, and escape characters that a stream cannot encode."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # or the next file would be what others call stderr
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open as long as the process)
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+
+
+def path(text: str) -> Path:
+    """An argparse type: a path, where `~` is the home folder; empty text, as of an unset shell variable, is refused."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty; name a file or folder")
+    return Path(os.path.expanduser(text))
 
 
 def number(
@@ -196,9 +231,10 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], markdown:
 
 
 def format_csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Rows with the same columns as a CSV file: a header, then one line per row."""
+    """Rows as a CSV file: a header with all their columns, then one line per row."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    columns = dict.fromkeys(name for row in rows for name in row)
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue().encode()

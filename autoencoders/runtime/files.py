@@ -1,11 +1,16 @@
 """Files: atomic writes, checked reads, and the lock of an output folder; without torch, for a quick `ae_pca.py`."""
 
 import contextlib
+import ctypes
+import errno
 import io
 import json
+import logging
 import math
 import os
 import platform
+import sys
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,39 +21,53 @@ import numpy as np
 
 from autoencoders.runtime.errors import RunError, UsageError
 
+log = logging.getLogger(__name__)
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # of flock, on a disk without file locks
+
 
 def write_atomic(path: Path, *parts: bytes | memoryview) -> None:
     """Replace the file `path` by the concatenated `parts`; a reader sees the old file or the new one.
 
     File and folder are flushed to the disk, so that the new file survives a power cut. The temporary name is fixed:
-    the caller holds the folder's lock, and a leftover of a killed process is overwritten.
+    the caller holds the folder's lock, and a leftover of a killed process is replaced.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)  # a link there would be followed, and opening a pipe would wait
+        with temporary.open("xb") as file:
             file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        if os.name != "nt":  # Windows cannot open a folder, and its rename is already durable
-            descriptor = os.open(path.parent, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
+        _flush_folder(path.parent)
     except OSError as error:
-        hint = "free some space or choose another --output-dir"
+        hint = f"delete {temporary}" if temporary.is_dir() else "free some space or choose another --output-dir"
         raise RunError(f"{path}: cannot be written ({error.strerror}); {hint}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
 
 
+def _flush_folder(folder: Path) -> None:
+    """Flush the entries of a folder; nothing on Windows, in unreadable folders and on disks without it (SMB, FUSE)."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EINVAL, errno.ENOTSUP):
+            raise
+
+
 def prepare_folder(folder: Path) -> Path:
     """Create `folder` and check that it is writable, before an hour of work depends on it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".probe.tmp"
-        probe.write_bytes(b"probe")
-        probe.unlink(missing_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"probe")
     except OSError as error:
         raise RunError(f"{folder}: cannot be written ({error.strerror}); choose another --output-dir") from error
     return folder
@@ -57,20 +76,47 @@ def prepare_folder(folder: Path) -> Path:
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[Path]:
     """Create `folder` and lock it for this process; UsageError naming the process that holds the lock already."""
-    path = prepare_folder(folder) / ".lock"  # stays there: deleting a lock file is a race
-    lock = filelock.FileLock(path, timeout=0)
+    path = prepare_folder(folder) / ".lock"
     try:
-        lock.acquire()
-        path.write_text(f"process {os.getpid()} on {platform.node()}\n")
+        lock = file_lock(path, timeout=0)
     except filelock.Timeout:
-        holder = path.read_text(errors="replace")[:200].strip() or "another process"
+        holder = _holder(path) or "another process"
         raise UsageError(f"{folder}: is in use by {holder}; wait for it to end, or use another --output-dir") from None
     except OSError as error:
-        raise RunError(f"{path}: cannot be locked ({error.strerror}); use another --output-dir") from error
-    try:
+        hint = "delete it, or use another --output-dir"
+        raise RunError(f"{path}: cannot be locked ({error.strerror}); {hint}") from error
+    with lock:
         yield folder
-    finally:
-        lock.release()
+
+
+def file_lock(path: Path, timeout: float = -1) -> contextlib.AbstractContextManager[object]:
+    """Lock the file `path` until the context ends, waiting at most `timeout` seconds, forever if it is negative.
+
+    Raises filelock.Timeout or OSError. On a file system without locks a warning is given and nothing is locked: a file
+    that stands for a lock would outlive a crash. The lock file stays there, because deleting it would be a race.
+    """
+    lock = filelock.FileLock(path, timeout, preserve_lock_file=True, on_acquired=_name_holder)
+    try:
+        return lock.acquire()
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        log.warning(f"{path}: this disk has no file locks; do not start a second process that writes there")
+        return contextlib.nullcontext()
+
+
+def _name_holder(descriptor: int) -> None:
+    """Write who holds a lock into its file, from the second byte on: on Windows the first byte is what is locked."""
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"\nprocess {os.getpid()} on {platform.node()}\n".encode())
+
+
+def _holder(path: Path) -> str:
+    """Who holds the lock, as `_name_holder` wrote it; empty if that cannot be read."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        file.seek(1)
+        return file.read(200).decode(errors="replace").strip()
+    return ""
 
 
 def read_bytes(path: Path, hint: str) -> bytes:
@@ -146,6 +192,25 @@ def read_n_components(path: Path, maximum: int, hint: str) -> int:
     return int(text)
 
 
-def total_memory() -> float:
-    """Bytes of this machine's memory; infinite where the system does not say."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+def total_memory(root: Path = Path("/")) -> float:
+    """Bytes of memory that this process may use: the machine's, or the limit of its container if that is lower.
+
+    `root` has the folders proc and sys of Linux. Infinite where the system does not say.
+    """
+    if sys.platform == "win32":
+        status = (ctypes.c_uint64 * 8)(64)  # MEMORYSTATUSEX: its size, then the total, and six numbers more
+        return status[1] if ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)) else math.inf
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_memory_limits(root)])
+
+
+def _memory_limits(root: Path) -> Iterator[int]:
+    """The limits, in bytes, of this process's control groups and of those around them (cgroups(7))."""
+    files = {"": "memory.max", "memory": "memory.limit_in_bytes"}  # of version 2, and of version 1
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            for controller in files.keys() & controllers.split(","):
+                folder = root / "sys/fs/cgroup" / controller / group.lstrip("/")
+                for place in (folder, *folder.parents):
+                    with contextlib.suppress(OSError, ValueError):  # no such file, or "max" for no limit
+                        yield int((place / files[controller]).read_text())

@@ -5,29 +5,54 @@ training step meets several processes; only the main process (rank 0) prints and
 """
 
 import contextlib
+import logging
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from autoencoders.runtime.errors import RunError
+from autoencoders.runtime.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Loss = Callable[["Tensor"], "tuple[Tensor, dict[str, Tensor]]"]  # batch -> (scalar to minimise, values to log)
 
 _TIMEOUT = timedelta(days=7)  # a dead process raises at once; a slow one is waited for
+_NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")  # variables of torchrun
+_ALONE = f"unset {', '.join(_NUMBERS)} to run one process"
 _rank, _size = 0, 1
 _dist: Any = None  # torch.distributed; `setup` imports it where there are several processes
 
 
 def torchrun_env(name: str) -> int:
-    """The integer that torchrun set for this process, such as RANK or LOCAL_RANK; 0 without torchrun."""
-    by_torchrun = {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys()
-    return int(os.environ.get(name, 0)) if by_torchrun else 0
+    """The integer that torchrun set for this process, such as RANK or LOCAL_RANK; 0 where one process runs alone."""
+    return int(os.environ[name]) if not _wrong_variable() and int(os.environ.get("WORLD_SIZE", 1)) > 1 else 0
+
+
+def check_torchrun() -> None:
+    """UsageError for variables of torchrun that are incomplete or contradict one another, left over in a shell."""
+    if name := _wrong_variable():
+        value = f"={os.environ[name]}" if name in os.environ else " is not set"
+        raise UsageError(f"torchrun's variables are incomplete or wrong ({name}{value}); {_ALONE}, or use torchrun")
+
+
+def _wrong_variable() -> str:
+    """The first variable of torchrun that is missing or wrong; empty if all are right, or none is there."""
+    if not os.environ.keys() & _NUMBERS:
+        return ""
+    values = {name: os.environ.get(name, "") for name in _NUMBERS}
+    wrong = [name for name, text in values.items() if not (text.isdecimal() and len(text) < 9)]
+    if not wrong and int(values["RANK"]) >= int(values["WORLD_SIZE"]):
+        wrong = ["RANK"]
+    if not wrong and int(values["WORLD_SIZE"]) > 1:
+        wrong = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    return wrong[0] if wrong else ""
 
 
 def launch_id() -> str:
@@ -59,15 +84,21 @@ def setup() -> None:
     _dist = torch.distributed
     # Waiting in C++ does not run Python's signal handlers, and there is nothing to save yet.
     handlers = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGINT)}
-    store, _rank, _size = next(rendezvous("env://", timeout=_TIMEOUT))
-    # After a restart the store still holds the addresses of the dead processes: each attempt has its own names.
-    store = _dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    waiting = f"waiting for the other processes (WORLD_SIZE={os.environ['WORLD_SIZE']}); start them, or {_ALONE}"
+    notice = threading.Timer(10, log.warning, [waiting])  # seconds
+    notice.start()
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
+        store, _rank, _size = next(rendezvous("env://", timeout=_TIMEOUT))
+        # After a restart the store still holds the addresses of the dead processes: each attempt has its own names.
+        store = _dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
         _dist.init_process_group(backend, store=store, rank=_rank, world_size=_size, timeout=_TIMEOUT)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise RunError(f"the processes cannot reach each other ({reason}); set GLOO_SOCKET_IFNAME") from error
+        raise RunError(f"the processes cannot reach each other ({reason}); check MASTER_ADDR and MASTER_PORT, or set "
+                       f"GLOO_SOCKET_IFNAME") from error  # fmt: skip
+    finally:
+        notice.cancel()
     for number, handler in handlers.items():  # the main process saves a checkpoint; the others end with it
         signal.signal(number, signal.SIG_IGN if _rank else handler)
 

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from autoencoders.data.sets import DATASETS, OWN
 from autoencoders.recipes import Recipe
+from autoencoders.runtime import checks
 from autoencoders.runtime.errors import RunError, UsageError
 from autoencoders.runtime.files import check_archive, read_bytes, read_json, write_atomic, write_json
 
@@ -62,7 +64,30 @@ def read_record(folder: Path) -> dict[str, Any]:
     record = read_json(path, hint)
     if record.pop("sha256", None) != checksum(record):
         raise RunError(f"{path}: was changed after the run wrote it: its checksum does not match; {hint}")
+    try:
+        recipe = Recipe.from_dict(record["recipe"])
+        record["dataset"] = _checked_dataset(record["dataset"])
+        record["metrics"] = {checks.text(name): checks.metric(value) for name, value in record["metrics"].items()}
+        checks.number(record["seconds"], 0)
+        record["precision"] = checks.text(record["precision"])
+        if record["weights"] != recipe.weights_file:
+            raise ValueError("its weights are not those of its recipe")
+    except Exception as error:  # any content that we did not write
+        raise RunError(f"{path}: is not the record of a run ({error}); {hint}") from error
     return record
+
+
+def _checked_dataset(plain: dict[str, Any]) -> dict[str, Any]:
+    """What a record says about its image set. Files of earlier versions also name paths, which are not used."""
+    source, fraction, label = plain.get("source", plain["name"]), plain.get("test_fraction"), plain.get("leave_out")
+    return {
+        "name": checks.text(plain["name"]), "title": checks.text(plain["title"]),
+        "fingerprint": checks.text(plain["fingerprint"]),
+        "source": source if source in DATASETS else OWN,
+        "test_fraction": None if fraction is None else checks.number(fraction, 1e-9, 0.9),
+        "split_seed": checks.integer(plain.get("split_seed", 0), 0, 2**31 - 1), "stream": plain.get("stream") is True,
+        "leave_out": None if label is None else checks.integer(label, 0, 65535),
+    }  # fmt: skip
 
 
 def checksum(record: dict[str, Any]) -> str:
@@ -90,9 +115,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], str]:
     state = from_bytes(data, path, hint)
     try:
         Recipe.from_dict(state["recipe"])
-        state["fingerprint"], state["precision"], state["versions"]
-        if not all(isinstance(row, dict) for row in state["trainer"]["history"]):
-            raise TypeError("its history is not a list of rows")
+        state["fingerprint"], state["precision"], state["versions"], state["trainer"]
     except Exception as error:  # any content that we did not write
         raise RunError(f"{path}: does not hold a run ({error}); {hint}") from error
     return dict(state), digest
@@ -102,7 +125,7 @@ def is_finished(folder: Path, digest: str) -> bool:
     """Whether `folder` holds all results of the run whose checkpoint has this SHA-256."""
     try:
         record = read_record(folder)
-        files = [*RESULT_FILES, Path(str(record["weights"])).name]
+        files = [*RESULT_FILES, record["weights"]]
         return record.get("checkpoint_sha256") == digest and all((folder / name).exists() for name in files)
     except (RunError, UsageError, KeyError):
         return False

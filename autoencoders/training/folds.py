@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from autoencoders.data.images import ImageSet
 from autoencoders.evaluation.metrics import reconstruction_error
 from autoencoders.recipes import Recipe
-from autoencoders.runtime import cli
+from autoencoders.runtime import checks, cli
 from autoencoders.runtime.device import Precision, keep_freed_memory
 from autoencoders.runtime.errors import RunError
 from autoencoders.runtime.files import prepare_folder, read_json, write_json
@@ -148,8 +148,9 @@ def load_result(key: dict[str, Any], folder: Path) -> Result | None:
     try:
         record = read_json(path, "delete it")
         if record.pop("sha256", None) == checksum(record) and record["facts"] == key:
-            return dict(record["result"])
-    except (RunError, KeyError, TypeError):
+            error, seconds = record["result"]["val_mse"], checks.number(record["result"]["seconds"], 0)
+            return {"val_mse": None if error is None else checks.number(error, 0), "seconds": seconds}
+    except Exception:  # any content that we did not write
         pass
     log.warning(f"{path}: is damaged; this fold is trained again")
     return None

@@ -8,6 +8,7 @@ which a resumed training continues the same run. Values have the names of `run.j
 import importlib.util
 import logging
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -18,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from autoencoders.runtime import cli
-from autoencoders.runtime.errors import UsageError
+from autoencoders.runtime import checks, cli
+from autoencoders.runtime.errors import RunError, UsageError
 from autoencoders.runtime.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -58,9 +59,13 @@ class Trackers:
         path = self.folder / f"{name}.json"
         id = f"{self.settings['name']}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         state: dict[str, Any] = {"id": id, "epochs": 0}
-        state |= read_json(path, "delete it to start a new one") if resumed and path.exists() else {}
-        first_step = int(state["epochs"]) * len(self.trainer.batch_sizes) + 1
-        tracker = TRACKERS[name](str(state["id"]), self.folder, project, self.settings, first_step)
+        if resumed and path.exists():
+            state = checks.like(read_json(path, hint := "delete it to start a new one"), state)
+            if not re.fullmatch(r"\w[\w.-]{0,99}", state["id"], re.ASCII):  # it becomes part of a path
+                raise RunError(f"{path}: holds no id of a run; {hint}")
+            checks.integer(state["epochs"], 0, len(self.trainer.history))
+        first_step = state["epochs"] * len(self.trainer.batch_sizes) + 1
+        tracker = TRACKERS[name](state["id"], self.folder, project, self.settings, first_step)
         tracker.path, tracker.state, self.active[name] = path, state, tracker
 
     def _guarded(self, name: str, act: Callable[..., None], *args: Any) -> None:
@@ -93,7 +98,7 @@ class Trackers:
 
     def _log_epochs(self, tracker: "_Tracker") -> None:
         history, steps = self.trainer.history, len(self.trainer.batch_sizes)
-        for row in history[int(tracker.state["epochs"]) :]:
+        for row in history[tracker.state["epochs"] :]:
             last_step = row["epoch"] * steps
             for step in range(last_step - steps + 1, last_step + 1):
                 if step % self.interval == 0:

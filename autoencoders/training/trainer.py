@@ -20,7 +20,7 @@ from autoencoders.data.batches import epoch_batches, to_device
 from autoencoders.data.images import ImageSet
 from autoencoders.evaluation.metrics import evaluation_means, evaluation_sums, to_pixels
 from autoencoders.recipes import Recipe
-from autoencoders.runtime import processes
+from autoencoders.runtime import checks, processes
 from autoencoders.runtime.device import Precision, keep_freed_memory, seed_for
 from autoencoders.runtime.errors import RunError
 
@@ -135,15 +135,13 @@ class Trainer:
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a state; KeyError or RuntimeError when it does not fit this trainer."""
+        """Restore a state; an exception when it does not fit this trainer."""
+        self._check(state)
         self.model.load_state_dict(state["model"])
         for name, buffer in self.model.named_buffers():
             buffer.copy_(state["buffers"][name])
+        self.model.check_state()
         self.optimizer.load_state_dict(state["optimizer"])
-        for weight, adam in self.optimizer.state.items():  # torch checks neither
-            moments = adam["exp_avg"], adam["exp_avg_sq"]
-            if adam["step"].ndim or any(m.shape != weight.shape or not m.isfinite().all() for m in moments):
-                raise RuntimeError("the optimizer's state has other shapes, or is not finite")
         if self.schedule:
             self.schedule.load_state_dict(state["schedule"])
         self.precision.scaler.load_state_dict(state["scaler"])
@@ -153,6 +151,36 @@ class Trainer:
         torch.set_rng_state(state["random"])
         if self.device.type == "cuda" and state["random_cuda"] is not None:
             torch.cuda.set_rng_state(state["random_cuda"], self.device)
+
+    def _check(self, state: dict[str, Any]) -> None:
+        """Raise an exception unless `state` is what `state_dict` may return: its shapes, ranges and finite numbers."""
+        mine, steps, members = self.state_dict(), len(self.batch_sizes), self.model.members
+        for name in ("model", "scaler", "schedule", "random"):
+            checks.like(state[name], mine[name], name)
+        checks.like({name: state["buffers"][name] for name in mine["buffers"]}, mine["buffers"], "buffers")
+        moments = {i: {"step": torch.zeros(()), "exp_avg": weight, "exp_avg_sq": weight}
+                   for i, weight in enumerate(self.model.parameters())}  # fmt: skip
+        started = {"state": moments if state["optimizer"]["state"] else {}}
+        checks.like(state["optimizer"], mine["optimizer"] | started, "optimizer")
+        for theirs, group in zip(state["optimizer"]["param_groups"], mine["optimizer"]["param_groups"]):
+            if any(theirs[name] != value for name, value in group.items() if not isinstance(value, float | tuple)):
+                raise ValueError("the optimizer has other switches")  # with which its kernel may crash
+        checks.integer(state["steps_done"], 0, steps)
+        checks.number(state["seconds"], 0)
+        history, tested = state["history"], evaluation_sums(self.model, self.test_images[:1], 0)
+        names = {"epoch", "train_loss", "seconds", "images_per_second", *self.model.epoch_metrics}
+        names |= {name for name in tested if name.startswith("test_")}
+        for number, row in enumerate(history, start=1):
+            checks.like(row, {name: checks.metric(value, members) for name, value in history[0].items()}, "history")
+            if row["epoch"] != number or not names <= row.keys() or not all(name.isidentifier() for name in row):
+                raise ValueError(f"history lacks epoch {number}, or has other columns")
+        checks.like(state["batch_losses"], torch.zeros(len(history) * steps, dtype=torch.double), "batch_losses")
+        for name, values in state["logged"].items():
+            checks.like(values, values.new_zeros((steps, *[members] * (values.ndim > 1))), "logged")
+            if not name.isidentifier():
+                raise ValueError("logged values have other names")
+        if self.schedule and state["schedule"]["last_epoch"] != len(history) * steps + state["steps_done"]:
+            raise ValueError("the schedule of the learning rate is at another step")
 
 
 @dataclass

@@ -1,5 +1,7 @@
 """A folder of pictures or a .npy file gives the set that its files describe, or one line of error."""
 
+import errno
+import fcntl
 import json
 import logging
 import os
@@ -14,18 +16,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import call_script, is_one_error_line, only_warnings
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from ae_eval import load_all_images
 from autoencoders.data.batches import POOL, epoch_batches
 from autoencoders.data.images import MappedImages
-from autoencoders.data.own import printable_name, stays_in_file
+from autoencoders.data.own import stays_in_file
 from autoencoders.data.sets import load_images
 from autoencoders.evaluation.pca import fit_pca
 from autoencoders.runtime.errors import RunError, UsageError
-from autoencoders.training.trained import load_recorded, load_run
+from autoencoders.training.trained import load_run
 
 TINY = ("--hidden-sizes", 16, "--code-size", 2, "--code-activation", "none", "--epochs", 1, "--device", "cpu")
 
@@ -162,13 +162,6 @@ def test_damaged_pictures_are_named_and_all_files_left_out_are_counted(tmp_path,
     assert "4 pictures" in info.messages[-1] and "2 damaged and 6 other files" in info.messages[-1]
 
 
-@settings(deadline=None)
-@given(st.text(st.characters(exclude_categories=()), max_size=60))
-def test_a_printable_name_can_be_printed_encoded_and_drawn(name):
-    text = printable_name(name)
-    assert text.isprintable() and text.encode() and len(text) <= 40 if name else text == ""
-
-
 @pytest.mark.parametrize("name", ["$\\frac{$\n", "\udcff\udcfe", "-rf"], ids=ascii)
 def test_a_folder_may_have_any_name(tmp_path, collections, capsys, name):
     folder = tmp_path / name
@@ -221,12 +214,14 @@ def test_a_run_on_own_images_of_another_size_is_trained_loaded_again_and_shown(c
     status, out, _ = call(capsys, "ae_train", *data, *TINY, "--output-dir", tmp_path)
     assert status == 0 and "pictures" in out and (tmp_path / "latent_map.png").exists()
     run = load_run(tmp_path, torch.device("cpu"))
-    images = run.load_images()
+    with pytest.raises(UsageError, match="--dataset"):  # its record names no path
+        run.load_images()
+    assert str(collections) not in (tmp_path / "run.json").read_text()
+    images = run.load_images(str(collections / "pictures"))
     assert run.recipe.image_size == 16 and run.record["dataset"]["name"] == "pictures"
     assert images.fingerprint == run.record["dataset"]["fingerprint"] and len(images.test_images) == 15
-    assert run.record["dataset"]["source"] == str(collections / "pictures")
     picture = next((collections / "pictures" / "odd").iterdir())
-    for flags in (("--walk", 0), ("--interpolate", 0, 1), ("--input", picture)):
+    for flags in ((*data[:2], "--walk", 0), (*data[:2], "--interpolate", 0, 1), ("--input", picture)):
         status, out, err = call(capsys, "ae_generate", "--run", tmp_path, "--device", "cpu", *flags)
         assert status == 0 and f"Wrote {tmp_path}" in out, err
 
@@ -267,7 +262,8 @@ def test_a_streamed_set_has_the_same_test_part_and_the_same_training_images(coll
     assert np.array_equal(streamed.test_labels, held.test_labels)
     assert pairs(streamed, "train") == pairs(held, "train") and (np.diff(streamed.train_images.rows) > 0).all()
     for images in (streamed, held):
-        assert load_recorded({"name": "x", **images.source}).fingerprint == images.fingerprint
+        stream = "on" if images.source["stream"] else "off"
+        assert own(path, root=tmp_path / "root", stream=stream, **settings).fingerprint == images.fingerprint
 
 
 def test_at_most_10_000_test_images_are_taken_unless_a_fraction_is_given(tmp_path):
@@ -336,6 +332,15 @@ def test_a_full_disk_is_an_error_that_names_the_folder_and_leaves_nothing(collec
     assert [path.suffix for path in (tmp_path / "converted").iterdir()] == [".lock"]
 
 
+def test_a_disk_without_locks_can_hold_the_converted_images(collections, tmp_path, monkeypatch, caplog):
+    def flock(*args):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    own(collections / "pictures", root=tmp_path, stream="on")
+    assert "no file locks" in caplog.text
+
+
 def test_an_array_in_fortran_order_is_not_streamed(tmp_path):
     np.save(tmp_path / "a.npy", np.asfortranarray(np.random.default_rng(0).integers(0, 256, (9, 28, 28), np.uint8)))
     assert len(own(tmp_path / "a.npy").train_images) == 8
@@ -363,7 +368,7 @@ def test_a_streamed_run_uses_the_same_images_from_its_pca_to_its_evaluation(coll
     assert call(capsys, "ae_pca", *data, "--output-dir", out)[0] == 0
     status, _, err = call(capsys, "ae_train", *data, *TINY, "--output-dir", out)
     assert status == 0 and only_warnings(err)
-    status, table, err = call(capsys, "ae_eval", "--run", out, "--device", "cpu")
+    status, table, err = call(capsys, "ae_eval", "--run", out, *data[:2], "--device", "cpu")
     assert status == 0 and err == "" and "6 test images" in table
     evaluated, record = (json.loads((out / name).read_text()) for name in ("evaluation.json", "run.json"))
     assert evaluated["model"]["test_mse_unit"] == pytest.approx(record["metrics"]["test_mse_unit"], rel=1e-5)

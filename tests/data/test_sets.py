@@ -1,6 +1,5 @@
 """Known image sets are read exactly, a damaged file is named, and a missing set is downloaded or refused in time."""
 
-import json
 import logging
 import socket
 import time
@@ -13,7 +12,6 @@ from conftest import write_idx
 
 from autoencoders.data.sets import DATASETS, download, download_notice, is_on_disk, load_images
 from autoencoders.runtime.errors import RunError, UsageError
-from autoencoders.training.trained import load_recorded
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 
@@ -194,14 +192,6 @@ def test_a_known_set_can_be_resized(digits):
     assert small.train_images.shape == (1500, 196) and small.fingerprint != digits.fingerprint
     halved = digits.train_images.reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4)).ravel()
     assert np.corrcoef(halved, small.train_images.ravel())[0, 1] > 0.98
-
-
-def test_a_recorded_source_loads_the_same_set_again_also_from_another_root(fake_mnist, tmp_path):
-    images = load_images("auto", fake_mnist[0], image_size=14)
-    record = json.loads(json.dumps({"name": images.name, **images.source}))
-    assert load_recorded(record).fingerprint == images.fingerprint
-    fake_mnist[0].rename(tmp_path / "moved")
-    assert load_recorded(record, root=tmp_path / "moved").fingerprint == images.fingerprint
 
 
 def test_a_dry_run_says_which_set_would_be_downloaded(fake_mnist, tmp_path):

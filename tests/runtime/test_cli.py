@@ -11,7 +11,9 @@ import termios
 from functools import partial
 
 import pytest
+import torch
 from conftest import ROOT, TRAIN, call_script, is_one_error_line, only_warnings, run_script
+from PIL import Image
 
 import ae_eval
 import ae_generate
@@ -42,6 +44,8 @@ def test_help_shows_every_flag_and_needs_no_torch(script):
         (RunError("bad disk"), 1, "bad disk"),
         (MemoryError(), 1, "memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried"), 1, "memory"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), 1, "memory"),
         (cli.Stopped("stopped; saved", 143), 143, "saved"),
         (OSError(28, "No space left on device", "x.png"), 1, "x.png: No space left on device"),
         (KeyboardInterrupt(), 130, "Ctrl-C"),
@@ -61,6 +65,54 @@ def test_what_goes_wrong_outside_our_code_is_one_line_and_a_status(capsys, error
 def test_a_bug_of_ours_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         cli.run(lambda: 1 // 0)
+
+
+@pytest.mark.parametrize("text", ["an illegal memory access was encountered", "refer to a single memory location"])
+def test_an_error_about_memory_that_is_not_used_up_keeps_its_traceback(text):
+    def main():
+        raise RuntimeError(text)
+
+    with pytest.raises(RuntimeError, match=text):
+        cli.run(main)
+
+
+def run_code(code, **options):
+    """The finished process that ran this Python text, with our package."""
+    command = [sys.executable, "-c", f"import os, sys\nfrom autoencoders.runtime import cli\n{code}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, text=True, env=environment, **options)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_under_stdout_is_named(monkeypatch, unbuffered):
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    with open("/dev/full", "w") as full:
+        process = run_code("cli.run(lambda: print('x'))", stdout=full, stderr=subprocess.PIPE)
+    assert process.returncode == 1 and is_one_error_line(process.stderr)
+    assert process.stderr.startswith("error: standard output: No space left")
+
+
+def test_a_deleted_current_folder_is_named(tmp_path):
+    (tmp_path / "gone").mkdir()
+    process = run_code("os.rmdir(os.getcwd()); cli.run(lambda: print('x'))", cwd=tmp_path / "gone", capture_output=True)
+    assert process.returncode == 1 and is_one_error_line(process.stderr)
+    assert "the current folder no longer exists" in process.stderr and process.stdout == ""
+
+
+def test_closed_standard_streams_are_the_null_device_and_make_no_picture_damaged(tmp_path, digits):
+    Image.fromarray(digits.train_images[0].reshape(28, 28)).save(tmp_path / "digit.tif", compression="tiff_lzw")
+    code = """
+from pathlib import Path
+from autoencoders.data.pictures import read_picture
+def main():
+    print("lost")
+    with open("result", "w") as file:
+        streams = [os.path.samestat(os.stat(os.devnull), os.fstat(number)) for number in range(3)]
+        print(streams, file.fileno() > 2, os.get_inheritable(2), read_picture(Path("digit.tif")).size, file=file)
+cli.run(main)
+"""
+    assert run_code(code, cwd=tmp_path, preexec_fn=lambda: os.closerange(0, 3)).returncode == 0
+    assert (tmp_path / "result").read_text() == "[True, True, True] True True (28, 28)\n"
 
 
 def test_a_reader_that_leaves_early_is_no_traceback():
@@ -101,6 +153,14 @@ def test_other_widths_are_refused(text):
         cli.sizes(text)
 
 
+def test_a_path_may_begin_at_home_and_is_not_empty(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert [str(cli.path(text)) for text in ("~/out", "out", "a~b")] == ["/home/me/out", "out", "a~b"]
+    for text in ("", " "):
+        with pytest.raises(argparse.ArgumentTypeError, match="empty"):
+            cli.path(text)
+
+
 def test_a_code_size_is_a_number_or_auto():
     assert cli.code_size("auto") == "auto" and cli.code_size("154") == 154
     with pytest.raises(argparse.ArgumentTypeError):
@@ -133,6 +193,15 @@ def test_every_flag_of_every_script_may_be_spelt_with_underscores(script):
         assert parser.parse_args(needed + one) == parser.parse_args(needed + other), spelt
         if action.nargs != 0:
             assert parser.parse_args([*needed, f"{spelt}={value}"]) == parser.parse_args(needed + one)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_an_empty_path_is_refused_by_every_flag_of_every_script(script, capsys):
+    paths = [a for a in SCRIPTS[script].parser()._actions if a.dest in ("run", "output_dir", "data_root", "input")]
+    assert paths
+    for action in paths:
+        status, _, err = call_script(capsys, SCRIPTS[script].main, action.option_strings[0], "")
+        assert status == 2 and is_one_error_line(err) and action.option_strings[0] in err and "empty" in err
 
 
 def test_a_value_keeps_its_underscores():
@@ -276,6 +345,6 @@ def test_messages_go_to_stderr_and_quiet_hides_all_but_warnings(capsys):
 
 
 def test_only_the_main_process_of_torchrun_runs_a_script_that_is_not_distributed(monkeypatch):
-    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+    for name, value in zip(("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"), "12101"):
         monkeypatch.setenv(name, value)
     cli.run(lambda: pytest.fail("it ran"))

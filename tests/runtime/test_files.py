@@ -1,3 +1,8 @@
+import errno
+import fcntl
+import io
+import logging
+import math
 import os
 import resource
 import stat
@@ -14,6 +19,7 @@ from autoencoders.runtime.files import (
     read_json,
     read_n_components,
     read_npz,
+    total_memory,
     write_atomic,
     write_json,
     write_npz,
@@ -61,6 +67,50 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_other(tmp_path, monkeyp
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["numbers.txt"]
 
 
+def fail_on_folders(monkeypatch, name, code):
+    """Let the function `name` of os fail with `code` for a folder, given by its path or its descriptor."""
+    real = getattr(os, name)
+
+    def function(target, *args):
+        if stat.S_ISDIR(os.stat(target).st_mode):
+            raise OSError(code, os.strerror(code))
+        return real(target, *args)
+
+    monkeypatch.setattr(os, name, function)
+
+
+@pytest.mark.parametrize(("name", "code"), [("fsync", errno.EINVAL), ("fsync", errno.ENOTSUP), ("open", errno.EACCES)])
+def test_a_folder_that_cannot_be_flushed_is_no_error(tmp_path, monkeypatch, name, code):
+    """SMB and some FUSE file systems cannot flush a folder; Windows cannot open one."""
+    fail_on_folders(monkeypatch, name, code)
+    write_atomic(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new" and os.listdir(tmp_path) == ["file"]
+
+
+def test_a_folder_on_a_broken_disk_is_an_error(tmp_path, monkeypatch):
+    fail_on_folders(monkeypatch, "fsync", errno.EIO)
+    with pytest.raises(RunError, match="Input/output error"):
+        write_atomic(tmp_path / "file", b"new")
+
+
+def test_a_link_or_a_pipe_at_the_temporary_name_is_replaced(tmp_path):
+    folder, victim, leftover = tmp_path / "out", tmp_path / "victim", tmp_path / "out" / ".file.tmp"
+    folder.mkdir()
+    victim.write_text("mine")
+    leftover.symlink_to(victim)
+    write_atomic(folder / "file", b"new")
+    assert victim.read_text() == "mine" and not (folder / "file").is_symlink()
+    os.mkfifo(leftover)
+    write_atomic(folder / "file", b"newer")
+    assert (folder / "file").read_bytes() == b"newer" and os.listdir(folder) == ["file"]
+
+
+def test_a_folder_at_the_temporary_name_is_an_error_that_says_to_delete_it(tmp_path):
+    (tmp_path / ".file.tmp").mkdir()
+    with pytest.raises(RunError, match=r"file: cannot be written.*delete .*/\.file\.tmp$"):
+        write_atomic(tmp_path / "file", b"new")
+
+
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
 def test_permissions_follow_the_umask(tmp_path, mask):
     before = os.umask(mask)
@@ -80,6 +130,11 @@ def test_an_output_folder_is_made_with_its_parents_and_left_empty(tmp_path):
     folder = prepare_folder(tmp_path / "a" / "b")
     assert folder.is_dir() and os.listdir(folder) == []
     assert prepare_folder(folder) == folder
+
+
+def test_nothing_of_another_program_stands_in_the_way_of_the_check(tmp_path):
+    (tmp_path / ".probe.tmp").mkdir()
+    assert prepare_folder(tmp_path) == tmp_path and os.listdir(tmp_path) == [".probe.tmp"]
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/none"])
@@ -164,9 +219,80 @@ def test_a_locked_folder_is_refused_and_free_again_afterwards(tmp_path):
         pass
 
 
-def test_a_lock_that_is_a_link_or_a_folder_is_a_run_error(tmp_path):
+MAKE_ODD = {
+    "a link": lambda path: path.symlink_to(path.with_name("target")),
+    "a link to nothing": lambda path: path.symlink_to(path.with_name("nowhere")),
+    "a folder": os.mkdir,
+    "a pipe": os.mkfifo,
+}
+
+
+@pytest.mark.parametrize("kind", MAKE_ODD)
+def test_a_lock_that_is_no_file_is_a_run_error_that_says_to_delete_it(tmp_path, kind):
     (tmp_path / "target").write_text("mine")
-    (tmp_path / ".lock").symlink_to(tmp_path / "target")
-    with pytest.raises(RunError, match=r"\.lock"), locked(tmp_path):
+    MAKE_ODD[kind](tmp_path / ".lock")
+    with pytest.raises(RunError, match=r"\.lock.*delete it"), locked(tmp_path):
         pass
-    assert (tmp_path / "target").read_text() == "mine"
+    assert (tmp_path / "target").read_text() == "mine" and not (tmp_path / "nowhere").exists()
+
+
+def test_the_holder_is_written_and_read_without_the_first_byte(tmp_path, monkeypatch):
+    """Windows locks that byte: nobody else, nor the holder through another open file, can read or write it."""
+
+    class Guarded(io.FileIO):
+        def readinto(self, buffer):
+            if self.tell() == 0:
+                raise PermissionError(errno.EACCES, "Permission denied")
+            return super().readinto(buffer)
+
+    real_open = io.open
+
+    def guarded_open(path, *args, **kwargs):
+        if os.path.basename(path) == ".lock":
+            return io.BufferedReader(Guarded(path))
+        return real_open(path, *args, **kwargs)
+
+    with locked(tmp_path):
+        monkeypatch.setattr(io, "open", guarded_open)
+        with pytest.raises(UsageError, match=f"in use by process {os.getpid()} on "), locked(tmp_path):
+            pass
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_on_a_disk_without_locks_a_warning_is_given_and_nothing_is_locked(tmp_path, monkeypatch, caplog, code):
+    def flock(*args):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    for _ in range(2):  # a run that was killed leaves nothing that stops the next one
+        with caplog.at_level(logging.WARNING), locked(tmp_path), locked(tmp_path):
+            write_atomic(tmp_path / "file", b"new")
+    assert len(caplog.records) == 4 and "no file locks" in caplog.text
+
+
+OWN = "sys/fs/cgroup/user.slice/run-7.scope/memory.max"
+V2 = {"proc/self/cgroup": "0::/user.slice/run-7.scope\n"}
+V1 = {"proc/self/cgroup": "11:cpu,cpuacct:/other\n9:memory:/docker/7\n1:name=systemd:/docker/7\n0::/docker/7\n"}
+LIMITS = {
+    "its own": (V2 | {OWN: "3000\n"}, 3000),
+    "the lower one of a group around it": (
+        V2 | {OWN: "max\n", "sys/fs/cgroup/user.slice/memory.max": "2000"},
+        2000,
+    ),
+    "of a container that sees its own group as the top": (V2 | {"sys/fs/cgroup/memory.max": "1000\n"}, 1000),
+    "version 1": (V1 | {"sys/fs/cgroup/memory/docker/7/memory.limit_in_bytes": "4000\n"}, 4000),
+    "version 1 in a container": (V1 | {"sys/fs/cgroup/memory/memory.limit_in_bytes": "5000\n"}, 5000),
+    "none": (V1 | {"sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n"}, None),
+    "no proc": ({"sys/fs/cgroup/memory.max": "x"}, None),
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_the_memory_is_that_of_the_machine_or_the_limit_of_its_control_group(tmp_path, name):
+    files, limit = LIMITS[name]
+    for file, text in files.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text)
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert total_memory(tmp_path) == (limit or machine)
+    assert 0 < total_memory() <= machine < math.inf

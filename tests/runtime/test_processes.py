@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, history, is_one_error_line, make_trainer
+from conftest import ROOT, call_script, history, is_one_error_line, make_trainer
 
 import ae_eval
 import ae_train
@@ -149,6 +150,52 @@ def workers(parent):
     """The processes that torchrun started, by rank."""
     children = map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split())
     return [child for child in children if b"LOCAL_RANK=" in Path(f"/proc/{child}/environ").read_bytes()]
+
+
+ADDRESS = "MASTER_ADDR=127.0.0.1 MASTER_PORT=29577"
+LEFT_OVER = {
+    "RANK=0 WORLD_SIZE=abc LOCAL_RANK=0": "WORLD_SIZE=abc",
+    "RANK=0 WORLD_SIZE=2 LOCAL_RANK=0": "MASTER_ADDR is not set",
+    "RANK=0 WORLD_SIZE=2 LOCAL_RANK=0 MASTER_ADDR=127.0.0.1": "MASTER_PORT is not set",
+    "LOCAL_RANK=3": "RANK is not set",
+    "WORLD_SIZE=2": "RANK is not set",
+    f"RANK=2 WORLD_SIZE=2 LOCAL_RANK=0 {ADDRESS}": "RANK=2",
+    f"RANK=-1 WORLD_SIZE=2 LOCAL_RANK=0 {ADDRESS}": "RANK=-1",
+    f"RANK=0 WORLD_SIZE=-2 LOCAL_RANK=0 {ADDRESS}": "WORLD_SIZE=-2",
+    f"RANK=0 WORLD_SIZE={'9' * 5000} LOCAL_RANK=0 {ADDRESS}": "WORLD_SIZE=999",
+}
+
+
+@pytest.mark.parametrize("variables", LEFT_OVER, ids=[text[:50] for text in LEFT_OVER])
+def test_variables_of_torchrun_that_do_not_fit_together_are_a_usage_error(monkeypatch, capsys, variables):
+    for variable in variables.split():
+        monkeypatch.setenv(*variable.split("="))
+    status, _, err = call_script(capsys, lambda _: pytest.fail("it ran"))
+    assert status == 2 and is_one_error_line(err) and LEFT_OVER[variables] in err and "unset RANK" in err
+
+
+def test_one_process_of_torchrun_is_a_process_without_it(monkeypatch, capsys):
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "3")):
+        monkeypatch.setenv(name, value)
+    assert processes.torchrun_env("LOCAL_RANK") == 0
+    assert call_script(capsys, lambda _: print("shown")) == (0, "shown\n", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_waiting_for_other_processes_is_said_and_ends_at_once(number):
+    fast = "import threading; timer = threading.Timer; threading.Timer = lambda s, *a: timer(s / 100, *a)"
+    code = f"{fast}\nfrom autoencoders.runtime import cli, processes\ncli.run(processes.setup, distributed=True)"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    text = f"RANK=0 WORLD_SIZE=2 LOCAL_RANK=0 MASTER_ADDR=127.0.0.1 MASTER_PORT={port}"
+    variables = dict(variable.split("=") for variable in text.split())
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **variables}, stderr=subprocess.PIPE, text=True
+    )
+    line = process.stderr.readline()
+    assert line.startswith("warning: waiting for the other processes (WORLD_SIZE=2)") and "unset RANK" in line
+    process.send_signal(number)
+    assert process.wait(timeout=10) == -number and process.stderr.read() == ""
 
 
 def test_an_error_of_one_process_ends_all_with_its_message(tmp_path):
