@@ -80,8 +80,12 @@ class Autoencoder(nn.Module):
     def on_epoch(self, epoch: int, epochs: int) -> None:
         """Called before epoch `epoch` (from 0) of `epochs`."""
 
-    def after_step(self, parts: Parts) -> None:
-        """Called after every update of the weights, with the parts of the whole batch's loss."""
+    def after_step(self, parts: Parts) -> Sequence[int]:
+        """Called after every update of the weights, with the parts of the whole batch's loss.
+
+        Returns the autoencoders of an ensemble whose weights are new, each one slice of every parameter.
+        """
+        return ()
 
     def check_state(self) -> None:
         """Raise ValueError when the buffers, restored from a file, hold what training could not have left there."""
@@ -229,7 +233,7 @@ class VAE(LayeredAutoencoder):
         recon_loss = self.reconstruction_loss(code, x)
         kl_loss = kl_to_standard_normal(mean.to(x.dtype), logvar.to(x.dtype)).mean()
         parts = {"recon_loss": recon_loss.detach(), "kl_loss": kl_loss.detach()}
-        return recon_loss + self.beta * kl_loss, parts
+        return recon_loss + self.beta * kl_loss if self.beta else recon_loss, parts  # 0 times an infinite KL is nan
 
     def sample(self, count: int, temperature: float = 1.0) -> Tensor:
         codes = torch.randn(count, self.mean.out_features, device=self.mean.weight.device)

@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 import ae_train
-from autoencoders.data.sets import data_arguments, load_images
 from autoencoders.recipes import RECIPES, recipe_of
 from autoencoders.runtime import cli, processes
 from autoencoders.runtime.cli import log
@@ -45,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
         args.device = "cpu"
     if args.analyze_loss and not args.dry_run:
         processes.setup()
-        device, images = pick_device(args.device), load_images(**data_arguments(args))
+        device, images = pick_device(args.device), ae_train.load_training_images(args)
         untrained = replace(recipe, image_size=images.side)
         check_memory(untrained.count_parameters())
         analysis, total = analyse_untrained(untrained, images.train_images, device), len(images.train_images)

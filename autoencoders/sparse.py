@@ -52,6 +52,10 @@ class _RowSums:
         source, factor = source[self.order], factor[self.order]
         return F.embedding_bag(source, rows, self.first, mode="sum", per_sample_weights=factor)
 
+    def of(self, *values: Tensor) -> Tensor:
+        """sum_e value[e] of several values (E,), each: (C, N)."""
+        return F.embedding_bag(self.order, torch.stack(values, dim=1), self.first, mode="sum").T
+
 
 class _SparsePass(torch.autograd.Function):
     """Encode, keep the k largest, decode; the equations are at the top of the module.
@@ -83,11 +87,10 @@ class _SparsePass(torch.autograd.Function):
         sums = _RowSums(f, len(rows))
         dw = sums(dv, x, image)  # sum_x dL/dv_f x
         dw += sums(a, dy, answer)  # sum_x a_f dL/dy
-        norm_term = torch.zeros_like(n).index_add(0, f, a * dv) / n
-        dw.addcmul_(rows, norm_term[:, None], value=-1)  # sum_x a_f dL/dv_f W_f / n_f
+        norm_term, db = sums.of(a * dv, dv)
+        dw.addcmul_(rows, (norm_term / n)[:, None], value=-1)  # sum_x a_f dL/dv_f W_f / n_f
         dw.addcmul_(dm[:, None], x.mean(0))  # dL/dm_f mean_x x
-        db = dm.index_add(0, f, dv)
-        return None, dw.view_as(weight), db.view(weight.shape[:2]), None
+        return None, dw.view_as(weight), (dm + db).view(weight.shape[:2]), None
 
 
 class _CosineWithPartner(torch.autograd.Function):
@@ -105,8 +108,9 @@ class _CosineWithPartner(torch.autograd.Function):
         rows, partner, n, c = ctx.saved_tensors
         row, pull = torch.arange(len(rows), device=rows.device), grads[0] / (n * n[partner])
         ends, others = torch.cat([row, partner]), torch.cat([partner, row])  # both ends of every pair (f, g)
-        dw = _RowSums(ends, len(rows))(pull.repeat(2), rows, others)  # W_g / (n_f n_g)
-        norm_term = torch.zeros_like(n).index_add(0, ends, (grads[0] * c).repeat(2)) / n.square()
+        sums = _RowSums(ends, len(rows))
+        dw = sums(pull.repeat(2), rows, others)  # W_g / (n_f n_g)
+        norm_term = sums.of((grads[0] * c).repeat(2))[0] / n.square()
         return dw.addcmul_(rows, norm_term[:, None], value=-1), None  # c_f W_f / n_f^2
 
 
@@ -260,8 +264,10 @@ class SparseEnsemble(Autoencoder):
                 self._match(pair, part)
 
     @torch.no_grad()
-    def after_step(self, parts: Parts) -> None:
-        """Add the batch's firing rates to the sums, and search the next matches; for after the optimizer's step."""
+    def after_step(self, parts: Parts) -> list[int]:
+        """Add the batch's firing rates to the sums and search the next matches; returns the autoencoders that the
+        published rule re-initialised.
+        """
         self.silent.add_(1).masked_fill_(parts["firing_rate"] > 0, 0)
         self.fires.add_(parts["firing_rate"])
         self.images.add_(1)
@@ -271,23 +277,25 @@ class SparseEnsemble(Autoencoder):
             features = (self.step // pairs * self.matches_per_step + features) % self.features
             self._match(self.step % pairs, features)
         self.step.add_(1)
-        self._reinitialise()
+        return self._reinitialise()
 
     def check_state(self) -> None:
         rows = self.features * self.members
         if self.step < 0 or self.images < 0 or ((self.matches < 0) | (self.matches >= rows)).any():
             raise ValueError("its matches are not rows of the dictionaries")
 
-    def _reinitialise(self) -> None:
-        """The published rule: re-initialise an autoencoder when its firing rates are far off; waits for the device."""
+    def _reinitialise(self) -> list[int]:
+        """The published rule: re-initialise the autoencoders whose firing rates are far off; waits for the device."""
         if self.reinit_threshold is None or self.step % self.reinit_every:
-            return
+            return []
         rate = self.fires / self.images
         deviation = ((rate - self.target_rate).abs() / self.target_rate).mean(1) ** 3
-        for sae in (deviation > self.reinit_threshold).nonzero().flatten().tolist():
+        far_off: list[int] = (deviation > self.reinit_threshold).nonzero().flatten().tolist()
+        for sae in far_off:
             nn.init.orthogonal_(self.weight[sae])
             self.bias[sae].zero_()
             self.silent[sae].zero_()
             self.refresh_matches()
         self.fires.zero_()
         self.images.zero_()
+        return far_off

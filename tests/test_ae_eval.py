@@ -142,6 +142,9 @@ def test_a_likelihood_is_printed_with_its_protocol(evaluate, binarize):
     assert (status, err) == (0, "") and found["protocol"] in out and f"{found['nll']:.3f}" in out
     assert ("entropy floor" in out) == (binarize is None) and 0 < found["nll"] <= -found["elbo"]
     assert "20 importance samples" in out and found["binarize"] == (binarize or "none")
+    error, fall = (f"{found[key]:.3f}" for key in ("nll_monte_carlo_error", "nll_fall_from_tenth"))
+    assert re.search(rf"Monte Carlo error +{error}\n", out)
+    assert re.search(rf"fall from a tenth of the samples +{fall}\n", out) and found["nll_fall_from_tenth"] > 0
 
 
 def test_without_samples_there_is_no_likelihood(evaluate):
@@ -229,6 +232,7 @@ def test_one_test_image_is_enough_for_all_but_a_map(tmp_path, digits, capsys):
     flags = ("--run", tmp_path / "out", "--dataset", path, "--device", "cpu", "--importance-samples", 9)
     status, out, err = call_script(capsys, ae_eval.main, *flags, "--outliers", path)
     assert (status, err) == (0, "") and "1 test images" in out and re.search(r"standard error .* undefined\n", out)
+    assert re.search(r"Monte Carlo error +0\.\d+\nfall from .* undefined\n", out)
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text(), parse_constant=pytest.fail)
     assert found["likelihood"]["nll_standard_error"] is None and found["outliers"]["strange_images"] == 12
     status, out, err = call_script(capsys, ae_eval.main, *flags, "--map")

@@ -35,6 +35,17 @@ def x():
     return torch.rand(50, 784, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
+def test_an_infinite_kl_of_weight_0_leaves_the_loss_finite():
+    model = VAE((784, 8, 2))
+    with torch.no_grad():
+        model.logvar.bias.fill_(100.0)
+        model.decoder[0].weight.zero_()
+    for epoch, finite in ((0, True), (1, False)):
+        model.on_epoch(epoch, 10)
+        loss, parts = model.loss(torch.rand(3, 784))
+        assert parts["kl_loss"].isinf() and loss.isfinite() == finite
+
+
 def test_the_state_dict_has_the_keys_of_two_plain_sequentials(model):
     layers = ("encoder.0", "encoder.2", "decoder.0", "decoder.2")
     assert list(model.state_dict()) == [f"{layer}.{part}" for layer in layers for part in ("weight", "bias")]

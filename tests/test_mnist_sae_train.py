@@ -94,6 +94,12 @@ def test_no_epochs_ends_after_the_analysis_and_writes_nothing(tmp_path, capsys, 
     assert out.count("\nautoencoder ") == 2 and "Epoch" not in out and "1,280 of 1,500 training images" in out
 
 
+def test_the_analysis_is_of_the_images_that_are_trained_on(tmp_path, capsys):
+    flags = ("--analyze-loss", "--epochs", 0, "--output-dir", tmp_path / "out", "--leave-out", 4)
+    status, out, err = call(capsys, *SMALL, *flags)
+    assert (status, err) == (0, "") and "digits without 4: " in out and "1,500" not in out
+
+
 @pytest.mark.parametrize("analysis", [(), ("--analyze-loss",)], ids=["", "analysis"])
 @pytest.mark.parametrize("flags", [("--k", "65"), ("--recipe", "bce"), ("--code-size", "3"), ("--epochs", "-1"),
                                    ("--device", "tpu"), ("--features", "2000000000")], ids=" ".join)  # fmt: skip

@@ -25,6 +25,10 @@ _SCORES = {
     "restored_mse": ("MSE of restored images", ".5f"),
 }  # fmt: skip
 _NATS = {"elbo": "ELBO", "nll": "negative log-likelihood", "kl_loss": "KL term", "entropy_floor": "entropy floor"}
+_ERRORS = {
+    "nll_standard_error": "standard error over images", "nll_monte_carlo_error": "Monte Carlo error",
+    "nll_fall_from_tenth": "fall from a tenth of the samples",
+}  # fmt: skip
 _DETECTION = {
     "auroc": "AUROC", "average_precision": "average precision", "threshold": "threshold (MSE, pixels in [0, 1])",
     "specificity": "specificity at threshold", "sensitivity": "sensitivity at threshold",
@@ -119,13 +123,14 @@ def _best_and_worst(subject: Subject, errors: np.ndarray, bars: dict[str, dict[i
 def likelihood(subject: Subject) -> Analysis:
     """ELBO and importance-weighted likelihood of the test images."""
     found = subject.likelihood
-    error = found["nll_standard_error"]
-    rows = [(text, f"{found[key]:.3f}") for key, text in _NATS.items() if key in found] + [
-        ("standard error over images", "undefined" if error is None else f"{error:.3f}"),
-        ("Monte Carlo error", f"{found['nll_monte_carlo_error']:.4f}"),
-        ("effective samples, mean", f"{found['effective_samples']:.1f}"),
-        ("active units", f"{found['active_units']} of {found['code_size']}"),
-    ]
+    rows = (
+        [(text, f"{found[key]:.3f}") for key, text in _NATS.items() if key in found]
+        + [(text, "undefined" if found[key] is None else f"{found[key]:.3f}") for key, text in _ERRORS.items()]
+        + [
+            ("effective samples, mean", f"{found['effective_samples']:.1f}"),
+            ("active units", f"{found['active_units']} of {found['code_size']}"),
+        ]
+    )
     text = f"\nLikelihood in nats per image; protocol: {found['protocol']}\n{format_table(('', 'nats'), rows)}\n"
     return {"likelihood": found}, text, {}
 

@@ -6,6 +6,7 @@
 log-likelihood estimated here is, on average, never too low.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,7 @@ from autoencoders.runtime.device import seed_for
 # log p(x | z), (samples, batch), of codes z (samples, batch, code_size) and images x (batch, pixels)
 LogLikelihood = Callable[[Tensor, Tensor], Tensor]
 _CHUNK = 32  # images whose noise has a seed of its own
+_GROUPS = 10  # of the samples of an image
 _PIXELS = {
     "none": "grey levels as they are, which have no likelihood of their own: cross-entropy",
     "static": "one fixed draw of binary pixels",
@@ -50,40 +52,58 @@ def importance_weighted(
     part: int = 0, parts: int = 1, decoded: int | None = None,
 ) -> Scores:  # fmt: skip
     """For images x (n, pixels) and q(z | x) = N(mean, exp(logvar)), each (n, code_size), estimates for each image:
-    `log_px` of log p(x), `log_px_z` of E_q log p(x | z), and `effective` samples, (sum w)^2 / sum w^2.
+    `log_px` of log p(x), `log_px_z` of E_q log p(x | z), and `effective` samples, (sum w)^2 / sum w^2; by ten groups of
+    the samples, the `variance` of log_px over draws (nan for one sample), and `tenth`, the mean of log_px of one group.
 
     Every `parts`-th chunk of 32 images from chunk `part` on is computed, the others are 0: the parts add up to the
     whole, since the noise of a chunk depends on the seed and its number alone. `decoded` codes are decoded at a time.
     """
     decoded = decoded or (1024 if x.device.type == "cpu" else 65536)  # on a CPU the logits stay in the cache
-    terms = torch.zeros(3, len(x), dtype=torch.double)
+    terms = torch.zeros(5, len(x), dtype=torch.double)
     starts = range(part * _CHUNK, len(x), parts * _CHUNK)
     hidden = None if is_verbose() else True  # None: only on a terminal
     for start in tqdm(starts, unit=" images", unit_scale=_CHUNK, leave=False, disable=hidden):
         torch.manual_seed(seed_for(seed, 5, start // _CHUNK))
         rows = slice(start, start + _CHUNK)
         terms[:, rows] = _estimates(x[rows], mean[rows], logvar[rows], log_likelihood, samples, decoded)
-    return dict(zip(("log_px", "log_px_z", "effective"), terms))
+    return dict(zip(("log_px", "log_px_z", "effective", "variance", "tenth"), terms))
 
 
 def _estimates(
     x: Tensor, mean: Tensor, logvar: Tensor, log_likelihood: LogLikelihood, samples: int, decoded: int
 ) -> Tensor:
-    """The three terms of `importance_weighted`, (3, n)."""
-    log_sum = log_sum_of_squares = torch.full((len(x),), -torch.inf, dtype=torch.double)
-    log_px_z = torch.zeros(len(x), dtype=torch.double)
+    """The five terms of `importance_weighted`, (5, n)."""
+    log_w, log_px_z = [], torch.zeros(len(x), dtype=torch.double)
     at_once = max(decoded // len(x), 1)
     for first in range(0, samples, at_once):
         noise = torch.randn(min(at_once, samples - first), *mean.shape, device=x.device)
         z = mean + noise * torch.exp(0.5 * logvar)
         log_px_each = log_likelihood(z, x)
         log_prior_to_posterior = 0.5 * (noise.square() + logvar - z.square()).sum(dim=-1)
-        log_w = (log_px_each + log_prior_to_posterior).cpu().double()
-        log_sum = torch.logaddexp(log_sum, log_w.logsumexp(dim=0))
-        log_sum_of_squares = torch.logaddexp(log_sum_of_squares, (2 * log_w).logsumexp(dim=0))
+        log_w.append((log_px_each + log_prior_to_posterior).cpu().double())
         log_px_z += log_px_each.cpu().double().sum(dim=0)
-    log_px = log_sum - torch.tensor(samples).log()
-    return torch.stack((log_px, log_px_z / samples, (2 * log_sum - log_sum_of_squares).exp()))
+    weights = torch.cat(log_w)  # (samples, n)
+    log_px, log_sum_of_squares = _log_mean(weights), (2 * weights).logsumexp(dim=0)
+    groups = weights.tensor_split(min(_GROUPS, samples))
+    tenth = torch.stack([_log_mean(group) for group in groups]).mean(dim=0)
+    effective = (2 * (log_px + math.log(samples)) - log_sum_of_squares).exp()
+    return torch.stack((log_px, log_px_z / samples, effective, _jackknife_variance(groups), tenth))
+
+
+def _jackknife_variance(groups: tuple[Tensor, ...]) -> Tensor:
+    """The variance over draws of the log mean of all weights, of groups of log w (k, n): (n,); nan for one group.
+
+    Every group in turn is left out (Efron & Stein 1981, "The jackknife estimate of variance").
+    """
+    if len(groups) == 1:
+        return torch.full_like(groups[0][0], torch.nan)
+    others = [_log_mean(torch.cat(groups[:g] + groups[g + 1 :])) for g in range(len(groups))]
+    return (len(groups) - 1) * torch.stack(others).var(dim=0, correction=0)
+
+
+def _log_mean(log_w: Tensor) -> Tensor:
+    """log 1/K sum_k w_k of log w (K, n): (n,)."""
+    return log_w.logsumexp(dim=0) - math.log(len(log_w))
 
 
 def binarized(x: Tensor, binarize: str, seed: int) -> Tensor:
@@ -109,14 +129,15 @@ def likelihood(
     """`elbo`, `kl_loss`, `nll` and more of uint8 images (n, 784), in nats per image, with the `protocol`.
 
     `part`, `parts`, `decoded`: see `importance_weighted`; `add_up` adds the terms of all parts.
-    `nll_standard_error` is over images (None for one), `nll_monte_carlo_error` over draws of the samples (the delta
-    method: the variance of log 1/K sum w is 1 / effective - 1 / K). `active_units` are the dimensions of the code whose
-    mean varies by more than 0.01 over the images (Burda et al.).
+    `nll_standard_error` is over images (None for one), `nll_monte_carlo_error` over draws of the samples (None for one
+    sample). `nll_fall_from_tenth` is how much lower the bound is than from a tenth of the samples (None for fewer than
+    ten): where it is not small, more samples would lower it further. `active_units` are the dimensions of the code
+    whose mean varies by more than 0.01 over the images (Burda et al.).
     """
     x = binarized(to_pixels(images, "unit"), binarize, seed)
     mean, logvar = model.posterior(x)
     terms = importance_weighted(x, mean, logvar, bernoulli(model), samples, seed, part, parts, decoded)
-    log_px, log_px_z, effective = add_up(terms).values()
+    log_px, log_px_z, effective, over_draws, tenth = add_up(terms).values()
     kl = kl_to_standard_normal(mean, logvar).cpu().double()
     variance = mean.var(dim=0, correction=min(len(x) - 1, 1))  # 0 for one image
     numbers = {
@@ -124,7 +145,8 @@ def likelihood(
         "binarize": binarize, "importance_samples": samples, "seed": seed, "images": len(x),
         "elbo": (log_px_z - kl).mean().item(), "kl_loss": kl.mean().item(), "nll": -log_px.mean().item(),
         "nll_standard_error": (log_px.std() / len(x) ** 0.5).item() if len(x) > 1 else None,
-        "nll_monte_carlo_error": ((1 / effective - 1 / samples).clamp(min=0).sum().sqrt() / len(x)).item(),
+        "nll_monte_carlo_error": (over_draws.sum().sqrt() / len(x)).item() if samples > 1 else None,
+        "nll_fall_from_tenth": (log_px - tenth).mean().item() if samples >= _GROUPS else None,
         "effective_samples": effective.mean().item(),
         "active_units": int((variance > 0.01).sum()), "code_size": mean.shape[1],
     }  # fmt: skip

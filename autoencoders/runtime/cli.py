@@ -246,7 +246,6 @@ class Signals:
     received = 0
 
     def listen(self) -> None:
-        self.process = os.getpid()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._record)
 
@@ -259,8 +258,6 @@ class Signals:
         if self.received:
             os._exit(128 + number)
         self.received = number
-        if os.getpid() != self.process:  # a DataLoader worker, which ends with us
-            return
         with contextlib.suppress(OSError):  # Ctrl-C may have ended the reader of stderr too (`2>&1 | tee`)
             os.write(2, b"finishing this step, then saving; press Ctrl-C again to quit now\n")
 

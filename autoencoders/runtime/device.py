@@ -24,6 +24,7 @@ def pick_device(name: str) -> torch.device:
     match = re.fullmatch(r"(cuda|mps|cpu)(?::([0-9]{1,3}))?", name)
     if not match:
         raise UsageError(f"--device {name}: expected auto, cuda, cuda:N, mps or cpu")
+    use_exact_kernels()
     kind, index = match.groups()
     if kind == "cuda" and several:
         if index:
@@ -50,6 +51,12 @@ def keep_freed_memory() -> None:
             libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
 
 
+def use_exact_kernels() -> None:
+    """On CUDA: fp32 without TF32, whose mantissa has 10 bits, and convolutions that sum in a fixed order."""
+    torch.backends.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    torch.backends.cudnn.deterministic = True
+
+
 class Precision:
     """fp32, or automatic mixed precision: bf16 where the hardware has it, else fp16 with gradient scaling.
 
@@ -57,6 +64,7 @@ class Precision:
     """
 
     def __init__(self, mode: str, device: torch.device) -> None:
+        use_exact_kernels()
         self.device = device
         self.mixed = mode == "on" or (mode == "auto" and device.type == "cuda")
         half = torch.float16 if device.type == "mps" else torch.bfloat16

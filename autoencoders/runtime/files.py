@@ -23,7 +23,6 @@ from autoencoders.runtime.errors import RunError, UsageError
 
 log = logging.getLogger(__name__)
 
-_MAX_BYTES = 8_000_000_000  # of a file that a run wrote
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # of flock, on a disk without file locks
 
 
@@ -123,10 +122,10 @@ def _holder(path: Path) -> str:
 def read_bytes(path: Path, hint: str) -> bytes:
     """The bytes of an existing file; `hint` ends the error message when they cannot be read.
 
-    Only a regular file of a plausible size is read, never a pipe that does not end or a sparse file of a terabyte.
+    Only a regular file that fits into memory is read, never a pipe that does not end or a sparse file of a terabyte.
     """
     try:
-        if path.exists() and (not path.is_file() or path.stat().st_size > _MAX_BYTES):
+        if path.exists() and (not path.is_file() or path.stat().st_size > total_memory()):
             raise RunError(f"{path}: is not a file that a run wrote; {hint}")
         return path.read_bytes()
     except OSError as error:

@@ -41,7 +41,8 @@ def measure(trainer: Trainer, images: ImageSet, pca: Pca) -> dict[str, Any]:
 def format_summary(recipe: Recipe, metrics: dict[str, Any]) -> str:
     """The test errors of the model and PCA, in a sentence; one more on noise, one on the features of a sparse code."""
     error, pca = float(np.mean(metrics["test_mse"])), metrics["pca_test_mse"]
-    text = f"Test MSE {error:.5f}; PCA with {recipe.code_size} components {pca:.5f}: the autoencoder is "
+    components = min(recipe.code_size or 0, recipe.pixels, metrics["pca_samples"])  # few images have few
+    text = f"Test MSE {error:.5f}; PCA with {components} components {pca:.5f}: the autoencoder is "
     text += "behind PCA" if error > pca else "ahead of PCA"
     if pca > 1e-6:  # a ratio to almost zero would be meaningless
         text += f", with {error / pca:.2f} times its error"

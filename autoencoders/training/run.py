@@ -156,6 +156,7 @@ class Run:
         except RunError as error:
             raise RunError(f"{error}; {self._resume_hint()}") from error
         self.signals.restore()
+        self._stop_if_asked()  # by a signal since the last epoch's check
 
     def follow(self) -> None:
         """The training of a process other than the main one, which alone saves, prints and reports errors."""

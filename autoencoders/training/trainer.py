@@ -29,7 +29,7 @@ OnStep = Callable[[int, int, int, Any], None]  # epoch from 1, step from 1, step
 
 
 class Diverged(RunError):
-    """A loss or a weight is not finite."""
+    """A training loss, a test loss or a weight is not finite."""
 
 
 class Trainer:
@@ -91,13 +91,24 @@ class Trainer:
         self.precision.update(self.optimizer, self.recipe.grad_clip)
         if self.schedule:
             self.schedule.step()
-        self.model.after_step(values)
+        for member in self.model.after_step(values):
+            for adam in self.optimizer.state.values():  # new weights have no momentum
+                adam["exp_avg"][member].zero_()
+                adam["exp_avg_sq"][member].zero_()
         return values
 
     def test(self) -> Row:
-        """The model's loss, its parts and its `epoch_metrics` on the test images; processes share the batches."""
+        """The model's loss, its parts and its `epoch_metrics` on the test images; processes share the batches.
+
+        Diverged when one of them is not finite.
+        """
         sums = evaluation_sums(self.model, self.test_images, self.recipe.seed, processes.rank(), processes.size())
-        return evaluation_means(processes.all_reduce(sums), len(self.test_images), self.model.epoch_metrics)
+        row = evaluation_means(processes.all_reduce(sums), len(self.test_images), self.model.epoch_metrics)
+        for name, value in row.items():
+            if not torch.tensor(value).isfinite().all():
+                raise Diverged(f"{name} is {value} after epoch {len(self.history) + 1}: the model fails on the test "
+                               "images; use a smaller --lr, or test images more like the training images")  # fmt: skip
+        return row
 
     def check_finite(self) -> None:
         """Raise Diverged when a loss of this epoch, or a weight, is not finite."""
@@ -234,8 +245,11 @@ def make_optimizer(model: Autoencoder, recipe: Recipe) -> Optimizer:
 
 
 def make_schedule(optimizer: Optimizer, recipe: Recipe, steps: int) -> LRScheduler | None:
-    """The learning rate over `steps` steps: one cycle up and down (Smith 2018), half a cosine, or None for constant."""
-    if recipe.lr_schedule == "one-cycle":
+    """The learning rate over `steps` steps: one cycle up and down (Smith 2018), half a cosine, or None for constant.
+
+    One cycle of a single step would be its end alone, a learning rate of almost 0: it is constant.
+    """
+    if recipe.lr_schedule == "one-cycle" and steps > 1:
         return OneCycleLR(optimizer, max_lr=recipe.lr, total_steps=steps)
     if recipe.lr_schedule == "cosine":
         return CosineAnnealingLR(optimizer, T_max=steps)

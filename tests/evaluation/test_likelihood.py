@@ -39,7 +39,7 @@ def linear_gaussian():
 
 def test_with_the_true_posterior_two_samples_give_the_exact_likelihood(linear_gaussian):
     x, exact, mean, logvar, log_likelihood = linear_gaussian
-    log_p, _, effective = importance_weighted(x, mean, logvar, log_likelihood, 2, seed=0).values()
+    log_p, _, effective, *_ = importance_weighted(x, mean, logvar, log_likelihood, 2, seed=0).values()
     torch.testing.assert_close(log_p, exact, rtol=0, atol=1e-4)  # single precision's sums
     assert effective.numpy() == pytest.approx(2, abs=1e-3)
     # the ELBO of the true posterior is the likelihood too, but for the draws of its first term
@@ -51,8 +51,7 @@ def test_with_the_true_posterior_two_samples_give_the_exact_likelihood(linear_ga
 def test_with_another_posterior_the_estimate_is_within_its_monte_carlo_error(linear_gaussian):
     x, exact, mean, logvar, log_likelihood = linear_gaussian
     terms = importance_weighted(x, mean + 0.1, logvar + 0.5, log_likelihood, 4000, seed=1)
-    log_p, log_px_z, effective = terms.values()
-    error = (1 / effective - 1 / 4000).sqrt()
+    log_p, log_px_z, error = terms["log_px"], terms["log_px_z"], terms["variance"].sqrt()
     assert error.max() < 0.1 and ((log_p - exact) / error).abs().max() < 5
     assert ((log_p - exact) / error).square().mean().item() == pytest.approx(1, abs=0.6)
     kl = kl_divergence(Normal(mean + 0.1, (logvar / 2 + 0.25).exp()), Normal(0.0, 1.0)).sum(1)
@@ -96,6 +95,23 @@ def images(digits):
     return torch.from_numpy(digits.test_images[:70].copy())
 
 
+@pytest.mark.parametrize("samples", [3, 15, 100])
+def test_the_variance_is_that_over_draws_also_where_few_samples_carry_all_the_weight(linear_gaussian, samples):
+    x, _, mean, logvar, log_likelihood = linear_gaussian
+    draws = [importance_weighted(x, mean + 0.5, logvar - 1, log_likelihood, samples, seed) for seed in range(40)]
+    found, variance = (torch.stack([draw[name] for draw in draws]) for name in ("log_px", "variance"))
+    assert (variance.mean(0).sum() / found.var(0).sum()).sqrt().item() == pytest.approx(1, abs=0.2)
+
+
+def test_a_tenth_of_the_samples_gives_the_bound_of_a_run_with_as_many(linear_gaussian):
+    x, _, mean, logvar, log_likelihood = linear_gaussian
+    many, few = ([importance_weighted(x, mean, logvar - 1, log_likelihood, samples, seed) for seed in range(20)]
+                 for samples in (100, 10))  # fmt: skip
+    tenth, fewer, all_of_them = (torch.stack([draw[name] for draw in draws]).mean().item()
+                                 for draws, name in ((many, "tenth"), (few, "log_px"), (many, "log_px")))  # fmt: skip
+    assert tenth == pytest.approx(fewer, abs=0.04) and tenth < all_of_them - 0.1
+
+
 def measured(model, images, samples, binarize="none", seed=0, **options):
     return likelihood(model, images, samples, binarize, seed, **options)
 
@@ -119,7 +135,7 @@ def test_the_parts_add_up_to_the_whole_bit_for_bit(model, images, parts):
 def test_the_number_of_codes_decoded_at_a_time_does_not_matter(model, images):
     found = [measured(model, images[:64], 50, decoded=decoded) for decoded in (7, 64, 4096)]
     for other in found[1:]:
-        for name in ("elbo", "nll", "effective_samples", "nll_monte_carlo_error"):
+        for name in ("elbo", "nll", "effective_samples", "nll_monte_carlo_error", "nll_fall_from_tenth"):
             assert found[0][name] == pytest.approx(other[name], rel=1e-4)
 
 
@@ -131,6 +147,12 @@ def test_the_reported_numbers_are_consistent(model, images):
     assert found == measured(model, images, 40) != measured(model, images, 40, seed=1)
     static = measured(model, images, 40, "static")
     assert "binary" in static["protocol"] and "entropy_floor" not in static
+
+
+def test_numbers_that_so_few_samples_do_not_have_are_none(model, images):
+    for samples, error, fall in ((1, False, False), (2, True, False), (9, True, False), (10, True, True)):
+        found = measured(model, images, samples)
+        assert (found["nll_monte_carlo_error"] is not None, found["nll_fall_from_tenth"] is not None) == (error, fall)
 
 
 @pytest.mark.filterwarnings("error")

@@ -42,6 +42,16 @@ def test_a_cpu_computes_in_fp32_unless_asked(mode):
     assert str(precision) == "float32" and not precision.scaler.is_enabled()
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("decide", [lambda: Precision("off", CPU), lambda: pick_device("cpu")])
+def test_fp32_is_never_tf32_and_cudnn_is_deterministic(decide, monkeypatch):
+    monkeypatch.setattr(torch.backends, "fp32_precision", "tf32")
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    decide()
+    assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "ieee"
+    assert torch.backends.cudnn.deterministic
+
+
 def test_mixed_precision_on_a_cpu_is_bf16_without_scaling():
     precision = Precision("on", CPU)
     with precision.autocast():

@@ -10,6 +10,7 @@ import stat
 import numpy as np
 import pytest
 
+from autoencoders.runtime import files
 from autoencoders.runtime.errors import RunError, UsageError
 from autoencoders.runtime.files import (
     locked,
@@ -168,6 +169,15 @@ def test_damaged_json_is_a_fault_with_its_name_and_remedy(tmp_path, text):
 def test_a_missing_file_is_a_fault_with_its_name_and_remedy(tmp_path):
     with pytest.raises(RunError, match=r"nowhere.*look elsewhere"):
         read_bytes(tmp_path / "nowhere", "look elsewhere")
+
+
+def test_a_file_is_read_if_it_fits_into_memory(tmp_path, monkeypatch):
+    (tmp_path / "checkpoint.pt").write_bytes(b"x" * 1000)
+    monkeypatch.setattr(files, "total_memory", lambda: 1000)
+    assert len(read_bytes(tmp_path / "checkpoint.pt", "")) == 1000
+    monkeypatch.setattr(files, "total_memory", lambda: 999)
+    with pytest.raises(RunError, match="is not a file that a run wrote; delete it"):
+        read_bytes(tmp_path / "checkpoint.pt", "delete it")
 
 
 @pytest.mark.parametrize("text", ["1", "154", "784\n", " 154 \r\n"])

@@ -1,5 +1,7 @@
 import os
 import shutil
+import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,10 +11,11 @@ from conftest import FINISHED_RUN, call_script, is_one_error_line, make_trainer
 import ae_train
 from autoencoders.evaluation.pca import PCA_FILE, fit_pca, n_components_file, write_pca
 from autoencoders.recipes import RECIPES
-from autoencoders.runtime.errors import UsageError
+from autoencoders.runtime import cli
+from autoencoders.runtime.errors import RunError, UsageError
 from autoencoders.runtime.files import locked
 from autoencoders.training.checkpoint import load_checkpoint, read_record, save_checkpoint
-from autoencoders.training.run import resolve_code_size
+from autoencoders.training.run import Run, resolve_code_size
 from autoencoders.training.trainer import Diverged
 
 
@@ -84,6 +87,36 @@ def test_a_loss_that_is_not_finite_stops_with_epoch_step_and_remedy(tmp_path, ca
     status, _, err = train(capsys, tmp_path, "--lr", 1e30, "--optimizer", "adamw", "--weight-decay", 1)
     assert status == 1 and is_one_error_line(err)
     assert all(word in err for word in ("epoch 1", "step", "learning rate", "--grad-clip"))
+
+
+def test_a_test_loss_that_is_not_finite_is_one_error_that_names_it(few, tmp_path):
+    """Black images to train on, white ones to test on: the KL of the test images alone is infinite."""
+    images = replace(few, train_images=np.zeros_like(few.train_images), test_images=np.full_like(few.test_images, 255))
+    run = Run(make_trainer("vae", images, epochs=1), images, tmp_path)
+    with torch.no_grad():
+        run.trainer.model.encoder[0].weight.fill_(1 / 784)
+        run.trainer.model.encoder[0].bias.zero_()
+        run.trainer.model.logvar.weight.fill_(120 / 256)
+    with pytest.raises(RunError, match=r"test_kl_loss is inf after epoch 1: .*no checkpoint was written yet"):
+        list(run.epochs(lambda *_: None, 10))
+
+
+def test_a_signal_after_the_last_epoch_is_not_forgotten(few, tmp_path, monkeypatch):
+    run = Run(make_trainer("simple", few, epochs=1), few, tmp_path)
+
+    def no_more_epochs(on_step):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return iter(())
+
+    monkeypatch.setattr(run.trainer, "epochs", no_more_epochs)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(cli.Stopped, match="stopped") as caught:
+            list(run.epochs(lambda *_: None, 10))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert caught.value.status == 143
 
 
 def test_divergence_names_the_epoch_and_the_step(few):

@@ -99,6 +99,26 @@ def test_training_leaves_the_images_as_they_were(few):
     assert few.__class__(**{k: v for k, v in vars(few).items() if k != "fingerprint"}).fingerprint == before
 
 
+def test_one_cycle_of_a_single_step_learns(few):
+    trainer = make_trainer("speedrun", few, batch_size=1000)
+    before = trainer.model.state_dict()["decoder.0.linear.weight"].clone()
+    list(trainer.epochs())
+    change = (trainer.model.state_dict()["decoder.0.linear.weight"] - before).abs().max().item()
+    assert len(trainer.batch_losses) == 1 and change == pytest.approx(trainer.recipe.lr, rel=0.01)  # Adam's first step
+
+
+def test_a_reinitialised_autoencoder_has_no_momentum_and_the_others_keep_theirs(few):
+    settings = {"num_saes": 2, "features": 64, "k": 8, "reinit_threshold": 0.5, "batch_size": 64}
+    trainer = make_trainer("sparse", few, **settings)
+    trainer.model.reinit_every = 3
+    for _ in range(3):
+        trainer.model.fires[1] = trainer.model.target_rate * trainer.model.images  # the rate that the rule wants
+        trainer.step(trainer.train_images[:64])
+    for adam in trainer.optimizer.state.values():
+        assert not adam["exp_avg"][0].any() and not adam["exp_avg_sq"][0].any()
+        assert adam["exp_avg"][1].any() and adam["exp_avg_sq"][1].any()
+
+
 def test_gradients_are_clipped_to_the_maximum_norm(few):
     def norms(clip):
         trainer = make_trainer("simple", few, grad_clip=clip, epochs=1, batch_size=32)
