@@ -170,7 +170,7 @@ def test_a_label_is_easier_to_detect_for_a_model_that_never_saw_it(evaluate):
 def test_images_of_another_set_can_be_the_outliers(evaluate, fake_mnist, figures):
     status, _, _, found, files = evaluate("plain", "--outliers", "mnist", "--data-root", fake_mnist[0])
     assert status == 0 and files == ["evaluation.json", "evaluation.png", "outliers.png"]
-    assert found["outliers"]["strange"] == "MNIST" and found["outliers"]["strange_images"] == 20
+    assert found["outliers"]["strange"] == "files in place of MNIST" and found["outliers"]["strange_images"] == 20
     assert found["outliers"]["model"]["auroc"] == 1 and found["outliers"]["model"]["sensitivity"] == 1  # it is noise
     assert "AUROC 1.0000" in figures[-1].get_suptitle()
 

@@ -54,12 +54,17 @@ def test_idx_files_are_read_pixel_for_pixel(fake_mnist):
     assert np.array_equal(images.train_images, stored)
     assert np.array_equal(images.train_labels, np.fromfile(raw / TRAIN_LABELS, np.uint8)[8:])
     assert images.test_images.shape == (20, 784) and images.test_labels.shape == (20,)
-    assert (images.name, images.title) == ("mnist", "MNIST")
 
 
-def test_auto_takes_mnist_when_it_is_on_disk(fake_mnist, caplog):
+def test_files_that_are_not_the_published_ones_are_named_so(fake_mnist, caplog):
+    images = load_images("mnist", fake_mnist[0])
+    assert (images.name, images.title) == ("files-in-place-of-mnist", "files in place of MNIST")
+    (warning,) = (record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
+    assert "not the published files of MNIST" in warning and str(fake_mnist[1]) in warning
+
+
+def test_auto_takes_mnist_when_it_is_on_disk(fake_mnist):
     assert load_images("auto", fake_mnist[0]).fingerprint == load_images("mnist", fake_mnist[0]).fingerprint
-    assert not [record for record in caplog.records if record.levelno == logging.WARNING]
 
 
 @pytest.mark.parametrize(("name", "folder"), [("fashion-mnist", "FashionMNIST"), ("kmnist", "KMNIST")])
@@ -67,7 +72,7 @@ def test_the_other_sets_lie_in_torchvisions_folders(fake_mnist, name, folder):
     root, raw = fake_mnist
     raw.parent.rename(root / folder)
     images = load_images(name, root)
-    assert images.name == name and len(images.train_images) == 30
+    assert images.name.endswith(name) and len(images.train_images) == 30
 
 
 def test_every_name_the_command_line_offers_is_known(fake_mnist, dead_network, network):
@@ -180,6 +185,7 @@ def test_real_mnist_is_60000_and_10000_images_with_this_fingerprint(mnist):
     assert mnist.train_images.shape == (60_000, 784) and mnist.test_images.shape == (10_000, 784)
     assert mnist.train_labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
     assert np.mean(mnist.train_images / np.float32(255)) == pytest.approx(0.1307, abs=1e-4)
+    assert (mnist.name, mnist.title) == ("mnist", "MNIST")
     assert mnist.fingerprint == "5a4d4600f9ae243d0ab9ee1ff6d948035e6f85a423fdfacf899262ac3ca6f325"
 
 
