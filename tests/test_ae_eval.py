@@ -15,6 +15,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 
 import ae_eval
+import ae_generate
 import ae_train
 from autoencoders.evaluation.analyses import format_accuracy
 from autoencoders.evaluation.metrics import reconstruct
@@ -221,6 +222,8 @@ def test_a_label_above_9_can_be_left_out(tmp_path, digits, capsys):
     for more, name in (((), "label 12, never"), (("--leave-out", 11), "label 11, also")):
         status, out, _ = call_script(capsys, ae_eval.main, *flags, *more)
         assert status == 0 and f"{name} trained on" in out
+    pair = ("--run", tmp_path / "out", "--interpolate", 11, 12, "--device", "cpu")
+    assert call_script(capsys, ae_generate.main, *pair)[0] == 0
 
 
 def test_one_test_image_is_enough_for_all_but_a_map(tmp_path, digits, capsys):

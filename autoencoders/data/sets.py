@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from autoencoders.data.images import ImageSet, MappedImages
-from autoencoders.data.own import load_own_images
+from autoencoders.data.own import conversion_notice, load_own_images
 from autoencoders.data.pictures import resized
 from autoencoders.runtime import cli, processes
 from autoencoders.runtime.errors import RunError, UsageError
@@ -122,12 +122,14 @@ def is_on_disk(name: str, root: Path) -> bool:
     return name not in _IDX_SETS or all((root / _TORCHVISION[name] / "raw" / file).is_file() for file in _IDX_FILES)
 
 
-def download_notice(name: str, root: Path) -> str:
-    """The download that `load_images` would need, for a dry run; empty for a set on disk and a person's own images."""
-    if is_on_disk(name, root):
+def preparation_notice(source: str, root: Path, image_size: int = 28, stream: str = "off", **_: Any) -> str:
+    """The download or conversion that `load_images` would begin with, for a dry run; empty if there would be none."""
+    if source not in DATASETS:
+        return conversion_notice(Path(source), image_size, stream, root)
+    if is_on_disk(source, root):
         return ""
-    fallback = "; if that fails, scikit-learn's digits would be used" if name == "auto" else ""
-    return f"{_IDX_SETS[name]} is not in {root}: it would be downloaded{fallback}"
+    fallback = "; if that fails, scikit-learn's digits would be used" if source == "auto" else ""
+    return f"{_IDX_SETS[source]} is not in {root}: it would be downloaded{fallback}"
 
 
 def _ensure_downloaded(name: str, root: Path) -> Path:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import write_idx
 
-from autoencoders.data.sets import DATASETS, download, download_notice, is_on_disk, load_images
+from autoencoders.data.sets import DATASETS, download, is_on_disk, load_images, preparation_notice
 from autoencoders.runtime.errors import RunError, UsageError
 from autoencoders.training.trained import load_recorded
 
@@ -210,7 +210,12 @@ def test_a_recorded_source_loads_the_same_set_again_also_from_another_root(fake_
     assert load_recorded(record, root=tmp_path / "moved").fingerprint == images.fingerprint
 
 
+def test_a_data_root_in_a_loop_of_links_does_not_matter_where_nothing_is_read_from_it(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    assert load_images("digits", tmp_path / "loop").source["root"] == str(tmp_path / "loop")
+
+
 def test_a_dry_run_says_which_set_would_be_downloaded(fake_mnist, tmp_path):
-    assert is_on_disk("auto", fake_mnist[0]) and download_notice("mnist", fake_mnist[0]) == ""
-    assert download_notice("digits", tmp_path) == download_notice(str(tmp_path), tmp_path) == ""
-    assert "digits" in download_notice("auto", tmp_path) and not is_on_disk("kmnist", fake_mnist[0])
+    assert is_on_disk("auto", fake_mnist[0]) and preparation_notice("mnist", fake_mnist[0]) == ""
+    assert preparation_notice("digits", tmp_path) == preparation_notice(str(tmp_path), tmp_path) == ""
+    assert "digits" in preparation_notice("auto", tmp_path) and not is_on_disk("kmnist", fake_mnist[0])
