@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autoencoders.data.images import ImageSet, MappedImages
+from autoencoders.data.images import Images, ImageSet
 from autoencoders.data.own import read_images
 from autoencoders.data.sets import DATASETS, dataset_type, load_images
 from autoencoders.runtime import cli, processes
@@ -137,6 +137,7 @@ def outlier_split(images: ImageSet, args: argparse.Namespace) -> "OutlierSplit |
     if label is None and not args.outliers:
         return None
     inlier = images.test_labels != images.left_out  # all True for None
+    outliers: Images
     if args.outliers in DATASETS:
         others = load_images(args.outliers, args.data_root, images.side)
         name, outliers = others.title, others.test_images
@@ -150,11 +151,9 @@ def outlier_split(images: ImageSet, args: argparse.Namespace) -> "OutlierSplit |
     return name, images.test_images[inlier], outliers
 
 
-def load_all_images(path: Path, side: int, root: Path) -> tuple[str, np.ndarray]:
-    """The printable name of `path`, and all images there (N, side * side) uint8; large ones are mapped, not read."""
+def load_all_images(path: Path, side: int, root: Path) -> tuple[str, Images]:
+    """The printable name of `path`, and all images there (N, side * side) uint8; many of them stay in their file."""
     images, _, _ = read_images(path, side, has_parts=False, stream="auto", root=root)
-    if isinstance(images, MappedImages):
-        images = images.whole_file()[: len(images)]
     return printable(path.resolve().name, 40), images
 
 

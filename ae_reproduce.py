@@ -17,7 +17,7 @@ import numpy as np
 
 from autoencoders import figures
 from autoencoders.data.images import ImageSet
-from autoencoders.data.sets import DATASETS, download_notice, load_images
+from autoencoders.data.sets import DATASETS, load_images, preparation_notice
 from autoencoders.evaluation.pca import fit_pca
 from autoencoders.reproduction.claims import CLAIMS, EXPECTED_MISS, FAILED, NOT_APPLICABLE, Claim
 from autoencoders.runtime import cli
@@ -59,7 +59,7 @@ def recipe_names(text: str) -> tuple[str, ...]:
 
 def main(arguments: list[str] | None = None, claims: Claims = CLAIMS, claimed_for: str = "mnist") -> None:
     args = parser().parse_args(arguments)
-    if args.dry_run and (notice := download_notice(args.dataset, args.data_root)):
+    if args.dry_run and (notice := preparation_notice(args.dataset, args.data_root)):
         print(f"{notice}, and the recipes trained")
         return
 

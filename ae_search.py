@@ -17,7 +17,7 @@ import numpy as np
 from scipy.special import stdtrit  # the quantile of Student's t
 
 from autoencoders.data.images import ImageSet
-from autoencoders.data.sets import add_data_flags, data_arguments, download_notice, load_images
+from autoencoders.data.sets import add_data_flags, data_arguments, load_images, preparation_notice
 from autoencoders.evaluation import plots
 from autoencoders.evaluation.pca import fit_pca
 from autoencoders.recipes import DEFAULT, RECIPES, Recipe, recipe_named_in
@@ -110,7 +110,7 @@ def parser(recipe: Recipe = RECIPES[DEFAULT]) -> cli.Parser:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parser(recipe_named_in(arguments)).parse_args(arguments)
-    if args.dry_run and (notice := download_notice(args.dataset, args.data_root)):
+    if args.dry_run and (notice := preparation_notice(**data_arguments(args))):
         print(f"{notice}, and the candidates trained")
         return
 

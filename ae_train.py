@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from autoencoders.data.images import ImageSet, MappedImages
-from autoencoders.data.sets import add_data_flags, data_arguments, download_notice, load_images
+from autoencoders.data.sets import add_data_flags, data_arguments, load_images, preparation_notice
 from autoencoders.recipes import (
     DEFAULT,
     RECIPES,
@@ -128,11 +128,11 @@ def train(recipe: Recipe, args: argparse.Namespace) -> None:
 
 
 def check_flags(recipe: Recipe, args: argparse.Namespace) -> bool:
-    """Check what needs no images; False when a dry run ends here, because its images would have to be downloaded."""
+    """Check what needs no images; False when a dry run ends here, because images would be downloaded or converted."""
     if recipe.epochs < 1:
         raise UsageError("--epochs 0: there is nothing to train; give at least 1")
     check_installed(args.tracker)
-    notice = download_notice(args.dataset, args.data_root) if args.dry_run else ""
+    notice = preparation_notice(**data_arguments(args)) if args.dry_run else ""
     if notice:
         print(f"{notice}, and recipe {recipe.name} trained")
     return not notice

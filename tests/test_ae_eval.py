@@ -14,6 +14,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 
 import ae_eval
+import ae_generate
 import ae_train
 from autoencoders.evaluation.analyses import format_accuracy
 from autoencoders.evaluation.metrics import reconstruct
@@ -172,7 +173,7 @@ def test_a_label_is_easier_to_detect_for_a_model_that_never_saw_it(evaluate):
 def test_images_of_another_set_can_be_the_outliers(evaluate, fake_mnist, figures):
     status, _, _, found, files = evaluate("plain", "--outliers", "mnist", "--data-root", fake_mnist[0])
     assert status == 0 and files == ["evaluation.json", "evaluation.png", "outliers.png"]
-    assert found["outliers"]["strange"] == "MNIST" and found["outliers"]["strange_images"] == 20
+    assert found["outliers"]["strange"] == "files in place of MNIST" and found["outliers"]["strange_images"] == 20
     assert found["outliers"]["model"]["auroc"] == 1 and found["outliers"]["model"]["sensitivity"] == 1  # it is noise
     assert "AUROC 1.0000" in figures[-1].get_suptitle()
 
@@ -223,6 +224,8 @@ def test_a_label_above_9_can_be_left_out(tmp_path, digits, capsys):
     for more, name in (((), "label 12, never"), (("--leave-out", 11), "label 11, also")):
         status, out, _ = call_script(capsys, ae_eval.main, *flags, *more)
         assert status == 0 and f"{name} trained on" in out
+    pair = ("--run", tmp_path / "out", "--interpolate", 11, 12, "--device", "cpu")
+    assert call_script(capsys, ae_generate.main, *pair)[0] == 0
 
 
 def test_one_test_image_is_enough_for_all_but_a_map(tmp_path, digits, capsys):

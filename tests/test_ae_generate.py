@@ -160,7 +160,9 @@ def test_a_usage_error_is_one_line_and_nothing_is_written(generate, recipe, flag
 
 def test_other_images_than_those_of_the_run_are_refused(generate, fake_mnist):
     status, _, err, _ = generate("vae", "--walk", 0, "--dataset", "mnist", "--data-root", fake_mnist[0])
-    assert status == 2 and is_one_error_line(err) and "other images" in err
+    warning, error = err.splitlines(keepends=True)
+    assert status == 2 and "not the published files" in warning
+    assert is_one_error_line(error) and "other images" in error
 
 
 def test_a_refused_flag_or_picture_needs_no_torch():

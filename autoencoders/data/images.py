@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from os import stat_result
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from autoencoders.runtime.errors import RunError, UsageError
 class MappedImages:
     """Images (n, pixels) uint8 that stay in a .npy file, under the numbers `rows`; an index works as for an array.
 
-    The file is mapped anew for each read: pages of a mapping that stays open would count as memory of this process.
+    An index reads the images that it selects: a mapping of a file that someone shortens would end the process.
     """
 
     path: Path
@@ -33,21 +34,34 @@ class MappedImages:
         return len(self.rows), self.pixels
 
     def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
-        return self.whole_file()[self.rows[index]]
-
-    def whole_file(self) -> np.ndarray:
-        """All images of the file (N, pixels), mapped; RunError when it is not the file that was read first."""
+        """The images, read from the file; RunError when it is not the file that was read first."""
+        rows = self.rows[index]
+        images, gaps = np.empty((len(rows), self.pixels), np.uint8), np.diff(rows)
+        # Up to 1024 images that lie close to each other in the file are read in one piece.
+        cuts = np.flatnonzero((gaps < 1) | (gaps > 8)) + 1
+        edges = np.unique(np.concatenate((cuts, range(0, len(rows), 1024), [len(rows)])))
         try:
             first, now = self._first_status, self.path.stat()
             if (first.st_size, first.st_mtime_ns) != (now.st_size, now.st_mtime_ns):
                 raise ValueError("another size or time of change")
-            return np.load(self.path, mmap_mode="r", allow_pickle=False).reshape(-1, self.pixels)
+            with self.path.open("rb", buffering=0) as file:
+                for start, end in pairwise(edges.tolist()):
+                    low, high = int(rows[start]), int(rows[end - 1]) + 1
+                    file.seek(self._offset + low * self.pixels)
+                    data = file.read((high - low) * self.pixels)
+                    images[start:end] = np.frombuffer(data, np.uint8).reshape(high - low, -1)[rows[start:end] - low]
         except (OSError, ValueError) as error:
             raise RunError(f"{self.path}: is damaged or was changed ({error}); restore it and start again") from error
+        return images
 
     @cached_property
     def _first_status(self) -> stat_result:
         return self.path.stat()
+
+    @cached_property
+    def _offset(self) -> int:
+        """The position in the file of its first image, in bytes."""
+        return np.load(self.path, mmap_mode="r", allow_pickle=False).offset
 
 
 Images = np.ndarray | MappedImages

@@ -10,8 +10,10 @@ converted to one, once, below DATA_ROOT/converted.
 
 import hashlib
 import logging
+import math
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +30,7 @@ from autoencoders.runtime.files import file_lock, read_npz, total_memory, write_
 log = logging.getLogger(__name__)
 
 Labelled = tuple[Images, np.ndarray, np.ndarray]  # (N, side * side), labels (N,), whether in a test part (N,)
+Pictures = Iterable[Path | np.ndarray]  # files, or grey images (H, W) uint8
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 
 
@@ -37,7 +40,7 @@ def load_own_images(path: Path, side: int, test_fraction: float | None, seed: in
     `stream` is `on`, `off` or `auto`, see `stays_in_file`; the test images are the same with each.
     Raises UsageError for no images, too few, or files of another kind.
     """
-    has_parts = (path / "train").is_dir() and (path / "test").is_dir()
+    has_parts = _has_parts(path)
     if has_parts and test_fraction is not None:
         raise UsageError(f"{path}: has a test part of its own; leave out --test-fraction")
     images, labels, in_test = read_images(path, side, has_parts, stream, root)
@@ -68,40 +71,89 @@ def read_images(path: Path, side: int, has_parts: bool, stream: str, root: Path)
     """All images at `path`; from here on the arguments are those of `load_own_images`."""
     if path.is_dir():
         return _read_folder(path, side, has_parts, stream, root)
-    array = _open_array(path)
-    if array.shape[1:] != (side, side):
-        images, _ = _gather(array, side, stream, _converted_file(root, path, [path], side))
-    elif not stays_in_file(array.nbytes, stream):
-        images = array.reshape(len(array), -1)
-    elif array.flags.c_contiguous:
-        images = MappedImages(path, np.arange(len(array), dtype=np.int32), side**2)
+    images, shape = _open_array(path, stream)
+    if shape != (side, side):
+        squares = _in_pieces(images, shape)
+        images, _ = _gather(squares, len(images), side, stream, _converted_file(root, path, [path], side))
+    elif not stays_in_file(len(images) * side**2, stream):
+        images = images[:]
+    return images, np.zeros(len(images), np.uint8), np.zeros(len(images), bool)
+
+
+def conversion_notice(path: Path, side: int, stream: str, root: Path) -> str:
+    """The conversion that `load_own_images` would begin with, for a dry run; empty if there would be none."""
+    if path.is_dir():
+        files, _ = _pictures_in(path, _has_parts(path))
+        count = len(files)
     else:
-        raise UsageError(f"{path}: is in Fortran order; save numpy.ascontiguousarray of it, or use --stream off")
-    return images, np.zeros(len(array), np.uint8), np.zeros(len(array), bool)
+        (images, shape), files = _open_array(path, stream), [path]
+        count = 0 if shape == (side, side) else len(images)
+    target = _converted_file(root, path, files, side)
+    if not count or not stays_in_file(count * side**2, stream) or target.exists():
+        return ""
+    return f"The images of {printable(path.name, 40)} would be converted to {target}"
 
 
-def _open_array(path: Path) -> np.ndarray:
-    """The images (N, H, W) of a .npy file, mapped."""
+def _open_array(path: Path, stream: str) -> tuple[Images, tuple[int, ...]]:
+    """The images (N, H * W) of a .npy file, left there if their order allows, and (H, W)."""
     if path.suffix != ".npy" or not path.is_file():
         raise UsageError(f"{path}: is neither a folder of pictures nor a .npy file")
     try:
-        array = np.lib.format.open_memmap(path, mode="r")  # loads no pickle
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the product of an absurd shape
+            array = np.lib.format.open_memmap(path, mode="r")  # loads no pickle, and reads the header alone
+        if not (array.flags.c_contiguous or stays_in_file(array.nbytes, stream)):
+            array = np.load(path, allow_pickle=False)
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     except Exception as error:  # a damaged header fails in more ways than can be listed
         raise UsageError(f"{path}: is not a whole .npy file of numbers ({error}); save one with numpy.save") from error
     if array.dtype != np.uint8 or array.ndim != 3 or 0 in array.shape:
-        raise UsageError(f"{path}: holds {array.dtype} of shape {array.shape}; expected uint8 of (N, H, W), none 0")
-    return array
+        found, remedy = f"{array.dtype} of shape {array.shape}", _remedy(array)
+        raise UsageError(f"{path}: holds {found}; expected uint8 of (N, H, W), none 0{remedy}")
+    if array.flags.c_contiguous:
+        return MappedImages(path, np.arange(len(array), dtype=np.int32), math.prod(array.shape[1:])), array.shape[1:]
+    if isinstance(array, np.memmap):
+        raise UsageError(f"{path}: is in Fortran order; save numpy.ascontiguousarray of it, or use --stream off")
+    return array.reshape(len(array), -1), array.shape[1:]
 
 
-def _read_folder(folder: Path, side: int, has_parts: bool, stream: str, root: Path) -> Labelled:
-    """`read_images` for a folder of pictures; prints the labels and how many files are left out."""
+def _remedy(array: np.ndarray) -> str:
+    """What to save instead of `array`, as NumPy code; empty unless it is a usual form of images."""
+    code, side = "images", math.isqrt(array.shape[-1]) if array.ndim == 2 else 0
+    if array.ndim == 4 and array.shape[3] == 1:
+        code = "images[..., 0]"
+    elif side and side**2 == array.shape[1]:
+        code = f"images.reshape(-1, {side}, {side})"
+    if array.dtype.kind == "f":
+        code = f"numpy.rint(255 * {code}).astype(numpy.uint8)"
+    return "" if code == "images" else f"; save {code}{', if white is 1' * (array.dtype.kind == 'f')}"
+
+
+def _in_pieces(images: Images, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """Each image (H, W), read in pieces of some megabytes."""
+    step = max(1, 2**24 // images.shape[1])
+    for start in range(0, len(images), step):
+        yield from images[start : start + step].reshape(-1, *shape)
+
+
+def _has_parts(folder: Path) -> bool:
+    return (folder / "train").is_dir() and (folder / "test").is_dir()
+
+
+def _pictures_in(folder: Path, has_parts: bool) -> tuple[list[Path], int]:
+    """The pictures below `folder`, by name, and the number of other files."""
     tops = [folder / "train", folder / "test"] if has_parts else [folder]
     files = [path for top in tops for path in _walk(top)]
     paths = [path for path in files if path.suffix.lower() in _SUFFIXES and path.name[0] != "." and path.is_file()]
     beside = [path for path in _walk(folder) if not any(map(path.is_relative_to, tops))] if has_parts else []
-    images, damaged = _gather(paths, side, stream, _converted_file(root, folder, paths, side))
+    return paths, len(files) - len(paths) + len(beside)
+
+
+def _read_folder(folder: Path, side: int, has_parts: bool, stream: str, root: Path) -> Labelled:
+    """`read_images` for a folder of pictures; prints the labels and how many files are left out."""
+    paths, others = _pictures_in(folder, has_parts)
+    images, damaged = _gather(paths, len(paths), side, stream, _converted_file(root, folder, paths, side))
     if not len(images):
         raise UsageError(f"{folder}: holds no readable picture; readable formats are {', '.join(FORMATS)}")
     parts = [path.relative_to(folder).parts for number, path in enumerate(paths) if number not in damaged]
@@ -109,7 +161,7 @@ def _read_folder(folder: Path, side: int, has_parts: bool, stream: str, root: Pa
     numbers = {name: number for number, name in enumerate(sorted(set(names)))}
     listing = ", ".join(f"{number} {printable(name, 40) or '(none)'}" for name, number in numbers.items())
     log.info(f"{printable(folder.resolve().name, 40)}: {len(parts):,} pictures, labels {listing}; {len(damaged)} "
-             f"damaged and {len(files) - len(paths) + len(beside)} other files left out")  # fmt: skip
+             f"damaged and {others} other files left out")  # fmt: skip
     labels = np.array([numbers[name] for name in names], np.min_scalar_type(len(numbers)))
     return images, labels, np.array([part[0] == "test" for part in parts])
 
@@ -123,10 +175,10 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from _walk(path)
 
 
-def _squares(pictures: list[Path] | np.ndarray, side: int, damaged: list[int]) -> Iterator[np.ndarray]:
-    """Each picture as an image (side * side,); of damaged ones `damaged` gets the numbers, warnings name 20."""
+def _squares(pictures: Pictures, count: int, side: int, damaged: list[int]) -> Iterator[np.ndarray]:
+    """Each of `count` pictures as an image (side * side,); `damaged` gets the numbers of others, warnings name 20."""
     hidden = None if cli.is_verbose() else True  # None: shown on a terminal only
-    for number, picture in enumerate(tqdm(pictures, unit=" images", leave=False, disable=hidden)):
+    for number, picture in enumerate(tqdm(pictures, total=count, unit=" images", leave=False, disable=hidden)):
         try:
             if isinstance(picture, Path):
                 picture = np.asarray(read_picture(picture, keep_levels=True).convert("L"))
@@ -137,23 +189,23 @@ def _squares(pictures: list[Path] | np.ndarray, side: int, damaged: list[int]) -
                 log.warning(f"left out: {error}")
 
 
-def _gather(pictures: list[Path] | np.ndarray, side: int, stream: str, target: Path) -> tuple[Images, set[int]]:
+def _gather(pictures: Pictures, count: int, side: int, stream: str, target: Path) -> tuple[Images, set[int]]:
     """The pictures as images, in memory or in the file `target`, and the numbers of damaged ones, left out."""
     damaged: list[int] = []
-    if not stays_in_file(len(pictures) * side**2, stream):
-        return np.array(list(_squares(pictures, side, damaged))), set(damaged)
+    if not stays_in_file(count * side**2, stream):
+        return np.array(list(_squares(pictures, count, side, damaged))), set(damaged)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(target.with_suffix(".lock")):  # the first process converts for all
             if not target.exists():
                 log.info(f"converting the images to {target}, once")
-                _convert(pictures, side, target)
+                _convert(pictures, count, side, target)
     except OSError as error:
         raise RunError(f"{target.parent}: cannot hold the converted images ({error.strerror}); make room there, or use "
                        f"another --data-root") from error  # fmt: skip
     archive = read_npz(target.with_suffix(".npz"), {"damaged": (-1,)}, f"delete {target} to convert the images again")
     damaged = archive["damaged"].tolist()
-    return MappedImages(target, np.arange(len(pictures) - len(damaged), dtype=np.int32), side**2), set(damaged)
+    return MappedImages(target, np.arange(count - len(damaged), dtype=np.int32), side**2), set(damaged)
 
 
 def _converted_file(root: Path, source: Path, files: list[Path], side: int) -> Path:
@@ -165,14 +217,14 @@ def _converted_file(root: Path, source: Path, files: list[Path], side: int) -> P
     return root / "converted" / f"{digest.hexdigest()[:32]}.npy"
 
 
-def _convert(pictures: list[Path] | np.ndarray, side: int, target: Path) -> None:
+def _convert(pictures: Pictures, count: int, side: int, target: Path) -> None:
     """Write the images to the .npy file `target`, and the numbers of damaged ones to the .npz file beside it."""
     temporary, damaged = target.with_suffix(".tmp"), list[int]()
-    header = {"descr": "|u1", "fortran_order": False, "shape": (len(pictures), side, side)}
+    header = {"descr": "|u1", "fortran_order": False, "shape": (count, side, side)}
     try:
         with temporary.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
-            file.writelines(image.data for image in _squares(pictures, side, damaged))
+            file.writelines(image.data for image in _squares(pictures, count, side, damaged))
             file.truncate(file.tell() + len(damaged) * side**2)  # black images, unused, up to the number in the header
             file.flush()
             os.fsync(file.fileno())

@@ -6,6 +6,7 @@ images (see data/own.py). The IDX files are read here, because importing torchvi
 """
 
 import argparse
+import hashlib
 import logging
 import math
 import os
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from autoencoders.data.images import ImageSet, MappedImages
-from autoencoders.data.own import load_own_images
+from autoencoders.data.own import conversion_notice, load_own_images
 from autoencoders.data.pictures import resized
 from autoencoders.runtime import cli, processes
 from autoencoders.runtime.errors import RunError, UsageError
@@ -32,6 +33,12 @@ OWN = "own"  # the source of a person's own images, whose path no file keeps
 _IDX_SETS = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "kmnist": "KMNIST", "auto": "MNIST"}
 _TORCHVISION = {name: title.replace("-", "") for name, title in _IDX_SETS.items()}  # its classes and folders
 _IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+_MD5 = {  # of the published files, unpacked, in this order; for KMNIST's only those of the archives are known
+    "MNIST": ("6bbc9ace898e44ae57da46a324031adb", "a25bea736e30d166cdddb491f175f624",
+              "2646ac647ad5339dbf082846283269ea", "27ae3e4e09519cfbb04c329615203637"),
+    "Fashion-MNIST": ("f4a8712d7a061bf5bd6d2ca38dc4d50a", "9018921c3c673c538a1fc5bad174d6f9",
+                      "8181f5470baa50b63fa0f6fddb340f0a", "15d484375f8d13e6eb1aabb0c3f46965"),
+}  # fmt: skip
 
 
 def load_images(
@@ -49,7 +56,7 @@ def load_images(
         raise UsageError(f"--test-fraction, --split-seed and --stream are for your own images; {source} is a known set")
     else:
         images = _load_known(source, root, image_size)
-        name = images.name
+        name = "digits" if images.name == "digits" else source.replace("auto", "mnist")
     if processes.size() > 1 and processes.on_main(lambda: images.fingerprint) != images.fingerprint:
         raise UsageError(f"{images.title}: the processes find different images at {source}; give all of them the same")
     return replace(images, source={
@@ -84,23 +91,31 @@ def _load_digits(side: int) -> ImageSet:
 
 def _load_idx(title: str, folder: Path, side: int) -> ImageSet:
     hint = f"put a good copy there, or delete it to download {title} again"
-    parts = []
-    for images_file, labels_file in (_IDX_FILES[:2], _IDX_FILES[2:]):
-        images, labels = _read_idx(folder / images_file, (28, 28), hint), _read_idx(folder / labels_file, (), hint)
-        if len(images) != len(labels) or labels.max() > 9:
-            reason = f"it has {len(labels)} labels, up to {labels.max()}, for {len(images)} images of 10 classes"
-            raise RunError(f"{folder / labels_file}: is damaged: {reason}; {hint}")
-        parts.append((resized(images, side), labels))
-    return ImageSet(title.lower(), title, *parts[0], *parts[1])
+    read = (_read_idx(folder / name, (28, 28) if "images" in name else (), hint) for name in _IDX_FILES)
+    arrays, digests = zip(*read)
+    for number in (1, 3):
+        labels, count = arrays[number], len(arrays[number - 1])
+        if len(labels) != count or labels.max() > 9:
+            reason = f"it has {len(labels)} labels, up to {labels.max()}, for {count} images of 10 classes"
+            raise RunError(f"{folder / _IDX_FILES[number]}: is damaged: {reason}; {hint}")
+    if digests != _MD5.get(title, digests):
+        log.warning(f"{folder}: these are not the published files of {title}; published results do not hold for them")
+        title = f"files in place of {title}"
+    name, (train, train_labels, test, test_labels) = title.lower().replace(" ", "-"), arrays
+    return ImageSet(name, title, resized(train, side), train_labels, resized(test, side), test_labels)
 
 
-def _read_idx(path: Path, item: tuple[int, ...], hint: str) -> np.ndarray:
-    """The array (N, *item) of an IDX file: 0, 0, 8 for uint8, the rank, the sizes as big-endian int32, the bytes."""
+def _read_idx(path: Path, item: tuple[int, ...], hint: str) -> tuple[np.ndarray, str]:
+    """The array (N, *item) of an IDX file, and the file's MD5.
+
+    The file holds 0, 0, 8 for uint8, the rank, the sizes as big-endian int32, the bytes.
+    """
     data, start = read_bytes(path, hint), 8 + 4 * len(item)
     sizes = [int.from_bytes(data[at : at + 4], "big") for at in range(4, start, 4)]
     if [*data[:4], *sizes[1:]] != [0, 0, 8, len(sizes), *item] or 0 in sizes or len(data) != start + math.prod(sizes):
         raise RunError(f"{path}: is damaged, or no IDX file of {'28 x 28 images' if item else 'labels'}; {hint}")
-    return np.frombuffer(data, np.uint8, offset=start).reshape(sizes)
+    digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    return np.frombuffer(data, np.uint8, offset=start).reshape(sizes), digest
 
 
 def is_on_disk(name: str, root: Path) -> bool:
@@ -108,12 +123,14 @@ def is_on_disk(name: str, root: Path) -> bool:
     return name not in _IDX_SETS or all((root / _TORCHVISION[name] / "raw" / file).is_file() for file in _IDX_FILES)
 
 
-def download_notice(name: str, root: Path) -> str:
-    """The download that `load_images` would need, for a dry run; empty for a set on disk and a person's own images."""
-    if is_on_disk(name, root):
+def preparation_notice(source: str, root: Path, image_size: int = 28, stream: str = "off", **_: Any) -> str:
+    """The download or conversion that `load_images` would begin with, for a dry run; empty if there would be none."""
+    if source not in DATASETS:
+        return conversion_notice(Path(source), image_size, stream, root)
+    if is_on_disk(source, root):
         return ""
-    fallback = "; if that fails, scikit-learn's digits would be used" if name == "auto" else ""
-    return f"{_IDX_SETS[name]} is not in {root}: it would be downloaded{fallback}"
+    fallback = "; if that fails, scikit-learn's digits would be used" if source == "auto" else ""
+    return f"{_IDX_SETS[source]} is not in {root}: it would be downloaded{fallback}"
 
 
 def _ensure_downloaded(name: str, root: Path) -> Path:

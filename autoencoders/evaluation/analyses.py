@@ -1,5 +1,6 @@
 """The analyses of `ae_eval.py`: each measures a trained model and returns results, a table and pictures."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ae_models import Autoencoder
-from autoencoders.data.images import ImageSet
+from autoencoders.data.images import Images, ImageSet
 from autoencoders.evaluation import metrics, plots, probes
 from autoencoders.evaluation.metrics import Numbers
 from autoencoders.evaluation.pca import Pca
@@ -35,7 +36,7 @@ _DETECTION = {
 }  # fmt: skip
 
 Analysis = tuple[Numbers, str, dict[str, bytes]]  # entries of evaluation.json, text to print, PNGs by name
-OutlierSplit = tuple[str, np.ndarray, np.ndarray]  # name of the outliers; inliers and outliers, (n, 784) uint8
+OutlierSplit = tuple[str, Images, Images]  # name of the outliers; inliers and outliers, (n, 784) uint8
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,16 @@ class Subject:
     def to_device(self, images: np.ndarray) -> Tensor:
         return torch.tensor(images, device=self.test_images.device)
 
-    def scores(self, images: np.ndarray) -> tuple[Scores, Scores]:
-        """`image_scores` of the model and of PCA on images (n, 784) uint8, which may be mapped from a file."""
-        batches = np.split(images, range(_BATCH, len(images), _BATCH))
-        ours = (output for batch in batches for output in metrics.outputs(self.model, self.to_device(batch)))
-        decoded = (self.pca.decode(self.pca.encode(batch, self.components)) for batch in batches)
+    def scores(self, images: Images) -> tuple[Scores, Scores]:
+        """`image_scores` of the model and of PCA on images (n, 784) uint8."""
+
+        def batches() -> Iterator[np.ndarray]:
+            return (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
+
+        ours = (output for batch in batches() for output in metrics.outputs(self.model, self.to_device(batch)))
+        decoded = (self.pca.decode(self.pca.encode(batch, self.components)) for batch in batches())
         by_pca = ((metrics.to_pixels(torch.tensor(batch), "unit"), torch.from_numpy(y))
-                  for batch, y in zip(batches, decoded))  # fmt: skip
+                  for batch, y in zip(batches(), decoded))  # fmt: skip
         return image_scores(ours), image_scores(by_pca)
 
 

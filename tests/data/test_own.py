@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import call_script, is_one_error_line, only_warnings
+from conftest import call_script, is_one_error_line, only_warnings, run_script
 from PIL import Image
 
 from ae_eval import load_all_images
@@ -157,7 +157,7 @@ def test_damaged_pictures_are_named_and_all_files_left_out_are_counted(tmp_path,
     os.mkfifo(tmp_path / "pipe.png")
     images = own(tmp_path, root=tmp_path / ".root", stream=stream)
     named = [record.getMessage() for record in info.records if record.levelno == logging.WARNING]
-    assert rows([*images.train_images, *images.test_images]) == rows(digits.train_images[:4])
+    assert rows([*images.train_images[:], *images.test_images]) == rows(digits.train_images[:4])
     assert len(named) == 2 and "cut.png" in named[0] and "empty.jpg" in named[1]
     assert "4 pictures" in info.messages[-1] and "2 damaged and 6 other files" in info.messages[-1]
 
@@ -207,6 +207,69 @@ def test_a_truncated_array_is_refused(tmp_path, collections):
     (tmp_path / "cut.npy").write_bytes((collections / "array.npy").read_bytes()[:-1000])
     with pytest.raises(UsageError, match=r"cut\.npy: is not a whole"):
         own(tmp_path / "cut.npy")
+
+
+def test_a_shape_too_large_to_count_is_refused_without_a_warning(tmp_path, recwarn):
+    with (tmp_path / "a.npy").open("wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (2**62, 28, 28)}
+        np.lib.format.write_array_header_1_0(file, header)
+    with pytest.raises(UsageError, match=r"a\.npy: is not a whole"):
+        own(tmp_path / "a.npy")
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.random.default_rng(0).integers(0, 256, (9, 28, 28, 1), np.uint8),
+        np.random.default_rng(0).integers(0, 256, (9, 784), np.uint8),
+        np.random.default_rng(0).random((9, 28, 28)),
+        np.random.default_rng(0).random((9, 784), np.float32),
+    ],
+    ids=lambda images: f"{images.dtype} {images.shape}",
+)
+def test_an_array_of_a_usual_other_form_is_refused_with_the_code_that_mends_it(tmp_path, images):
+    np.save(tmp_path / "a.npy", images)
+    with pytest.raises(UsageError) as caught:
+        own(tmp_path / "a.npy")
+    code = str(caught.value).split("; save ")[1].removesuffix(", if white is 1")
+    np.save(tmp_path / "a.npy", eval(code, {"numpy": np, "images": images}))
+    assert own(tmp_path / "a.npy").train_images.shape == (8, 784)
+
+
+CUT = """
+import os, sys, numpy
+from pathlib import Path
+from autoencoders.data.own import read_images
+from autoencoders.runtime.errors import RunError
+
+def read(stream):
+    return read_images(Path(sys.argv[1]), 28, False, stream, Path("unused"))[0]
+
+def cut_after_a_look(*args, **settings):
+    array = load(*args, **settings)
+    os.truncate(sys.argv[1], 1000)
+    return array
+
+held, left, load = read("off"), read("on"), numpy.load
+numpy.load = cut_after_a_look
+try:
+    left[:]
+except RunError as error:
+    print(error)
+print(held.sum())
+"""
+
+
+def test_a_file_that_is_cut_while_it_is_read_does_not_end_the_process(collections, tmp_path):
+    """A read of a mapping beyond the end of its file would be a bus error."""
+    path = shutil.copy(collections / "array.npy", tmp_path)
+    done = run_script("-c", CUT, path)
+    assert done.returncode == 0, done.stderr
+    error, total = done.stdout.splitlines()
+    assert error.startswith(f"{path}: is damaged or was changed") and int(total) == np.load(
+        collections / "array.npy"
+    ).sum(dtype=int)
 
 
 def test_a_run_on_own_images_of_another_size_is_trained_loaded_again_and_shown(collections, tmp_path, capsys):
@@ -290,6 +353,18 @@ def test_images_are_converted_once_and_again_when_they_change(collections, tmp_p
     assert len(converted()) == 2 and not list(root.glob("converted/*.tmp"))
 
 
+@pytest.mark.parametrize("name", ["array.npy", "pictures"])
+def test_a_dry_run_converts_nothing(collections, tmp_path, capsys, name):
+    root = tmp_path / "new" / "root"
+    data = ("--dataset", collections / name, "--image-size", 16, "--data-root", root)
+    flags = (*data, *TINY, "--output-dir", tmp_path / "out", "--dry-run", "--stream")
+    status, out, err = call(capsys, "ae_train", *flags, "on")
+    assert status == 0 and err == "" and f"would be converted to {root}" in out and out.count("\n") == 1
+    assert "Would train" in call(capsys, "ae_train", *flags, "off")[1] and not list(tmp_path.iterdir())
+    file = own(collections / name, root=root, image_size=16, stream="on").train_images.path
+    assert str(file) in out and "Would train" in call(capsys, "ae_train", *flags, "on")[1]
+
+
 def test_a_conversion_that_was_killed_is_begun_again(collections, tmp_path):
     whole = own(collections / "pictures", root=tmp_path, stream="on")
     fingerprint, file = whole.fingerprint, whole.train_images.path
@@ -305,13 +380,13 @@ def test_all_images_of_a_path_are_loaded_also_where_they_are_few_or_one(collecti
     assert load_all_images(tmp_path / "one.npy", 28, tmp_path)[1].shape == (1, 784)
 
 
-def test_all_images_of_a_large_folder_are_mapped_but_for_the_damaged_ones(collections, tmp_path, monkeypatch):
+def test_all_images_of_a_large_folder_stay_in_a_file_but_for_the_damaged_ones(collections, tmp_path, monkeypatch):
     shutil.copytree(collections / "pictures", tmp_path / "pictures")
     (tmp_path / "pictures" / "even" / "damaged.png").write_bytes(b"")
     monkeypatch.setattr("autoencoders.data.own.total_memory", lambda: 1)
     images = load_all_images(tmp_path / "pictures", 28, tmp_path)[1]
-    assert isinstance(images, np.memmap) and rows(images) == rows(
-        load_all_images(collections / "array.npy", 28, tmp_path)[1]
+    assert isinstance(images, MappedImages) and rows(images[:]) == rows(
+        load_all_images(collections / "array.npy", 28, tmp_path)[1][:]
     )
 
 

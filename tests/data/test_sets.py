@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import write_idx
 
-from autoencoders.data.sets import DATASETS, download, download_notice, is_on_disk, load_images
+from autoencoders.data.sets import DATASETS, download, is_on_disk, load_images, preparation_notice
 from autoencoders.runtime.errors import RunError, UsageError
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
@@ -52,12 +52,17 @@ def test_idx_files_are_read_pixel_for_pixel(fake_mnist):
     assert np.array_equal(images.train_images, stored)
     assert np.array_equal(images.train_labels, np.fromfile(raw / TRAIN_LABELS, np.uint8)[8:])
     assert images.test_images.shape == (20, 784) and images.test_labels.shape == (20,)
-    assert (images.name, images.title) == ("mnist", "MNIST")
 
 
-def test_auto_takes_mnist_when_it_is_on_disk(fake_mnist, caplog):
+def test_files_that_are_not_the_published_ones_are_named_so(fake_mnist, caplog):
+    images = load_images("mnist", fake_mnist[0])
+    assert (images.name, images.title) == ("files-in-place-of-mnist", "files in place of MNIST")
+    (warning,) = (record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
+    assert "not the published files of MNIST" in warning and str(fake_mnist[1]) in warning
+
+
+def test_auto_takes_mnist_when_it_is_on_disk(fake_mnist):
     assert load_images("auto", fake_mnist[0]).fingerprint == load_images("mnist", fake_mnist[0]).fingerprint
-    assert not [record for record in caplog.records if record.levelno == logging.WARNING]
 
 
 @pytest.mark.parametrize(("name", "folder"), [("fashion-mnist", "FashionMNIST"), ("kmnist", "KMNIST")])
@@ -65,7 +70,7 @@ def test_the_other_sets_lie_in_torchvisions_folders(fake_mnist, name, folder):
     root, raw = fake_mnist
     raw.parent.rename(root / folder)
     images = load_images(name, root)
-    assert images.name == name and len(images.train_images) == 30
+    assert images.name.endswith(name) and len(images.train_images) == 30
 
 
 def test_every_name_the_command_line_offers_is_known(fake_mnist, dead_network, network):
@@ -178,6 +183,7 @@ def test_real_mnist_is_60000_and_10000_images_with_this_fingerprint(mnist):
     assert mnist.train_images.shape == (60_000, 784) and mnist.test_images.shape == (10_000, 784)
     assert mnist.train_labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
     assert np.mean(mnist.train_images / np.float32(255)) == pytest.approx(0.1307, abs=1e-4)
+    assert (mnist.name, mnist.title) == ("mnist", "MNIST")
     assert mnist.fingerprint == "5a4d4600f9ae243d0ab9ee1ff6d948035e6f85a423fdfacf899262ac3ca6f325"
 
 
@@ -194,7 +200,12 @@ def test_a_known_set_can_be_resized(digits):
     assert np.corrcoef(halved, small.train_images.ravel())[0, 1] > 0.98
 
 
+def test_a_data_root_in_a_loop_of_links_does_not_matter_where_nothing_is_read_from_it(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    assert load_images("digits", tmp_path / "loop").name == "digits"
+
+
 def test_a_dry_run_says_which_set_would_be_downloaded(fake_mnist, tmp_path):
-    assert is_on_disk("auto", fake_mnist[0]) and download_notice("mnist", fake_mnist[0]) == ""
-    assert download_notice("digits", tmp_path) == download_notice(str(tmp_path), tmp_path) == ""
-    assert "digits" in download_notice("auto", tmp_path) and not is_on_disk("kmnist", fake_mnist[0])
+    assert is_on_disk("auto", fake_mnist[0]) and preparation_notice("mnist", fake_mnist[0]) == ""
+    assert preparation_notice("digits", tmp_path) == preparation_notice(str(tmp_path), tmp_path) == ""
+    assert "digits" in preparation_notice("auto", tmp_path) and not is_on_disk("kmnist", fake_mnist[0])

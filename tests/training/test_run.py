@@ -61,7 +61,9 @@ def test_a_schedule_that_depends_on_the_length_cannot_be_lengthened(tmp_path, ca
 
 def test_other_images_are_refused(folder, capsys, fake_mnist):
     status, _, err = train(capsys, folder, "--resume", "--dataset", "mnist", "--data-root", fake_mnist[0])
-    assert status == 2 and is_one_error_line(err) and "other images" in err
+    warning, error = err.splitlines(keepends=True)
+    assert status == 2 and "not the published files" in warning
+    assert is_one_error_line(error) and "other images" in error
 
 
 def test_a_fresh_start_backs_up_the_checkpoint_of_an_unfinished_run_and_only_that(folder, capsys):
