@@ -172,9 +172,8 @@ def main(arguments: list[str] | None = None) -> None:
     row = [str(args.drawings), str(np.isnan(found).sum()), *values]
     print(cli.format_table(("drawings", "refused", "correlation >= 0.95", "median", "worst"), [row], markdown=True))
     rows = recognised(run, images, args.digits, random)
-    print(
-        cli.format_table((f"{args.digits:,} test images", "refused", "accuracy", "95% interval"), rows, markdown=True)
-    )
+    head = (f"{args.digits:,} test images", "refused", "accuracy", "95% interval")
+    print("\n" + cli.format_table(head, rows, markdown=True))
 
 
 if __name__ == "__main__":
