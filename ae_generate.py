@@ -54,7 +54,7 @@ def parser() -> cli.Parser:
                       help="reconstruct, or denoise, this picture; a digit is prepared the way MNIST was, a picture "
                            "for a model of your own images is resized as they were")
     own.add_argument("--invert", choices=("auto", "on", "off"), default="auto",
-                     help="whether the ink is darker than the paper; auto compares it with the picture's border")
+                     help="whether the ink is darker than the paper; auto takes what stands out most from the paper")
     return parser
 # fmt: on
 

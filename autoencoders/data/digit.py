@@ -1,23 +1,30 @@
 """A person's own picture as a 28 x 28 grey digit, prepared as MNIST's digits were.
 
-LeCun, Bottou, Bengio & Haffner 1998: the ink, white on black, is scaled without distortion until its longer side has
-20 pixels, and its centre of mass is moved to the centre of 28 x 28.
+The level of the paper is a wide median, which follows shadows; thin lines across the sheet are removed, and a threshold
+separates the ink from the noise. LeCun, Bottou, Bengio & Haffner 1998: the ink, white on black, is scaled without
+distortion until its longer side has 20 pixels, and its centre of mass is moved to the centre of 28 x 28.
 """
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 from autoencoders.runtime.errors import UsageError
 
 _SIDE = 28
+_READ_SIDE = 512  # pixels: the longer side of the picture that is analysed
+_SMALL = 100  # pixels: a smaller picture has no thin lines
+_AROUND = np.ones((3, 3))  # a pixel's eight neighbours
 
 
 def to_digit(picture: Image.Image, invert: str = "auto") -> np.ndarray:
     """The picture as a digit (784,) uint8, white on black; UsageError for a picture without ink.
 
-    `invert` says whether the ink is darker than its background: `on`, `off`, or `auto`, judged by the border.
+    `invert` says whether the ink is darker than its background: `on`, `off`, or `auto`, judged by the deepest contrast.
     """
-    ink = _ink(np.asarray(picture.convert("L"), np.float32) / 255, invert)
+    grey = picture.convert("L")
+    grey.thumbnail((_READ_SIDE, _READ_SIDE), Image.Resampling.BOX)
+    ink = _ink(np.asarray(grey, np.float32) / 255, invert)
     down, across = ink.sum(axis=1), ink.sum(axis=0)
     (top, bottom), (left, right) = _extent(down), _extent(across)
     scale = max(bottom - top, right - left) / 20  # of the picture's pixels to one of the digit's
@@ -30,17 +37,75 @@ def to_digit(picture: Image.Image, invert: str = "auto") -> np.ndarray:
 
 def _ink(grey: np.ndarray, invert: str) -> np.ndarray:
     """The ink on each pixel, 0 to 1, of grey levels (height, width) in [0, 1]."""
-    contrast = grey - _background(grey)
-    if invert == "on" or (invert == "auto" and -contrast.min() > contrast.max()):
-        contrast = -contrast
-    if contrast.max() < 0.06:  # black on white has 1
-        raise UsageError("the picture is blank: nothing in it stands out from its border as ink would")
-    # The weakest tenth is paper and its noise, which would widen the crop and pull the centre of mass.
-    return np.clip((contrast / contrast.max() - 0.1) / 0.9, 0, 1).astype(np.float32)
+    try:
+        return _separate(grey, _wide_median(grey), invert)
+    except UsageError:  # of a digit that fills the picture, ink is most of what is around a pixel
+        plane = _border_plane(grey)
+        if np.mean(np.abs(grey - plane) < 0.02) < 0.4:
+            raise
+        return _separate(grey, plane, invert)
 
 
-def _background(grey: np.ndarray) -> np.ndarray:
-    """The background as a plane through the border's pixels, for light from one side.
+def _separate(grey: np.ndarray, paper: np.ndarray, invert: str) -> np.ndarray:
+    """The ink, 0 to 1, of grey levels against those of the paper, both (height, width); UsageError without a digit."""
+    contrast = grey - paper
+    if invert == "on" or (invert == "auto" and (contrast**3).sum() < 0):  # cubes: deep ink outweighs a wide shadow
+        contrast = -contrast / np.maximum(paper, 0.1)
+    if min(grey.shape) >= _SMALL:
+        contrast = _without_lines(_without_lines(contrast).T).T
+    smooth = ndimage.gaussian_filter(contrast, max(grey.shape) / _READ_SIDE)
+    noise = 5 * 1.4826 * float(np.median(np.abs(smooth - np.median(smooth))))
+    cut = max(noise, _threshold(smooth[smooth > noise]))
+    strong = smooth > cut
+    if not strong.any() or smooth[strong].mean() < 0.06:  # black on white has 1
+        raise UsageError("the picture is blank: nothing in it stands out from its background as ink would")
+    labels, count = ndimage.label(smooth > max(cut / 2, noise), _AROUND)
+    sizes = ndimage.sum_labels(strong, labels, np.arange(1, count + 1))
+    kept = np.isin(labels, 1 + np.flatnonzero(sizes > 0.03 * sizes.max()))  # the rest is dust
+    _check(kept, paper)
+    kept = ndimage.binary_dilation(kept, _AROUND, iterations=max(grey.shape) // 250 + 1)
+    # The weakest tenth is paper and its noise, which would pull the centre of mass.
+    depth = np.quantile(smooth[strong], 0.9)
+    return np.where(kept, ((contrast / depth - 0.1) / 0.9).clip(0, 1), 0).astype(np.float32)
+
+
+def _check(ink: np.ndarray, paper: np.ndarray) -> None:
+    """UsageError unless the mask of ink (height, width) can be one digit on one sheet of paper."""
+    labels, count = ndimage.label(ink, _AROUND)
+    ring = np.concatenate((ink[0], ink[1:, -1], ink[-1, -2::-1], ink[-2:0:-1, 0]))
+    crossings = int((ring & ~np.roll(ring, 1)).sum())
+    spread = max(np.ptp(where) + 1 for where in np.nonzero(ink))
+    spans = any(np.intersect1d(turned[0], turned[-1]).any() for turned in (labels, labels.T))
+    if count > 8 or crossings > 6:
+        fault = "shows many lines or spots"
+    elif (count > 1 and spans) or paper.max() + 0.05 > 3.5 * (paper.min() + 0.05):
+        fault = "shows more than a sheet of paper, or light that is too uneven"
+    elif min(ink.shape) >= _SMALL and ndimage.distance_transform_edt(ink).max() > 0.3 * spread:
+        fault = "shows a spot without strokes"
+    else:
+        return
+    raise UsageError(f"the picture {fault}; crop it to one digit on paper, with a margin")
+
+
+def _threshold(levels: np.ndarray) -> float:
+    """The level half-way between the means of the levels below and above it, of 0 and these (Ridler & Calvard 1978)."""
+    levels = np.append(levels, 0)
+    cut = float(levels.mean())
+    for _ in range(30 if cut > 0 else 0):
+        cut = float(levels[levels <= cut].mean() + levels[levels > cut].mean()) / 2
+    return cut
+
+
+def _wide_median(grey: np.ndarray) -> np.ndarray:
+    """The level of the paper on each pixel as the median around it; it follows shadows and vignettes."""
+    small = Image.fromarray(grey)
+    small.thumbnail((48, 48), Image.Resampling.BOX)
+    wide = ndimage.median_filter(np.asarray(small), size=2 * (max(small.size) // 3) + 1, mode="nearest")
+    return np.asarray(Image.fromarray(wide).resize(grey.shape[::-1], Image.Resampling.BILINEAR))
+
+
+def _border_plane(grey: np.ndarray) -> np.ndarray:
+    """The level of the paper as a plane through the border's pixels, for light from one side.
 
     Least trimmed squares (Rousseeuw 1984): the worse half of the border is left out, so that ink may touch it.
     """
@@ -56,6 +121,37 @@ def _background(grey: np.ndarray) -> np.ndarray:
         plane = np.linalg.lstsq(points[better], levels[better])[0]
         misfit = np.abs(levels - points @ plane)
     return (planes @ plane).clip(0, 1)
+
+
+def _without_lines(contrast: np.ndarray) -> np.ndarray:
+    """The contrast (height, width) without thin lines from the left to the right border, within 10 degrees of level.
+
+    A line is a run of dark pixels over most of a window that is longer than a digit's strokes, at one of the slopes.
+    """
+    height, width = contrast.shape
+    thick = max(height, width) // 85  # pixels, of the thickest line
+    broad = ndimage.grey_opening(contrast, (thick, 1))
+    thin = ndimage.uniform_filter1d(contrast - broad, width // 16, axis=1)
+    thin = thin > max(0.03, np.median(thin) + 0.02)
+    step = width // 64
+    dark = (thin | (broad > 0.1)).astype(np.float32)[:, step // 2 :: step]
+    rows, columns = np.indices(dark.shape)
+    runs = np.zeros(dark.shape, bool)
+    for slope in np.arange(-0.18, 0.181, 0.006):
+        drift = np.rint(slope * step * (columns - dark.shape[1] / 2)).astype(int)
+        straight = np.take_along_axis(dark, (rows + drift).clip(0, height - 1), axis=0)
+        run = ndimage.uniform_filter1d(straight, dark.shape[1] * 6 // 10, axis=1) > 0.85
+        runs |= np.take_along_axis(run, (rows - drift).clip(0, height - 1), axis=0)
+    labels, _ = ndimage.label(runs, _AROUND)
+    across = np.intersect1d(labels[:, :4], labels[:, -4:])
+    runs = ndimage.binary_dilation(np.isin(labels, across[across > 0]), np.ones((3, 1)))
+    lines = runs[:, (np.arange(width) // step).clip(0, dark.shape[1] - 1)] & thin
+    if not lines.any():
+        return contrast
+    lines &= contrast <= 1.3 * np.quantile(contrast[lines], 0.9)  # ink over a line stays
+    lines = ndimage.binary_dilation(lines, np.ones((3, 1)))
+    filled = ndimage.grey_closing(np.where(lines, 0, contrast), (thick + 3, 1))
+    return np.where(lines, filled, contrast)
 
 
 def _extent(profile: np.ndarray) -> tuple[int, int]:

@@ -6,6 +6,7 @@ from PIL import Image
 
 from autoencoders.data.digit import to_digit
 from autoencoders.runtime.errors import UsageError
+from benchmarks import sheets
 
 
 def stroke(height=300, width=200, thick=30):
@@ -104,3 +105,62 @@ def test_any_size_with_ink_gives_a_digit(size):
 def test_a_blank_picture_is_refused(level):
     with pytest.raises(UsageError, match="blank"):
         to_digit(Image.fromarray(np.full((50, 40), level, np.uint8)))
+
+
+def test_photos_on_any_sheet_give_the_digit_of_the_clean_drawing():
+    assert sheets.correlations(20, np.random.default_rng(0)).min() > 0.95
+
+
+@pytest.mark.parametrize(("paper", "pen"), [(190, 115), (190, 140), (30, 150)], ids=["pencil", "faint", "chalk"])
+@pytest.mark.parametrize("speck", [0, 255])
+def test_one_black_or_white_pixel_does_not_turn_the_ink_round(digit, paper, pen, speck):
+    sheet = on_paper(stroke(), paper, pen) + np.random.default_rng(0).normal(0, 2, (700, 900))
+    sheet[600, 700] = speck
+    assert correlation(to_digit(Image.fromarray(sheet.clip(0, 255).astype(np.uint8))), digit) > 0.99
+
+
+@pytest.mark.parametrize("side", [20, 240])
+def test_a_digit_that_fills_its_picture_stays_ink(digit, side):
+    tight = np.pad(
+        np.asarray(Image.fromarray(stroke()).resize((side * 2 // 3, side), Image.Resampling.BOX)), side // 10
+    )
+    for picture in (tight, 255 - tight, np.where(tight > 127, np.uint8(255), np.uint8(0))):
+        assert correlation(to_digit(Image.fromarray(picture)), digit) > 0.9
+
+
+def squared(turn=0.0):
+    """A sheet of squared paper turned by some degrees, without a digit."""
+    lines = np.full((1200, 1200), 230, np.uint8)
+    lines[::40] = lines[1::40] = lines[:, ::40] = lines[:, 1::40] = 130
+    return np.asarray(Image.fromarray(lines).rotate(turn, Image.Resampling.BILINEAR))[300:900, 300:900]
+
+
+def shadow():
+    sheet = np.full((600, 600), 200, np.uint8)
+    sheet[:, :200] = 170
+    return sheet
+
+
+def glint():
+    sheet = np.full((600, 600), 200, np.uint8)
+    sheet[300:303, 300:303] = 255
+    return sheet
+
+
+def on_table():
+    sheet = on_paper(stroke())
+    sheet[:, -90:] = 40
+    return sheet
+
+
+NO_DIGIT = {
+    "squared": squared(), "squared, turned": squared(3), "squared, turned far": squared(30), "shadow": shadow(),
+    "glint": glint(), "digit and table": on_table(),
+    "noise": np.random.default_rng(0).normal(128, 40, (600, 600)).clip(0, 255).astype(np.uint8),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NO_DIGIT)
+def test_a_picture_without_a_digit_on_paper_is_refused_in_one_line(name):
+    with pytest.raises(UsageError, match=r"^the picture (is blank|shows).*$"):
+        to_digit(Image.fromarray(NO_DIGIT[name]))
