@@ -3,6 +3,8 @@
 import importlib
 import re
 import shlex
+import shutil
+import subprocess
 from itertools import chain
 from pathlib import Path
 
@@ -118,3 +120,22 @@ def test_both_readmes_have_the_same_tables_row_by_row():
         for row, theirs in zip(rows, their_rows):
             assert same_name(row[0], theirs[0]), f"{row[0]}: {theirs[0]}"
             assert [numbers(cell) for cell in theirs] == [numbers(cell) for cell in row], row[0]
+
+
+def test_the_locked_packages_are_those_of_the_requirements_each_with_its_hashes():
+    text = (ROOT / "requirements-lock.txt").read_text()
+    locked = re.findall(r"^(\S+==\S+) \\\n    --hash=sha256:[0-9a-f]{64}", text, re.MULTILINE)
+    pinned = {line for path in ROOT.glob("requirements*.txt") if "lock" not in path.name
+              for line in path.read_text().splitlines() if line[0] not in "#-"}  # fmt: skip
+    assert pinned and pinned <= set(locked)
+    options = [line for line in text.splitlines() if line and line[0] not in "# " and not line.endswith("\\")]
+    assert options == [] and len(locked) == len(re.findall("==", text))
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+def test_make_takes_a_path_with_spaces():
+    names = {"DATASET": "my pics", "DATA_ROOT": "my data", "OUTPUT_DIR": "my results"}
+    flags = [f"{name}={value}" for name, value in names.items()]
+    shown = subprocess.run(["make", "-n", "run", *flags], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    commands = [shlex.split(line) for line in shown.splitlines() if ".py" in line]
+    assert len(commands) == 2 and all(set(names.values()) <= set(words) for words in commands)

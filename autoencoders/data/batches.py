@@ -24,7 +24,7 @@ POOL = 2**26  # bytes of images that are shuffled together; two pools are in mem
 
 
 def to_device(images: Images, device: torch.device) -> Tensor | MappedImages:
-    """Images (n, 784) uint8 as a tensor on the device, not to be written to; a mapped file stays what it is."""
+    """Images (n, 784) uint8 as a tensor on the device, not to be written to; images in a file stay there."""
     if isinstance(images, MappedImages):
         return images
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""An image set in memory or, for training images, in a mapped .npy file. 784 pixels stand for any size of images."""
+"""An image set in memory or, for training images, in a .npy file. 784 pixels stand for any size of images."""
 
 import hashlib
 import math

@@ -1,4 +1,4 @@
-"""An image set is identified by its pixels and labels; images in a mapped file behave like an array of them."""
+"""An image set is identified by its pixels and labels; images that stay in a file behave like an array of them."""
 
 from dataclasses import replace
 
