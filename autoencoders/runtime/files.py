@@ -133,8 +133,12 @@ def read_bytes(path: Path, hint: str) -> bytes:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a value of JSON types atomically; ValueError for a number that is not finite."""
-    write_atomic(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+    """Write a value of JSON types atomically; RunError for a number that is not finite."""
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False)
+    except ValueError as error:
+        raise RunError(f"{path}: a result is not a finite number; check the images and the model") from error
+    write_atomic(path, f"{text}\n".encode())
 
 
 def read_json(path: Path, hint: str) -> dict[str, Any]:

@@ -72,7 +72,10 @@ def load_run(folder: Path, device: torch.device) -> TrainedRun:
     if hashlib.sha256(data).hexdigest() != digest:
         raise RunError(f"{weights}: is not the file that {path} describes; {hint}")
     load_state(model, from_bytes(data, weights, hint), weights, hint)
-    return TrainedRun(folder, model.to(device).eval(), recipe, record, device)
+    with torch.no_grad():
+        if not all(part.isfinite().all() for part in model.eval()(torch.ones(1, recipe.pixels))):
+            raise RunError(f"{weights}: its weights are so large that no number comes out; {hint}")
+    return TrainedRun(folder, model.to(device), recipe, record, device)
 
 
 def load_state(model: torch.nn.Module, state: Any, path: Path, hint: str) -> None:

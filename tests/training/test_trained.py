@@ -1,3 +1,4 @@
+import hashlib
 import shutil
 
 import pytest
@@ -6,7 +7,7 @@ from conftest import call_script, history, is_one_error_line, same_bits
 
 import ae_train
 from autoencoders.runtime.errors import RunError, UsageError
-from autoencoders.training.checkpoint import read_record
+from autoencoders.training.checkpoint import read_record, save_record
 from autoencoders.training.trained import load_run
 
 CPU = torch.device("cpu")
@@ -35,6 +36,15 @@ def test_weights_that_are_not_the_records_own_are_refused(folder):
     with pytest.raises(RunError, match=r"mnist_denoising\.pt"):
         load_run(folder, CPU)
     path.unlink()
+    with pytest.raises(RunError, match=r"mnist_denoising\.pt"):
+        load_run(folder, CPU)
+
+
+def test_weights_that_give_no_finite_number_are_refused(folder):
+    record, path = read_record(folder), folder / "mnist_denoising.pt"
+    state = torch.load(path, weights_only=True)
+    torch.save({name: torch.full_like(tensor, 1e38) for name, tensor in state.items()}, path)
+    save_record(folder, record | {"weights_sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
     with pytest.raises(RunError, match=r"mnist_denoising\.pt"):
         load_run(folder, CPU)
 
