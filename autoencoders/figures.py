@@ -8,20 +8,11 @@ Images are arrays (n, pixels) of squares in [0, 1]. Without pyplot no display is
 import contextlib
 import io
 import math
-import os
-import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-
-if "matplotlib" not in sys.modules and (backend := os.environ.pop("MPLBACKEND", None)):
-    import matplotlib
-
-    os.environ["MPLBACKEND"] = backend
-    with contextlib.suppress(ValueError):  # such as that of a notebook that started us, which is not installed here
-        matplotlib.rcParams["backend"] = backend
 from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis

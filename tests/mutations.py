@@ -44,6 +44,8 @@ TENSORS: list[Callable[[torch.Tensor], Any]] = [
     lambda t: t.to("meta"),
     lambda t: t.flatten()[:-1],
     lambda t: t.to(torch.complex64),
+    lambda t: torch.nested.nested_tensor([t.float(), t.float()[:1]]) if t.ndim else t,
+    lambda t: t.to_sparse_csr() if t.ndim == 2 else t[None],
     lambda t: t.clone().requires_grad_() if t.is_floating_point() else t.bool(),
 ]
 ARRAYS: list[Callable[[np.ndarray], Any]] = [

@@ -224,7 +224,7 @@ def test_a_label_above_9_can_be_left_out(tmp_path, digits, capsys):
     for more, name in (((), "label 12, never"), (("--leave-out", 11), "label 11, also")):
         status, out, _ = call_script(capsys, ae_eval.main, *flags, *more)
         assert status == 0 and f"{name} trained on" in out
-    pair = ("--run", tmp_path / "out", "--interpolate", 11, 12, "--device", "cpu")
+    pair = ("--run", tmp_path / "out", "--dataset", folder, "--interpolate", 11, 12, "--device", "cpu")
     assert call_script(capsys, ae_generate.main, *pair)[0] == 0
 
 

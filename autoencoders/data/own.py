@@ -168,11 +168,12 @@ def _read_folder(folder: Path, side: int, has_parts: bool, stream: str, root: Pa
 
 def _walk(folder: Path) -> Iterator[Path]:
     """Every file below `folder`, by name; hidden folders and links to folders count as files."""
-    paths = sorted(folder.iterdir())
-    inner = [path for path in paths if path.name[0] != "." and path.is_dir() and not path.is_symlink()]
-    yield from sorted(set(paths).difference(inner))
-    for path in inner:
-        yield from _walk(path)
+    folders = [folder]
+    while folders:  # not by recursion: folders may be nested deeper than Python's calls
+        paths = sorted(folders.pop().iterdir())
+        inner = [path for path in paths if path.name[0] != "." and path.is_dir() and not path.is_symlink()]
+        yield from sorted(set(paths).difference(inner))
+        folders += reversed(inner)
 
 
 def _squares(pictures: Pictures, count: int, side: int, damaged: list[int]) -> Iterator[np.ndarray]:

@@ -1,7 +1,6 @@
 """The report of a reproduction as a Markdown table, and as a self-contained HTML page (page.html)."""
 
 import base64
-import re
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,13 @@ import jinja2
 
 from autoencoders.reproduction.claims import NOT_APPLICABLE, REPRODUCED
 from autoencoders.runtime.cli import format_table
+from autoencoders.runtime.files import read_bytes
+from autoencoders.training.report import PICTURES
 
 HEAD = ("recipe", "claim", "published", "measured", "difference", "verdict", "training", "command")
+
+
+_PICTURES = ("reconstructions", *PICTURES, "latent_map")
 
 
 def _format_number(value: float) -> str:
@@ -54,11 +58,11 @@ def format_page(report: dict[str, Any], folder: Path) -> str:
     """The report as HTML, with the pictures of the runs below `folder` inside."""
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
                                      trim_blocks=True, lstrip_blocks=True)  # fmt: skip
-    environment.filters["png"] = lambda path: base64.b64encode(path.read_bytes()).decode()
+    environment.filters["png"] = lambda path: base64.b64encode(read_bytes(path, "delete it")).decode()
     judged = [row["verdict"] for row in report["rows"] if row["verdict"] != NOT_APPLICABLE]
     pictures = {
-        system["name"]: [path for path in sorted((folder / system["folder"]).glob("*.png"))
-                         if not re.search("loss|epoch", path.stem)]
+        system["name"]: [path for path in (folder / system["folder"] / f"{name}.png" for name in _PICTURES)
+                         if path.is_file() and not path.is_symlink()]  # a link could lead to any file
         for system in report["systems"]
     }  # fmt: skip
     return environment.get_template("page.html").render(

@@ -20,7 +20,7 @@ from autoencoders.evaluation.pca import Pca
 from autoencoders.recipes import RECIPES, Recipe, add_setting_flags, recipe_of
 from autoencoders.reproduction.claims import Claim
 from autoencoders.runtime import cli
-from autoencoders.runtime.errors import UsageError
+from autoencoders.runtime.errors import RunError, UsageError
 from autoencoders.runtime.files import locked
 from autoencoders.training import health, report
 from autoencoders.training.checkpoint import read_record
@@ -110,7 +110,12 @@ class Training:
 
     def measured(self, metric: str) -> float:
         """The value of a metric as `Claim.metric` names it; of an ensemble the mean."""
-        kind, _, name = metric.partition(".")
+        try:
+            return self._measured(*metric.partition(".")[::2])
+        except (KeyError, IndexError) as error:
+            raise RunError(f"{self.folder}: holds no {metric}; delete it and run again") from error
+
+    def _measured(self, kind: str, name: str) -> float:
         if kind == "pca":
             return self.setup.pca.components_for(0.95)
         if kind == "compression":

@@ -55,8 +55,9 @@ def array(value: Any, kind: str, low: float, high: float) -> Any:
 def like(value: Any, template: Any, name: str = "it") -> Any:
     """A value built as `template` is: the same types, keys, lengths, shapes and dtypes, and every number finite."""
     if hasattr(template, "layout"):  # a tensor: strided, with memory of its own for every number
-        found, wanted = ([getattr(t, key, None) for key in ("shape", "dtype", "layout")] for t in (value, template))
-        if found != wanted or value.is_meta or not (value.is_contiguous() and value.isfinite().all()):
+        found, wanted = ([getattr(t, key, None) for key in ("is_nested", "dtype", "layout")] for t in (value, template))
+        plain = found == wanted and value.shape == template.shape and not value.is_meta and value.is_contiguous()
+        if not (plain and value.isfinite().all()):
             raise ValueError(f"{name} is not a finite {template.dtype} tensor of shape {tuple(template.shape)}")
     elif isinstance(template, float):
         number(value)

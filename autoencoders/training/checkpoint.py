@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import platform
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,9 @@ def from_bytes(data: bytes, path: Path, hint: str) -> Any:
     try:
         file = io.BytesIO(data)
         check_archive(file)
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about kinds of tensors that are refused later
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler fails on a hostile file in more ways than can be listed
         raise RunError(f"{path}: is damaged or is not a file of tensors; {hint}") from error
 

@@ -16,6 +16,8 @@ from autoencoders.runtime.errors import RunError, UsageError
 from autoencoders.runtime.files import read_bytes
 from autoencoders.training.checkpoint import RUN_FILE, from_bytes, read_record
 
+_LARGEST_WEIGHT = 1e6  # with larger ones numbers that are not finite would come out
+
 
 @dataclass(frozen=True)
 class TrainedRun:
@@ -72,10 +74,10 @@ def load_run(folder: Path, device: torch.device) -> TrainedRun:
     if hashlib.sha256(data).hexdigest() != digest:
         raise RunError(f"{weights}: is not the file that {path} describes; {hint}")
     load_state(model, from_bytes(data, weights, hint), weights, hint)
-    with torch.no_grad():
-        if not all(part.isfinite().all() for part in model.eval()(torch.ones(1, recipe.pixels))):
-            raise RunError(f"{weights}: its weights are so large that no number comes out; {hint}")
-    return TrainedRun(folder, model.to(device), recipe, record, device)
+    largest = max(float(weight.detach().abs().max()) for weight in model.parameters())
+    if largest > _LARGEST_WEIGHT:
+        raise RunError(f"{weights}: its largest weight is {largest:.3g}, as of a training that diverged; {hint}")
+    return TrainedRun(folder, model.to(device).eval(), recipe, record, device)
 
 
 def load_state(model: torch.nn.Module, state: Any, path: Path, hint: str) -> None:

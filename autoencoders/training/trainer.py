@@ -172,6 +172,7 @@ class Trainer:
         names |= {name for name in tested if name.startswith("test_")}
         for number, row in enumerate(history, start=1):
             checks.like(row, {name: checks.metric(value, members) for name, value in history[0].items()}, "history")
+            checks.number(row["train_loss"]), checks.number(row["test_loss"])
             if row["epoch"] != number or not names <= row.keys() or not all(name.isidentifier() for name in row):
                 raise ValueError(f"history lacks epoch {number}, or has other columns")
         checks.like(state["batch_losses"], torch.zeros(len(history) * steps, dtype=torch.double), "batch_losses")

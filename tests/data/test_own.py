@@ -7,6 +7,7 @@ import logging
 import os
 import resource
 import shutil
+import subprocess
 import tracemalloc
 from dataclasses import replace
 from importlib import import_module
@@ -466,3 +467,17 @@ def test_a_large_file_is_never_in_memory_as_a_whole(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(images.train_images) == 990_000 and peak < 4 * POOL
+
+
+def test_folders_nested_deeper_than_pythons_calls_are_walked(tmp_path, collections):
+    picture, here = next((collections / "pictures").rglob("*.png")).read_bytes(), os.open(tmp_path, os.O_RDONLY)
+    for _ in range(1100):
+        os.mkdir("a", dir_fd=here)
+        here, above = os.open("a", os.O_RDONLY, dir_fd=here), here
+        os.close(above)
+    os.close(here)
+    for number in range(4):
+        (tmp_path / f"{number}.png").write_bytes(picture)
+    with pytest.raises(UsageError, match="same"):  # all were found
+        own(tmp_path)
+    subprocess.run(["rm", "-r", tmp_path / "a"], check=True)  # shutil.rmtree is recursive

@@ -1,5 +1,7 @@
 """The report as Markdown and as a page: nothing is fetched, nothing runs, every text is escaped."""
 
+import base64
+import os
 from html.parser import HTMLParser
 
 import pytest
@@ -73,3 +75,17 @@ def test_without_claims_about_these_images_the_page_says_so(report, tmp_path):
     report["systems"] = []
     (tmp_path / "loss_curves.png").write_bytes(PNG)
     assert "<h1>Nothing was published about these images</h1>" in format_page(report, tmp_path)
+
+
+def test_only_the_pictures_of_a_run_are_shown_and_no_link_is_followed(report, tmp_path):
+    folder = tmp_path / "bce"
+    folder.mkdir()
+    for path in (tmp_path / "loss_curves.png", folder / "reconstructions.png"):
+        path.write_bytes(PNG)
+    (tmp_path / "secret").write_bytes(b"secret")
+    (folder / "samples.png").symlink_to(tmp_path / "secret")
+    os.mkfifo(folder / "latent_map.png")
+    (folder / "\x1b[31mother.png").write_bytes(b"other")
+    page = format_page(report, tmp_path)
+    assert page.count("<img") == 2 and "\x1b" not in page
+    assert not any(base64.b64encode(data).decode() in page for data in (b"secret", b"other"))

@@ -14,6 +14,7 @@ from autoencoders.reproduction import runs
 from autoencoders.reproduction.claims import CLAIMS, Claim
 from autoencoders.reproduction.runs import Setup, make_training, plan
 from autoencoders.runtime import cli
+from autoencoders.runtime.errors import RunError
 from autoencoders.training.trained import load_run
 
 CPU = torch.device("cpu")
@@ -119,3 +120,11 @@ def test_numbers_that_need_no_training(setup, few):
     sparse.recipe = sparse.recipe.override({"features": 64, "k": 4, "num_saes": 2, "batch_size": 16})
     expected = analyse_untrained(sparse.recipe, few.train_images, CPU)["mse"]
     assert len(expected) == 2 and sparse.measured("analysis.mse") == pytest.approx(sum(expected) / 2)
+
+
+def test_a_number_that_a_finished_run_does_not_hold_is_one_error_that_names_its_folder(setup):
+    run = training(setup)
+    run.train()
+    for metric in ("metrics.no_such", "9.test_loss", "1.no_such"):
+        with pytest.raises(RunError, match=f"{run.folder}: holds no {metric}; delete it"):
+            run.measured(metric)
