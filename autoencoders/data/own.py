@@ -97,7 +97,7 @@ def conversion_notice(path: Path, side: int, stream: str, root: Path) -> str:
 def _open_array(path: Path, stream: str) -> tuple[Images, tuple[int, ...]]:
     """The images (N, H * W) of a .npy file, left there if their order allows, and (H, W)."""
     if path.suffix != ".npy" or not path.is_file():
-        raise UsageError(f"{path}: is neither a folder of pictures nor a .npy file")
+        raise UsageError(f"{path}: is neither a folder of pictures nor a .npy file; name one")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the product of an absurd shape

@@ -56,7 +56,7 @@ def read_picture(path: Path, keep_levels: bool = False) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise UsageError(f"{path}: is too large or empty ({error}); give one of 1 to {_MAX_PIXELS:,} pixels") from error
     except Exception as error:  # a decoder may raise anything for a broken file, and the file is to blame
-        raise UsageError(f"{path}: is damaged, or not a picture in a format we read ({', '.join(FORMATS)})") from error
+        raise UsageError(f"{path}: is damaged or no picture; save it anew as one of {', '.join(FORMATS)}") from error
 
 
 def _upright_rgb(image: Image.Image, keep_levels: bool) -> Image.Image:
