@@ -9,6 +9,7 @@ import contextlib
 import io
 import math
 import textwrap
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -50,7 +51,9 @@ def styled_figure(title: str, width: float = 8.0, height: float = 4.8) -> Iterat
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a letter that the font does not have is a box
+        figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()
 
 

@@ -1,6 +1,7 @@
 """What a picture shows: the numbers and images it was given, labelled, nothing cut off."""
 
 import io
+import warnings
 
 import numpy as np
 import pytest
@@ -129,3 +130,9 @@ def test_the_variance_curve_passes_through_the_chosen_number_of_components(figur
     curve, horizontal, vertical, _ = figures[0].axes[0].lines
     assert dict(zip(curve.get_xdata(), curve.get_ydata()))[29] == CUMULATIVE[28]
     assert set(horizontal.get_ydata()) == {0.95} and set(vertical.get_xdata()) == {29}
+
+
+def test_a_letter_that_the_font_does_not_have_gives_no_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw.image_grid(IMAGES, "\u56fe\u7247")
