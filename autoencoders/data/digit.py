@@ -55,13 +55,13 @@ def _separate(grey: np.ndarray, paper: np.ndarray, invert: str) -> np.ndarray:
         contrast = _without_lines(_without_lines(contrast).T).T
     smooth = ndimage.gaussian_filter(contrast, max(grey.shape) / _READ_SIDE)
     noise = 5 * 1.4826 * float(np.median(np.abs(smooth - np.median(smooth))))
-    cut = max(noise, _threshold(smooth[smooth > noise]))
-    strong = smooth > cut
-    if not strong.any() or smooth[strong].mean() < 0.06:  # black on white has 1
-        raise UsageError("the picture is blank: nothing in it stands out from its background as ink would")
-    labels, count = ndimage.label(smooth > max(cut / 2, noise), _AROUND)
-    sizes = ndimage.sum_labels(strong, labels, np.arange(1, count + 1))
-    kept = np.isin(labels, 1 + np.flatnonzero(sizes > 0.03 * sizes.max()))  # the rest is dust
+    strong, kept = _parts(smooth, noise)
+    strips = _strips(kept)
+    if strips.any():
+        strips = ndimage.binary_dilation(strips, _AROUND, iterations=max(grey.shape) // 60 + 1)
+        contrast, smooth = np.where(strips, 0, contrast), np.where(strips, 0, smooth)
+        strong, kept = _parts(smooth, noise)
+    kept = _one_digit(kept, strong)
     _check(kept, paper)
     kept = ndimage.binary_dilation(kept, _AROUND, iterations=max(grey.shape) // 250 + 1)
     # The weakest tenth is paper and its noise, which would pull the centre of mass.
@@ -69,10 +69,58 @@ def _separate(grey: np.ndarray, paper: np.ndarray, invert: str) -> np.ndarray:
     return np.where(kept, ((contrast / depth - 0.1) / 0.9).clip(0, 1), 0).astype(np.float32)
 
 
+def _parts(smooth: np.ndarray, noise: float) -> tuple[np.ndarray, np.ndarray]:
+    """The masks of deep ink and of ink without dust, of a smooth contrast (height, width); UsageError without ink."""
+    cut = max(noise, _threshold(smooth[smooth > noise]))
+    strong = smooth > cut
+    if not strong.any() or smooth[strong].mean() < 0.06:  # black on white has 1
+        raise UsageError(
+            "the picture is blank: nothing in it stands out from its background as ink would; "
+            "use a darker pen, or --invert on or off"
+        )
+    labels, count = ndimage.label(smooth > max(cut / 2, noise), _AROUND)
+    sizes = ndimage.sum_labels(strong, labels, np.arange(1, count + 1))
+    return strong, np.isin(labels, 1 + np.flatnonzero(sizes > 0.03 * sizes.max()))
+
+
+def _strips(ink: np.ndarray) -> np.ndarray:
+    """The mask of the parts along a whole side of the picture: a frame, or a strip of the table."""
+    if _fills(ink) and _ring(ink).mean() < 0.7:
+        return np.zeros_like(ink)
+    labels, _ = ndimage.label(ink, _AROUND)
+    sides = (labels[0], labels[-1], labels[:, 0], labels[:, -1])
+    return np.isin(labels, [np.bincount(side).argmax() for side in sides if side.astype(bool).mean() > 0.9]) & ink
+
+
+def _ring(ink: np.ndarray) -> np.ndarray:
+    """The mask of ink along the border, clockwise."""
+    return np.concatenate((ink[0], ink[1:, -1], ink[-1, -2::-1], ink[-2:0:-1, 0]))
+
+
+def _fills(ink: np.ndarray) -> bool:
+    """Whether the ink's height and width are nearly the picture's, as of a picture cropped to its digit."""
+    return all(np.ptp(where) + 1 > 0.75 * side for where, side in zip(np.nonzero(ink), ink.shape))
+
+
+def _one_digit(ink: np.ndarray, strong: np.ndarray) -> np.ndarray:
+    """The mask of ink (height, width) without small marks far from the digit; UsageError for several digits."""
+    labels, count = ndimage.label(ink, _AROUND)
+    boxes = ndimage.find_objects(labels)
+    heights = np.array([rows.stop - rows.start for rows, _ in boxes])
+    tall = sorted((x.start, x.stop) for (_, x), height in zip(boxes, heights) if height > 0.6 * heights.max())
+    beside = any(first[1] <= second[0] for first, second in zip(tall, tall[1:]))
+    reach = 0.1 * max(np.ptp(where) + 1 for where in np.nonzero(labels == np.bincount(labels[strong & ink]).argmax()))
+    groups, _ = ndimage.label(ndimage.distance_transform_edt(~ink) <= reach)
+    digit = groups == np.bincount(groups[strong & ink]).argmax()
+    if beside or (strong & ink & ~digit).sum() > 0.2 * (strong & ink & digit).sum():
+        raise UsageError("the picture shows more than one digit or mark; crop it to one digit on paper, with a margin")
+    return ink & digit
+
+
 def _check(ink: np.ndarray, paper: np.ndarray) -> None:
     """UsageError unless the mask of ink (height, width) can be one digit on one sheet of paper."""
     labels, count = ndimage.label(ink, _AROUND)
-    ring = np.concatenate((ink[0], ink[1:, -1], ink[-1, -2::-1], ink[-2:0:-1, 0]))
+    ring = _ring(ink)
     crossings = int((ring & ~np.roll(ring, 1)).sum())
     spread = max(np.ptp(where) + 1 for where in np.nonzero(ink))
     spans = any(np.intersect1d(turned[0], turned[-1]).any() for turned in (labels, labels.T))
@@ -80,6 +128,8 @@ def _check(ink: np.ndarray, paper: np.ndarray) -> None:
         fault = "shows many lines or spots"
     elif (count > 1 and spans) or paper.max() + 0.05 > 3.5 * (paper.min() + 0.05):
         fault = "shows more than a sheet of paper, or light that is too uneven"
+    elif ring.any() and not _fills(ink):
+        fault = "shows ink that its border cuts off"
     elif min(ink.shape) >= _SMALL and ndimage.distance_transform_edt(ink).max() > 0.3 * spread:
         fault = "shows a spot without strokes"
     else:
