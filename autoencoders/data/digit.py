@@ -5,6 +5,8 @@ separates the ink from the noise. LeCun, Bottou, Bengio & Haffner 1998: the ink,
 distortion until its longer side has 20 pixels, and its centre of mass is moved to the centre of 28 x 28.
 """
 
+from itertools import pairwise
+
 import numpy as np
 from PIL import Image
 from scipy import ndimage
@@ -61,7 +63,7 @@ def _separate(grey: np.ndarray, paper: np.ndarray, invert: str) -> np.ndarray:
         strips = ndimage.binary_dilation(strips, _AROUND, iterations=max(grey.shape) // 60 + 1)
         contrast, smooth = np.where(strips, 0, contrast), np.where(strips, 0, smooth)
         strong, kept = _parts(smooth, noise)
-    kept = _one_digit(kept, strong)
+    kept = _one_digit(kept, strong, smooth > max(noise, 0.06))
     _check(kept, paper)
     kept = ndimage.binary_dilation(kept, _AROUND, iterations=max(grey.shape) // 250 + 1)
     # The weakest tenth is paper and its noise, which would pull the centre of mass.
@@ -74,10 +76,8 @@ def _parts(smooth: np.ndarray, noise: float) -> tuple[np.ndarray, np.ndarray]:
     cut = max(noise, _threshold(smooth[smooth > noise]))
     strong = smooth > cut
     if not strong.any() or smooth[strong].mean() < 0.06:  # black on white has 1
-        raise UsageError(
-            "the picture is blank: nothing in it stands out from its background as ink would; "
-            "use a darker pen, or --invert on or off"
-        )
+        fault = "the picture is blank: nothing in it stands out from its background as ink would"
+        raise UsageError(f"{fault}; use a darker pen, or --invert on or off")
     labels, count = ndimage.label(smooth > max(cut / 2, noise), _AROUND)
     sizes = ndimage.sum_labels(strong, labels, np.arange(1, count + 1))
     return strong, np.isin(labels, 1 + np.flatnonzero(sizes > 0.03 * sizes.max()))
@@ -85,56 +85,53 @@ def _parts(smooth: np.ndarray, noise: float) -> tuple[np.ndarray, np.ndarray]:
 
 def _strips(ink: np.ndarray) -> np.ndarray:
     """The mask of the parts along a whole side of the picture: a frame, or a strip of the table."""
-    if _fills(ink) and _ring(ink).mean() < 0.7:
-        return np.zeros_like(ink)
     labels, _ = ndimage.label(ink, _AROUND)
     sides = (labels[0], labels[-1], labels[:, 0], labels[:, -1])
     return np.isin(labels, [np.bincount(side).argmax() for side in sides if side.astype(bool).mean() > 0.9]) & ink
 
 
-def _ring(ink: np.ndarray) -> np.ndarray:
-    """The mask of ink along the border, clockwise."""
-    return np.concatenate((ink[0], ink[1:, -1], ink[-1, -2::-1], ink[-2:0:-1, 0]))
-
-
-def _fills(ink: np.ndarray) -> bool:
-    """Whether the ink's height and width are nearly the picture's, as of a picture cropped to its digit."""
-    return all(np.ptp(where) + 1 > 0.75 * side for where, side in zip(np.nonzero(ink), ink.shape))
-
-
-def _one_digit(ink: np.ndarray, strong: np.ndarray) -> np.ndarray:
+def _one_digit(ink: np.ndarray, strong: np.ndarray, faint: np.ndarray) -> np.ndarray:
     """The mask of ink (height, width) without small marks far from the digit; UsageError for several digits."""
-    labels, count = ndimage.label(ink, _AROUND)
+    labels, _ = ndimage.label(ink, _AROUND)
     boxes = ndimage.find_objects(labels)
     heights = np.array([rows.stop - rows.start for rows, _ in boxes])
     tall = sorted((x.start, x.stop) for (_, x), height in zip(boxes, heights) if height > 0.6 * heights.max())
-    beside = any(first[1] <= second[0] for first, second in zip(tall, tall[1:]))
-    reach = 0.1 * max(np.ptp(where) + 1 for where in np.nonzero(labels == np.bincount(labels[strong & ink]).argmax()))
+    several = any(first[1] <= second[0] for first, second in pairwise(tall))  # side by side
+    reach = 0.1 * max(_size(labels == np.bincount(labels[strong & ink]).argmax()))
     groups, _ = ndimage.label(ndimage.distance_transform_edt(~ink) <= reach)
-    digit = groups == np.bincount(groups[strong & ink]).argmax()
-    if beside or (strong & ink & ~digit).sum() > 0.2 * (strong & ink & digit).sum():
+    sizes = np.bincount(groups[strong & ink])
+    labels, _ = ndimage.label(faint, _AROUND)
+    labels[np.isin(labels, np.concatenate((labels[ink], _ring(labels))))] = 0
+    several |= any(max(_size(labels[box] > 0)) > 5 * reach for box in ndimage.find_objects(labels) if box)
+    if several or sizes.sum() > 1.2 * sizes.max():
         raise UsageError("the picture shows more than one digit or mark; crop it to one digit on paper, with a margin")
-    return ink & digit
+    return ink & (groups == sizes.argmax())
 
 
 def _check(ink: np.ndarray, paper: np.ndarray) -> None:
     """UsageError unless the mask of ink (height, width) can be one digit on one sheet of paper."""
-    labels, count = ndimage.label(ink, _AROUND)
-    ring = _ring(ink)
-    crossings = int((ring & ~np.roll(ring, 1)).sum())
-    spread = max(np.ptp(where) + 1 for where in np.nonzero(ink))
-    spans = any(np.intersect1d(turned[0], turned[-1]).any() for turned in (labels, labels.T))
-    if count > 8 or crossings > 6:
+    ring, size, depth = _ring(ink), _size(ink), ndimage.distance_transform_edt(ink)
+    if ndimage.label(ink, _AROUND)[1] > 8 or (ring & ~np.roll(ring, 1)).sum() > 6:
         fault = "shows many lines or spots"
-    elif (count > 1 and spans) or paper.max() + 0.05 > 3.5 * (paper.min() + 0.05):
+    elif paper.max() + 0.05 > 3.5 * (paper.min() + 0.05):
         fault = "shows more than a sheet of paper, or light that is too uneven"
-    elif ring.any() and not _fills(ink):
+    elif ring.any() and (size < 0.75 * np.array(ink.shape)).any():  # else it is cropped to its digit
         fault = "shows ink that its border cuts off"
-    elif min(ink.shape) >= _SMALL and ndimage.distance_transform_edt(ink).max() > 0.3 * spread:
+    elif min(ink.shape) >= _SMALL and (max(size) < 20 or depth.max() > min(0.3 * max(size), 4 * depth[ink].mean())):
         fault = "shows a spot without strokes"
     else:
         return
     raise UsageError(f"the picture {fault}; crop it to one digit on paper, with a margin")
+
+
+def _size(ink: np.ndarray) -> np.ndarray:
+    """The height and width of the ink in a mask (height, width)."""
+    return np.array([np.ptp(where) + 1 for where in np.nonzero(ink)])
+
+
+def _ring(mask: np.ndarray) -> np.ndarray:
+    """The pixels along the border (height, width), clockwise."""
+    return np.concatenate((mask[0], mask[1:, -1], mask[-1, -2::-1], mask[-2:0:-1, 0]))
 
 
 def _threshold(levels: np.ndarray) -> float:
@@ -150,7 +147,10 @@ def _wide_median(grey: np.ndarray) -> np.ndarray:
     """The level of the paper on each pixel as the median around it; it follows shadows and vignettes."""
     small = Image.fromarray(grey)
     small.thumbnail((48, 48), Image.Resampling.BOX)
-    wide = ndimage.median_filter(np.asarray(small), size=2 * (max(small.size) // 3) + 1, mode="nearest")
+    frame = min(small.size) // 20  # a thin frame is not paper
+    inside = np.asarray(small)[frame : small.height - frame, frame : small.width - frame]
+    level = np.pad(inside, frame, "reflect", reflect_type="odd")
+    wide = ndimage.median_filter(level, size=2 * (max(small.size) // 3) + 1, mode="nearest")
     return np.asarray(Image.fromarray(wide).resize(grey.shape[::-1], Image.Resampling.BILINEAR))
 
 
