@@ -1,14 +1,13 @@
 """A person's own picture as a 28 x 28 grey digit, prepared as MNIST's digits were.
 
-The level of the paper is a wide median, which follows shadows; thin lines across the sheet are removed, and a threshold
-separates the ink from the noise. LeCun, Bottou, Bengio & Haffner 1998: the ink, white on black, is scaled without
-distortion until its longer side has 20 pixels, and its centre of mass is moved to the centre of 28 x 28.
+The level of the paper is a wide median, which follows shadows. Lines across the sheet, strips along a side and small
+marks far from the digit are removed; a threshold separates the ink from the noise. LeCun, Bottou, Bengio & Haffner
+1998: the ink, white on black, is scaled without distortion until its longer side has 20 pixels, and its centre of mass
+is moved to the centre of 28 x 28.
 """
 
-from itertools import pairwise
-
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy import ndimage
 
 from autoencoders.runtime.errors import UsageError
@@ -58,13 +57,13 @@ def _separate(grey: np.ndarray, paper: np.ndarray, invert: str) -> np.ndarray:
     smooth = ndimage.gaussian_filter(contrast, max(grey.shape) / _READ_SIDE)
     noise = 5 * 1.4826 * float(np.median(np.abs(smooth - np.median(smooth))))
     strong, kept = _parts(smooth, noise)
-    strips = _strips(kept)
-    if strips.any():
-        strips = ndimage.binary_dilation(strips, _AROUND, iterations=max(grey.shape) // 60 + 1)
-        contrast, smooth = np.where(strips, 0, contrast), np.where(strips, 0, smooth)
-        strong, kept = _parts(smooth, noise)
-    kept = _one_digit(kept, strong, smooth > max(noise, 0.06))
-    _check(kept, paper)
+    labels, _ = ndimage.label(kept, _AROUND)
+    sides = (labels[0], labels[-1], labels[:, 0], labels[:, -1])
+    whole = [np.bincount(side).argmax() for side in sides if (side > 0).mean() > 0.9]  # a frame or a strip of the table
+    strips = ndimage.binary_dilation(np.isin(labels, whole) & kept, _AROUND, iterations=max(grey.shape) // 60 + 1)
+    contrast, smooth = np.where(strips, 0, contrast), np.where(strips, 0, smooth)
+    strong, kept = _parts(smooth, noise)
+    kept = _one_digit(kept, strong, smooth > max(noise, 0.06), paper)
     kept = ndimage.binary_dilation(kept, _AROUND, iterations=max(grey.shape) // 250 + 1)
     # The weakest tenth is paper and its noise, which would pull the centre of mass.
     depth = np.quantile(smooth[strong], 0.9)
@@ -76,57 +75,46 @@ def _parts(smooth: np.ndarray, noise: float) -> tuple[np.ndarray, np.ndarray]:
     cut = max(noise, _threshold(smooth[smooth > noise]))
     strong = smooth > cut
     if not strong.any() or smooth[strong].mean() < 0.06:  # black on white has 1
-        fault = "the picture is blank: nothing in it stands out from its background as ink would"
-        raise UsageError(f"{fault}; use a darker pen, or --invert on or off")
+        raise UsageError("the picture is blank: no ink stands out in it; use a darker pen, or --invert on or off")
     labels, count = ndimage.label(smooth > max(cut / 2, noise), _AROUND)
     sizes = ndimage.sum_labels(strong, labels, np.arange(1, count + 1))
     return strong, np.isin(labels, 1 + np.flatnonzero(sizes > 0.03 * sizes.max()))
 
 
-def _strips(ink: np.ndarray) -> np.ndarray:
-    """The mask of the parts along a whole side of the picture: a frame, or a strip of the table."""
-    labels, _ = ndimage.label(ink, _AROUND)
-    sides = (labels[0], labels[-1], labels[:, 0], labels[:, -1])
-    return np.isin(labels, [np.bincount(side).argmax() for side in sides if side.astype(bool).mean() > 0.9]) & ink
+def _one_digit(ink: np.ndarray, strong: np.ndarray, faint: np.ndarray, paper: np.ndarray) -> np.ndarray:
+    """The mask of ink (height, width) without small marks far from the digit.
 
-
-def _one_digit(ink: np.ndarray, strong: np.ndarray, faint: np.ndarray) -> np.ndarray:
-    """The mask of ink (height, width) without small marks far from the digit; UsageError for several digits."""
+    `strong` and `faint` mask deep and any ink. UsageError unless what is left can be one digit on one sheet of paper.
+    """
     labels, _ = ndimage.label(ink, _AROUND)
-    boxes = ndimage.find_objects(labels)
-    heights = np.array([rows.stop - rows.start for rows, _ in boxes])
-    tall = sorted((x.start, x.stop) for (_, x), height in zip(boxes, heights) if height > 0.6 * heights.max())
-    several = any(first[1] <= second[0] for first, second in pairwise(tall))  # side by side
+    tall = [n for n, (y, _) in enumerate(ndimage.find_objects(labels), 1) if y.stop - y.start > 0.6 * _size(ink)[0]]
+    several = ndimage.label(np.isin(labels, tall).any(axis=0))[1] > 1  # side by side
     reach = 0.1 * max(_size(labels == np.bincount(labels[strong & ink]).argmax()))
     groups, _ = ndimage.label(ndimage.distance_transform_edt(~ink) <= reach)
-    sizes = np.bincount(groups[strong & ink])
+    shares = np.bincount(groups[strong & ink])
     labels, _ = ndimage.label(faint, _AROUND)
     labels[np.isin(labels, np.concatenate((labels[ink], _ring(labels))))] = 0
     several |= any(max(_size(labels[box] > 0)) > 5 * reach for box in ndimage.find_objects(labels) if box)
-    if several or sizes.sum() > 1.2 * sizes.max():
-        raise UsageError("the picture shows more than one digit or mark; crop it to one digit on paper, with a margin")
-    return ink & (groups == sizes.argmax())
-
-
-def _check(ink: np.ndarray, paper: np.ndarray) -> None:
-    """UsageError unless the mask of ink (height, width) can be one digit on one sheet of paper."""
-    ring, size, depth = _ring(ink), _size(ink), ndimage.distance_transform_edt(ink)
-    if ndimage.label(ink, _AROUND)[1] > 8 or (ring & ~np.roll(ring, 1)).sum() > 6:
-        fault = "shows many lines or spots"
+    digit = ink & (groups == shares.argmax())
+    ring, size, depth = _ring(digit), _size(digit), ndimage.distance_transform_edt(digit)
+    if several or shares.sum() > 1.2 * shares.max():
+        fault = "more than one digit or mark"
+    elif ndimage.label(digit, _AROUND)[1] > 8 or (ring & ~np.roll(ring, 1)).sum() > 6:
+        fault = "many lines or spots"
     elif paper.max() + 0.05 > 3.5 * (paper.min() + 0.05):
-        fault = "shows more than a sheet of paper, or light that is too uneven"
+        fault = "more than a sheet of paper, or light that is too uneven"
     elif ring.any() and (size < 0.75 * np.array(ink.shape)).any():  # else it is cropped to its digit
-        fault = "shows ink that its border cuts off"
-    elif min(ink.shape) >= _SMALL and (max(size) < 20 or depth.max() > min(0.3 * max(size), 4 * depth[ink].mean())):
-        fault = "shows a spot without strokes"
+        fault = "ink that its border cuts off"
+    elif min(ink.shape) >= _SMALL and (max(size) < 20 or depth.max() > min(0.3 * max(size), 4 * depth[digit].mean())):
+        fault = "a spot without strokes"
     else:
-        return
-    raise UsageError(f"the picture {fault}; crop it to one digit on paper, with a margin")
+        return digit
+    raise UsageError(f"the picture shows {fault}; crop it to one digit on paper, with a margin")
 
 
 def _size(ink: np.ndarray) -> np.ndarray:
     """The height and width of the ink in a mask (height, width)."""
-    return np.array([np.ptp(where) + 1 for where in np.nonzero(ink)])
+    return np.ptp(np.nonzero(ink), axis=1) + 1
 
 
 def _ring(mask: np.ndarray) -> np.ndarray:
@@ -148,8 +136,7 @@ def _wide_median(grey: np.ndarray) -> np.ndarray:
     small = Image.fromarray(grey)
     small.thumbnail((48, 48), Image.Resampling.BOX)
     frame = min(small.size) // 20  # a thin frame is not paper
-    inside = np.asarray(small)[frame : small.height - frame, frame : small.width - frame]
-    level = np.pad(inside, frame, "reflect", reflect_type="odd")
+    level = np.pad(np.asarray(ImageOps.crop(small, frame)), frame, "reflect", reflect_type="odd")
     wide = ndimage.median_filter(level, size=2 * (max(small.size) // 3) + 1, mode="nearest")
     return np.asarray(Image.fromarray(wide).resize(grey.shape[::-1], Image.Resampling.BILINEAR))
 
@@ -160,8 +147,7 @@ def _border_plane(grey: np.ndarray) -> np.ndarray:
     Least trimmed squares (Rousseeuw 1984): the worse half of the border is left out, so that ink may touch it.
     """
     margin = max(1, min(grey.shape) // 50)
-    border = np.ones(grey.shape, bool)
-    border[margin:-margin, margin:-margin] = False
+    border = ~ndimage.binary_erosion(np.ones(grey.shape, bool), _AROUND, iterations=margin)
     y, x = np.indices(grey.shape) / max(grey.shape)
     planes = np.stack((np.ones_like(x), x, y), axis=-1)
     points, levels = planes[border], grey[border]
