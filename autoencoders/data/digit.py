@@ -65,8 +65,7 @@ def _separate(grey: np.ndarray, paper: np.ndarray, invert: str) -> np.ndarray:
     strong, kept = _parts(smooth, noise)
     kept = _one_digit(kept, strong, smooth > max(noise, 0.06), paper)
     kept = ndimage.binary_dilation(kept, _AROUND, iterations=max(grey.shape) // 250 + 1)
-    # The weakest tenth is paper and its noise, which would pull the centre of mass.
-    depth = np.quantile(smooth[strong], 0.9)
+    depth = np.quantile(smooth[strong], 0.9)  # below, the weakest tenth is noise, which would pull the centre of mass
     return np.where(kept, ((contrast / depth - 0.1) / 0.9).clip(0, 1), 0).astype(np.float32)
 
 
@@ -146,8 +145,7 @@ def _border_plane(grey: np.ndarray) -> np.ndarray:
 
     Least trimmed squares (Rousseeuw 1984): the worse half of the border is left out, so that ink may touch it.
     """
-    margin = max(1, min(grey.shape) // 50)
-    border = ~ndimage.binary_erosion(np.ones(grey.shape, bool), _AROUND, iterations=margin)
+    border = ~ndimage.binary_erosion(np.ones(grey.shape, bool), _AROUND, iterations=max(1, min(grey.shape) // 50))
     y, x = np.indices(grey.shape) / max(grey.shape)
     planes = np.stack((np.ones_like(x), x, y), axis=-1)
     points, levels = planes[border], grey[border]

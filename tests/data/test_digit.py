@@ -150,7 +150,7 @@ def glint():
 def with_paperclip(faint=False):
     """An angle of metal in the corner; beside a faint digit it is most of the ink."""
     sheet = on_paper(stroke(), pen=200 if faint else 20)
-    sheet[20:32, 700:860], sheet[20:100, 848:860] = 25, 25
+    sheet[20:32, 600 if faint else 700 : 860], sheet[20:100, 848:860] = 25, 25
     return sheet
 
 
@@ -204,7 +204,7 @@ def with_corner_text():
 
 
 BESIDE = {
-    "table above": with_table(0), "table right": with_table(1), "table below": with_table(2), "frame": in_frame(),
+    "table above": with_table(0), "table right": with_table(1), "frame": in_frame(),
     "paperclip": with_paperclip(), "stain": with_stain(), "page number": with_corner_text(),
 }  # fmt: skip
 
