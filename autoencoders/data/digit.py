@@ -1,12 +1,13 @@
 """A person's own picture as a 28 x 28 grey digit, prepared as MNIST's digits were.
 
-The level of the paper is a wide median, which follows shadows; thin lines across the sheet are removed, and a threshold
-separates the ink from the noise. LeCun, Bottou, Bengio & Haffner 1998: the ink, white on black, is scaled without
-distortion until its longer side has 20 pixels, and its centre of mass is moved to the centre of 28 x 28.
+The level of the paper is a wide median, which follows shadows. Lines across the sheet, strips along a side and small
+marks far from the digit are removed; a threshold separates the ink from the noise. LeCun, Bottou, Bengio & Haffner
+1998: the ink, white on black, is scaled without distortion until its longer side has 20 pixels, and its centre of mass
+is moved to the centre of 28 x 28.
 """
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy import ndimage
 
 from autoencoders.runtime.errors import UsageError
@@ -55,36 +56,69 @@ def _separate(grey: np.ndarray, paper: np.ndarray, invert: str) -> np.ndarray:
         contrast = _without_lines(_without_lines(contrast).T).T
     smooth = ndimage.gaussian_filter(contrast, max(grey.shape) / _READ_SIDE)
     noise = 5 * 1.4826 * float(np.median(np.abs(smooth - np.median(smooth))))
-    cut = max(noise, _threshold(smooth[smooth > noise]))
-    strong = smooth > cut
-    if not strong.any() or smooth[strong].mean() < 0.06:  # black on white has 1
-        raise UsageError("the picture is blank: nothing in it stands out from its background as ink would")
-    labels, count = ndimage.label(smooth > max(cut / 2, noise), _AROUND)
-    sizes = ndimage.sum_labels(strong, labels, np.arange(1, count + 1))
-    kept = np.isin(labels, 1 + np.flatnonzero(sizes > 0.03 * sizes.max()))  # the rest is dust
-    _check(kept, paper)
+    strong, kept = _parts(smooth, noise)
+    labels, _ = ndimage.label(kept, _AROUND)
+    sides = (labels[0], labels[-1], labels[:, 0], labels[:, -1])
+    whole = [np.bincount(side).argmax() for side in sides if (side > 0).mean() > 0.9]  # a frame or a strip of the table
+    strips = ndimage.binary_dilation(np.isin(labels, whole) & kept, _AROUND, iterations=max(grey.shape) // 60 + 1)
+    contrast, smooth = np.where(strips, 0, contrast), np.where(strips, 0, smooth)
+    strong, kept = _parts(smooth, noise)
+    kept = _one_digit(kept, strong, smooth > max(noise, 0.06), paper)
     kept = ndimage.binary_dilation(kept, _AROUND, iterations=max(grey.shape) // 250 + 1)
-    # The weakest tenth is paper and its noise, which would pull the centre of mass.
-    depth = np.quantile(smooth[strong], 0.9)
+    depth = np.quantile(smooth[strong], 0.9)  # below, the weakest tenth is noise, which would pull the centre of mass
     return np.where(kept, ((contrast / depth - 0.1) / 0.9).clip(0, 1), 0).astype(np.float32)
 
 
-def _check(ink: np.ndarray, paper: np.ndarray) -> None:
-    """UsageError unless the mask of ink (height, width) can be one digit on one sheet of paper."""
-    labels, count = ndimage.label(ink, _AROUND)
-    ring = np.concatenate((ink[0], ink[1:, -1], ink[-1, -2::-1], ink[-2:0:-1, 0]))
-    crossings = int((ring & ~np.roll(ring, 1)).sum())
-    spread = max(np.ptp(where) + 1 for where in np.nonzero(ink))
-    spans = any(np.intersect1d(turned[0], turned[-1]).any() for turned in (labels, labels.T))
-    if count > 8 or crossings > 6:
-        fault = "shows many lines or spots"
-    elif (count > 1 and spans) or paper.max() + 0.05 > 3.5 * (paper.min() + 0.05):
-        fault = "shows more than a sheet of paper, or light that is too uneven"
-    elif min(ink.shape) >= _SMALL and ndimage.distance_transform_edt(ink).max() > 0.3 * spread:
-        fault = "shows a spot without strokes"
+def _parts(smooth: np.ndarray, noise: float) -> tuple[np.ndarray, np.ndarray]:
+    """The masks of deep ink and of ink without dust, of a smooth contrast (height, width); UsageError without ink."""
+    cut = max(noise, _threshold(smooth[smooth > noise]))
+    strong = smooth > cut
+    if not strong.any() or smooth[strong].mean() < 0.06:  # black on white has 1
+        raise UsageError("the picture is blank: no ink stands out in it; use a darker pen, or --invert on or off")
+    labels, count = ndimage.label(smooth > max(cut / 2, noise), _AROUND)
+    sizes = ndimage.sum_labels(strong, labels, np.arange(1, count + 1))
+    return strong, np.isin(labels, 1 + np.flatnonzero(sizes > 0.03 * sizes.max()))
+
+
+def _one_digit(ink: np.ndarray, strong: np.ndarray, faint: np.ndarray, paper: np.ndarray) -> np.ndarray:
+    """The mask of ink (height, width) without small marks far from the digit.
+
+    `strong` and `faint` mask deep and any ink. UsageError unless what is left can be one digit on one sheet of paper.
+    """
+    labels, _ = ndimage.label(ink, _AROUND)
+    tall = [n for n, (y, _) in enumerate(ndimage.find_objects(labels), 1) if y.stop - y.start > 0.6 * _size(ink)[0]]
+    several = ndimage.label(np.isin(labels, tall).any(axis=0))[1] > 1  # side by side
+    reach = 0.1 * max(_size(labels == np.bincount(labels[strong & ink]).argmax()))
+    groups, _ = ndimage.label(ndimage.distance_transform_edt(~ink) <= reach)
+    shares = np.bincount(groups[strong & ink])
+    labels, _ = ndimage.label(faint, _AROUND)
+    labels[np.isin(labels, np.concatenate((labels[ink], _ring(labels))))] = 0
+    several |= any(max(_size(labels[box] > 0)) > 5 * reach for box in ndimage.find_objects(labels) if box)
+    digit = ink & (groups == shares.argmax())
+    ring, size, depth = _ring(digit), _size(digit), ndimage.distance_transform_edt(digit)
+    if several or shares.sum() > 1.2 * shares.max():
+        fault = "more than one digit or mark"
+    elif ndimage.label(digit, _AROUND)[1] > 8 or (ring & ~np.roll(ring, 1)).sum() > 6:
+        fault = "many lines or spots"
+    elif paper.max() + 0.05 > 3.5 * (paper.min() + 0.05):
+        fault = "more than a sheet of paper, or light that is too uneven"
+    elif ring.any() and (size < 0.75 * np.array(ink.shape)).any():  # else it is cropped to its digit
+        fault = "ink that its border cuts off"
+    elif min(ink.shape) >= _SMALL and (max(size) < 20 or depth.max() > min(0.3 * max(size), 4 * depth[digit].mean())):
+        fault = "a spot without strokes"
     else:
-        return
-    raise UsageError(f"the picture {fault}; crop it to one digit on paper, with a margin")
+        return digit
+    raise UsageError(f"the picture shows {fault}; crop it to one digit on paper, with a margin")
+
+
+def _size(ink: np.ndarray) -> np.ndarray:
+    """The height and width of the ink in a mask (height, width)."""
+    return np.ptp(np.nonzero(ink), axis=1) + 1
+
+
+def _ring(mask: np.ndarray) -> np.ndarray:
+    """The pixels along the border (height, width), clockwise."""
+    return np.concatenate((mask[0], mask[1:, -1], mask[-1, -2::-1], mask[-2:0:-1, 0]))
 
 
 def _threshold(levels: np.ndarray) -> float:
@@ -100,7 +134,9 @@ def _wide_median(grey: np.ndarray) -> np.ndarray:
     """The level of the paper on each pixel as the median around it; it follows shadows and vignettes."""
     small = Image.fromarray(grey)
     small.thumbnail((48, 48), Image.Resampling.BOX)
-    wide = ndimage.median_filter(np.asarray(small), size=2 * (max(small.size) // 3) + 1, mode="nearest")
+    frame = min(small.size) // 20  # a thin frame is not paper
+    level = np.pad(np.asarray(ImageOps.crop(small, frame)), frame, "reflect", reflect_type="odd")
+    wide = ndimage.median_filter(level, size=2 * (max(small.size) // 3) + 1, mode="nearest")
     return np.asarray(Image.fromarray(wide).resize(grey.shape[::-1], Image.Resampling.BILINEAR))
 
 
@@ -109,9 +145,7 @@ def _border_plane(grey: np.ndarray) -> np.ndarray:
 
     Least trimmed squares (Rousseeuw 1984): the worse half of the border is left out, so that ink may touch it.
     """
-    margin = max(1, min(grey.shape) // 50)
-    border = np.ones(grey.shape, bool)
-    border[margin:-margin, margin:-margin] = False
+    border = ~ndimage.binary_erosion(np.ones(grey.shape, bool), _AROUND, iterations=max(1, min(grey.shape) // 50))
     y, x = np.indices(grey.shape) / max(grey.shape)
     planes = np.stack((np.ones_like(x), x, y), axis=-1)
     points, levels = planes[border], grey[border]
