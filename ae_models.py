@@ -81,10 +81,8 @@ class Autoencoder(nn.Module):
         """Called before epoch `epoch` (from 0) of `epochs`."""
 
     def after_step(self, parts: Parts) -> Sequence[int]:
-        """Called after every update of the weights, with the parts of the whole batch's loss.
-
-        Returns the autoencoders of an ensemble whose weights are new, each one slice of every parameter.
-        """
+        """Called after every update of the weights, with the parts of the whole batch's loss; returns the autoencoders
+        of an ensemble whose weights are new, each one slice of every parameter."""
         return ()
 
     def check_state(self) -> None:

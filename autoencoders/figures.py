@@ -34,7 +34,7 @@ _STYLE: Any = {
     "font.size": 11, "axes.titlesize": 12, "figure.titlesize": 13, "figure.titleweight": "bold", "axes.grid": True,
     "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "grid.color": "#e6e8eb",
     "legend.frameon": False, "figure.constrained_layout.w_pad": 0.12, "figure.constrained_layout.h_pad": 0.12,
-    "text.parse_math": False,  # the name of an image set may contain a $
+    "text.usetex": False, "text.parse_math": False,  # the name of an image set may contain a $
 }  # fmt: skip
 
 

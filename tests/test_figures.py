@@ -136,3 +136,9 @@ def test_a_letter_that_the_font_does_not_have_gives_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         draw.image_grid(IMAGES, "\u56fe\u7247")
+
+
+def test_pictures_do_not_depend_on_a_matplotlibrc_that_asks_for_latex(tmp_path):
+    (tmp_path / "rc").write_text("text.usetex: True\n")
+    code = "from autoencoders import figures; figures.image_grid(__import__('numpy').zeros((1, 4)), 'title')"
+    assert run_script("-c", code, MATPLOTLIBRC=str(tmp_path / "rc")).returncode == 0

@@ -111,6 +111,8 @@ def _open_array(path: Path, stream: str) -> tuple[Images, tuple[int, ...]]:
     if array.dtype != np.uint8 or array.ndim != 3 or 0 in array.shape:
         found, remedy = f"{array.dtype} of shape {array.shape}", _remedy(array)
         raise UsageError(f"{path}: holds {found}; expected uint8 of (N, H, W), none 0{remedy}")
+    if 32 * len(array) > max(total_memory() / 2, 1e9):  # bytes that the numbers of the images take
+        raise UsageError(f"{path}: holds {len(array):,} images, too many for this machine's memory; split the file")
     if array.flags.c_contiguous:
         return MappedImages(path, np.arange(len(array), dtype=np.int32), math.prod(array.shape[1:])), array.shape[1:]
     if isinstance(array, np.memmap):
@@ -153,7 +155,8 @@ def _pictures_in(folder: Path, has_parts: bool) -> tuple[list[Path], int]:
 def _read_folder(folder: Path, side: int, has_parts: bool, stream: str, root: Path) -> Labelled:
     """`read_images` for a folder of pictures; prints the labels and how many files are left out."""
     paths, others = _pictures_in(folder, has_parts)
-    images, damaged = _gather(paths, len(paths), side, stream, _converted_file(root, folder, paths, side))
+    converted = _converted_file(root, folder, paths, side)
+    images, damaged = _gather(paths, len(paths), side, stream, converted) if paths else (np.empty(0), set[int]())
     if not len(images):
         raise UsageError(f"{folder}: holds no readable picture; readable formats are {', '.join(FORMATS)}")
     parts = [path.relative_to(folder).parts for number, path in enumerate(paths) if number not in damaged]
@@ -204,9 +207,11 @@ def _gather(pictures: Pictures, count: int, side: int, stream: str, target: Path
     except OSError as error:
         raise RunError(f"{target.parent}: cannot hold the converted images ({error.strerror}); make room there, or use "
                        f"another --data-root") from error  # fmt: skip
-    archive = read_npz(target.with_suffix(".npz"), {"damaged": (-1,)}, f"delete {target} to convert the images again")
-    damaged = archive["damaged"].tolist()
-    return MappedImages(target, np.arange(count - len(damaged), dtype=np.int32), side**2), set(damaged)
+    path, hint = target.with_suffix(".npz"), f"delete {target} to convert the images again"
+    numbers = set(read_npz(path, {"damaged": (-1,)}, hint)["damaged"].tolist())
+    if not all(number in range(count) for number in numbers):
+        raise RunError(f"{path}: does not number the damaged pictures; {hint}")
+    return MappedImages(target, np.arange(count - len(numbers), dtype=np.int32), side**2), numbers
 
 
 def _converted_file(root: Path, source: Path, files: list[Path], side: int) -> Path:
@@ -223,7 +228,8 @@ def _convert(pictures: Pictures, count: int, side: int, target: Path) -> None:
     temporary, damaged = target.with_suffix(".tmp"), list[int]()
     header = {"descr": "|u1", "fortran_order": False, "shape": (count, side, side)}
     try:
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)  # a link there would be followed, and opening a pipe would wait
+        with temporary.open("xb") as file:
             np.lib.format.write_array_header_1_0(file, header)
             file.writelines(image.data for image in _squares(pictures, count, side, damaged))
             file.truncate(file.tell() + len(damaged) * side**2)  # black images, unused, up to the number in the header

@@ -60,7 +60,7 @@ def like(value: Any, template: Any, name: str = "it") -> Any:
         if not (plain and value.isfinite().all()):
             raise ValueError(f"{name} is not a finite {template.dtype} tensor of shape {tuple(template.shape)}")
     elif isinstance(template, float):
-        number(value)
+        number(value, -1.7e308, 1.7e308)
     elif type(value) is not type(template):
         raise ValueError(f"{name} is not a {type(template).__name__}")
     elif isinstance(template, dict):

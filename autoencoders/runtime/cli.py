@@ -180,6 +180,8 @@ def path(text: str) -> Path:
     """An argparse type: a path, where `~` is the home folder; empty text, as of an unset shell variable, is refused."""
     if not text.strip():
         raise argparse.ArgumentTypeError("is empty; name a file or folder")
+    if not text.isprintable():  # it is printed, in messages and results
+        raise argparse.ArgumentTypeError(f"{text!r} holds characters that cannot be shown; rename it")
     return Path(os.path.expanduser(text))
 
 

@@ -21,7 +21,7 @@ def pick_device(name: str) -> torch.device:
     cuda, mps = torch.cuda.device_count(), torch.backends.mps.is_available() and not several
     if name == "auto":
         name = "cuda" if cuda else "mps" if mps else "cpu"
-    match = re.fullmatch(r"(cuda|mps|cpu)(?::([0-9]{1,3}))?", name)
+    match = re.fullmatch(r"(cuda|mps|cpu)(?::(0|[1-9][0-9]{0,2}))?", name)
     if not match:
         raise UsageError(f"--device {name}: expected auto, cuda, cuda:N, mps or cpu")
     use_exact_kernels()

@@ -76,6 +76,8 @@ class Trackers:
         try:
             self.folder.mkdir(exist_ok=True)
             path = self.folder / f"{name}.log"
+            if self.folder.is_symlink() or path.is_symlink() or (path.exists() and not path.is_file()):
+                raise RunError(f"{path}: is a link or no file; delete it")
             with path.open("a") as file, redirect_stdout(file), redirect_stderr(file), fork_rng([]):
                 act(*args)
         except Exception as error:  # a tracker may fail in any way

@@ -98,10 +98,7 @@ class Trainer:
         return values
 
     def test(self) -> Row:
-        """The model's loss, its parts and its `epoch_metrics` on the test images; processes share the batches.
-
-        Diverged when one of them is not finite.
-        """
+        """Loss, parts and `epoch_metrics` on the test images, which processes share; Diverged if one is not finite."""
         sums = evaluation_sums(self.model, self.test_images, self.recipe.seed, processes.rank(), processes.size())
         row = evaluation_means(processes.all_reduce(sums), len(self.test_images), self.model.epoch_metrics)
         for name, value in row.items():
@@ -137,6 +134,7 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state; an exception when it does not fit this trainer."""
         self._check(state)
+        state = state | {name: _owned(state[name]) for name in ("optimizer", "logged", "random")}
         self.model.load_state_dict(state["model"])
         for name, buffer in self.model.named_buffers():
             buffer.copy_(state["buffers"][name])
@@ -159,9 +157,8 @@ class Trainer:
             checks.like(state[name], mine[name], name)
         checks.like({name: state["buffers"][name] for name in mine["buffers"]}, mine["buffers"], "buffers")
         moments = {i: {"step": torch.zeros(()), "exp_avg": weight, "exp_avg_sq": weight}
-                   for i, weight in enumerate(self.model.parameters())}  # fmt: skip
-        started = {"state": moments if state["optimizer"]["state"] else {}}
-        checks.like(state["optimizer"], mine["optimizer"] | started, "optimizer")
+                   for i, weight in enumerate(self.model.parameters()) if state["optimizer"]["state"]}  # fmt: skip
+        checks.like(state["optimizer"], mine["optimizer"] | {"state": moments}, "optimizer")
         for theirs, group in zip(state["optimizer"]["param_groups"], mine["optimizer"]["param_groups"]):
             if any(theirs[name] != value for name, value in group.items() if not isinstance(value, float | tuple)):
                 raise ValueError("the optimizer has other switches")  # with which its kernel may crash
@@ -171,15 +168,15 @@ class Trainer:
         names = {"epoch", "train_loss", "seconds", "images_per_second", *self.model.epoch_metrics}
         names |= {name for name in tested if name.startswith("test_")}
         for number, row in enumerate(history, start=1):
-            checks.like(row, {name: checks.metric(value, members) for name, value in history[0].items()}, "history")
+            checks.like({name: checks.metric(value, members) for name, value in row.items()}, history[0], "history")
             checks.number(row["train_loss"]), checks.number(row["test_loss"])
-            if row["epoch"] != number or not names <= row.keys() or not all(name.isidentifier() for name in row):
+            if row["epoch"] != number or not names <= row.keys():
                 raise ValueError(f"history lacks epoch {number}, or has other columns")
         checks.like(state["batch_losses"], torch.zeros(len(history) * steps, dtype=torch.double), "batch_losses")
         for name, values in state["logged"].items():
-            checks.like(values, values.new_zeros((steps, *[members] * (values.ndim > 1))), "logged")
-            if not name.isidentifier():
-                raise ValueError("logged values have other names")
+            checks.like(values, values.new_zeros((steps, *[members] * (values.ndim > 1))), name)
+        if not all(name.isidentifier() for name in (*state["logged"], *(history or [{}])[0])):
+            raise ValueError("a logged value has a name that is none")
         if self.schedule and state["schedule"]["last_epoch"] != len(history) * steps + state["steps_done"]:
             raise ValueError("the schedule of the learning rate is at another step")
 
@@ -216,6 +213,15 @@ class StepLog:
         return {name: torch.tensordot(weights, values, dims=1).tolist() for name, values in table.items()}
 
 
+def _owned(value: Any) -> Any:
+    """A copy whose tensors need no gradient and share no memory, of a value that was checked."""
+    if isinstance(value, Tensor):
+        return value.detach().resolve_neg().clone()
+    if isinstance(value, dict):
+        return {name: _owned(each) for name, each in value.items()}
+    return type(value)(map(_owned, value)) if isinstance(value, list | tuple) else value
+
+
 class _Loss(nn.Module):
     """A batch of uint8 images -> (the model's loss in the run's precision, `train_loss` and its parts, detached)."""
 
@@ -246,11 +252,8 @@ def make_optimizer(model: Autoencoder, recipe: Recipe) -> Optimizer:
 
 
 def make_schedule(optimizer: Optimizer, recipe: Recipe, steps: int) -> LRScheduler | None:
-    """The learning rate over `steps` steps: one cycle up and down (Smith 2018), half a cosine, or None for constant.
-
-    One cycle of a single step would be its end alone, a learning rate of almost 0: it is constant.
-    """
-    if recipe.lr_schedule == "one-cycle" and steps > 1:
+    """The learning rate over `steps` steps: one cycle up and down (Smith 2018), half a cosine, or None for constant."""
+    if recipe.lr_schedule == "one-cycle" and steps > 1:  # a cycle of one step would be its end, a rate of almost 0
         return OneCycleLR(optimizer, max_lr=recipe.lr, total_steps=steps)
     if recipe.lr_schedule == "cosine":
         return CosineAnnealingLR(optimizer, T_max=steps)

@@ -8,6 +8,7 @@ import os
 import resource
 import shutil
 import subprocess
+import tempfile
 import tracemalloc
 from dataclasses import replace
 from importlib import import_module
@@ -469,15 +470,59 @@ def test_a_large_file_is_never_in_memory_as_a_whole(tmp_path):
     assert len(images.train_images) == 990_000 and peak < 4 * POOL
 
 
-def test_folders_nested_deeper_than_pythons_calls_are_walked(tmp_path, collections):
-    picture, here = next((collections / "pictures").rglob("*.png")).read_bytes(), os.open(tmp_path, os.O_RDONLY)
+@pytest.fixture
+def place_for_deep_folders():
+    """A folder that `rm` deletes: pytest deletes its own by recursion."""
+    folder = Path(tempfile.mkdtemp())
+    yield folder
+    subprocess.run(["rm", "-r", folder], check=True)
+
+
+def test_folders_nested_deeper_than_pythons_calls_are_walked(place_for_deep_folders, collections):
+    folder, picture = place_for_deep_folders, next((collections / "pictures").rglob("*.png")).read_bytes()
+    here = os.open(folder, os.O_RDONLY)
     for _ in range(1100):
         os.mkdir("a", dir_fd=here)
         here, above = os.open("a", os.O_RDONLY, dir_fd=here), here
         os.close(above)
     os.close(here)
     for number in range(4):
-        (tmp_path / f"{number}.png").write_bytes(picture)
+        (folder / f"{number}.png").write_bytes(picture)
     with pytest.raises(UsageError, match="same"):  # all were found
-        own(tmp_path)
-    subprocess.run(["rm", "-r", tmp_path / "a"], check=True)  # shutil.rmtree is recursive
+        own(folder)
+
+
+def test_more_images_than_can_be_numbered_in_memory_are_refused_at_once(tmp_path):
+    header = {"descr": "|u1", "fortran_order": False, "shape": (10**11, 2, 2)}
+    with (tmp_path / "a.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        file.truncate(file.tell() + 4 * 10**11)  # takes no space on the disk
+    with pytest.raises(UsageError, match="too many"):
+        own(tmp_path / "a.npy", stream="on")
+
+
+def test_a_dry_run_with_a_folder_without_pictures_writes_nothing(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    flags = ("--dataset", tmp_path / "empty", "--data-root", tmp_path / "root", "--stream", "on", "--dry-run")
+    status, _, err = call(capsys, "ae_train", *flags)
+    assert status == 2 and is_one_error_line(err) and not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_conversion_follows_no_link_and_waits_for_no_pipe(kind, collections, tmp_path):
+    root, victim = tmp_path / "root", tmp_path / "victim"
+    target = own(collections / "pictures", root=root, stream="on").train_images.path
+    target.unlink()
+    victim.write_text("kept")
+    temporary = target.with_suffix(".tmp")
+    temporary.symlink_to(victim) if kind == "link" else os.mkfifo(temporary)
+    own(collections / "pictures", root=root, stream="on")
+    assert victim.read_text() == "kept" and not target.is_symlink()
+
+
+@pytest.mark.parametrize("damaged", [[1.5], [99], [-1], ["x"], [np.nan]], ids=str)
+def test_numbers_of_damaged_pictures_that_cannot_be_are_refused(damaged, collections, tmp_path):
+    target = own(collections / "pictures", root=tmp_path, stream="on").train_images.path
+    np.savez(target.with_suffix(".npz"), damaged=np.array(damaged))
+    with pytest.raises(RunError, match=r"\.npz: does not number"):
+        own(collections / "pictures", root=tmp_path, stream="on")

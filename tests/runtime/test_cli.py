@@ -348,3 +348,9 @@ def test_only_the_main_process_of_torchrun_runs_a_script_that_is_not_distributed
     for name, value in zip(("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"), "12101"):
         monkeypatch.setenv(name, value)
     cli.run(lambda: pytest.fail("it ran"))
+
+
+@pytest.mark.parametrize("name", ["out\x1b[2J", "a\x07", "\u202eevil", "a\nb"], ids=ascii)
+def test_a_path_that_cannot_be_shown_is_refused(name):
+    with pytest.raises(argparse.ArgumentTypeError, match="cannot be shown"):
+        cli.path(name)

@@ -85,3 +85,9 @@ def test_more_processes_than_gpus_are_told_so_whatever_device_was_asked_for(monk
     for device in ("auto", "cuda"):
         with pytest.raises(UsageError, match="more processes than this machine's 1 CUDA devices"):
             pick_device(device)
+
+
+@pytest.mark.parametrize("name", ["cpu:00", "cpu:01", "cuda:007"])
+def test_a_device_number_has_no_leading_zeros(name):
+    with pytest.raises(UsageError, match="expected auto"):
+        pick_device(name)

@@ -88,3 +88,34 @@ def test_a_checkpoint_holds_tensors_and_plain_values_only(finished):
 def test_the_history_of_a_run_is_one_unbroken_table(finished):
     rows = np.genfromtxt(finished / "history.csv", delimiter=",", names=True)
     assert rows["epoch"].tolist() == [1, 2, 3] and np.isfinite(rows["train_loss"]).all()
+
+
+ODD = {  # tensors that are equal to good ones, but not memory of their own
+    "offset": ("random", lambda t: torch.cat([t, t])[t.numel() :]),
+    "negated": ("optimizer", lambda t: torch._neg_view(t.neg())),
+    "gradient": ("logged", lambda t: t.clone().requires_grad_()),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_tensor_of_a_checkpoint_becomes_memory_of_its_own(name, few, tmp_path):
+    def interrupt(epoch, step, *_):
+        if step == 3:
+            raise Interrupted
+
+    whole, broken, resumed = (make_trainer("simple", few, epochs=1, batch_size=32) for _ in range(3))
+    list(whole.epochs())
+    with pytest.raises(Interrupted):
+        list(broken.epochs(interrupt))
+    state, (part, change) = broken.state_dict(), ODD[name]
+    if part == "random":
+        state[part] = change(state[part])
+    elif part == "logged":
+        state[part] = {key: change(value) for key, value in state[part].items()}
+    else:
+        for moments in state[part]["state"].values():
+            moments["exp_avg"] = change(moments["exp_avg"])
+    torch.save(state, tmp_path / "state.pt")
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    list(resumed.epochs())
+    assert same_bits(resumed.model.state_dict(), whole.model.state_dict())

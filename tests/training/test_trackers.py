@@ -221,6 +221,16 @@ def log_with_tensorboard(run):
         trackers.log_epochs()
 
 
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_log_that_is_a_link_or_a_pipe_ends_the_tracker_and_not_the_run(run, caplog, kind, tmp_path):
+    path = run.folder / "trackers" / "tensorboard.log"
+    path.parent.mkdir()
+    path.symlink_to(tmp_path / "elsewhere") if kind == "link" else os.mkfifo(path)
+    log_with_tensorboard(run)
+    assert len(run.trainer.history) == 2 and not (tmp_path / "elsewhere").exists()
+    assert [record.message.startswith("--tracker tensorboard: ") for record in caplog.records] == [True]
+
+
 @pytest.mark.parametrize("left", ["{", '{"id": 5, "epochs": "abc"}', None])
 def test_files_that_an_earlier_run_has_left_end_the_tracker_and_not_the_run(run, caplog, left):
     path = run.folder / "trackers" / "tensorboard.json"
