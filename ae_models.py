@@ -106,7 +106,7 @@ class LayeredAutoencoder(Autoencoder):
     ) -> None:  # fmt: skip
         super().__init__()
         if loss == "bce" and output != "sigmoid":
-            raise ValueError(f"the loss bce needs pixels in [0, 1], from an output layer sigmoid, not {output}")
+            raise ValueError(f"the loss bce needs an output layer sigmoid, not {output}; use --recipe simple")
         if test_noise and not noise_factor:
             raise ValueError("test_noise needs a noise_factor above 0")
         last_layer, self.output_range = _OUTPUTS[output]
@@ -179,7 +179,7 @@ class ConvAutoencoder(LayeredAutoencoder):
 
     def __init__(self, code_size: int = 64, image_size: int = 28, **objective: Any) -> None:
         if image_size != 28:
-            raise ValueError(f"the convolutions take 28 x 28 images, not {image_size} x {image_size}")
+            raise ValueError(f"the convolutions take 28 x 28 images, not {image_size}; use another recipe")
         halve: dict[str, Any] = {"kernel_size": 3, "stride": 2, "padding": 1}
         encoder = [
             nn.Unflatten(1, (1, 28, 28)),

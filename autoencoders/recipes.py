@@ -107,11 +107,8 @@ class Recipe:
 
         A missing setting has the recipe's default; an unknown one is ignored.
         """
-        row, stored, flags = (
-            RECIPES[plain["name"]],
-            {**plain["model_args"], **plain},
-            SETTINGS["model"] | SETTINGS["training"],
-        )
+        row, stored = RECIPES[plain["name"]], {**plain["model_args"], **plain}
+        flags = SETTINGS["model"] | SETTINGS["training"]
         defaults = {**vars(row), **row.model_args}
         known = {name: stored[name] for name in flags if name in stored and name in defaults}
         settings = {name: None if value is None is defaults[name] else _as_flag_takes_it(value, flags[name][1])

@@ -104,7 +104,8 @@ class ImageSet:
             raise UsageError("--leave-out: needs the training images in memory; use --stream off")
         others = self.train_labels != label
         if others.all() or not others.any():
-            raise UsageError(f"{self.title}: {'no' if others.all() else 'every'} training image has the label {label}")
+            which, known = "no" if others.all() else "every", np.unique(self.train_labels)[:20].tolist()
+            raise UsageError(f"--leave-out {label}: {which} training image has this label; there are {known}")
         title, images, labels = f"{self.title} without {label}", self.train_images[others], self.train_labels[others]
         return replace(self, title=title, left_out=label, train_images=images, train_labels=labels)
 

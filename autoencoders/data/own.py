@@ -1,4 +1,4 @@
-"""A person's own images as an image set: a folder of pictures, or a .npy file of (N, H, W) uint8.
+"""A person's own images as an image set: a folder of pictures, or a .npy file of grey images.
 
 Pictures become grey squares. The folders directly below the given one are the labels, numbered by name. If `train` and
 `test` are among them, they are the two parts, with the labels inside, and everything beside them is ignored; otherwise
@@ -72,10 +72,11 @@ def read_images(path: Path, side: int, has_parts: bool, stream: str, root: Path)
     if path.is_dir():
         return _read_folder(path, side, has_parts, stream, root)
     images, shape = _open_array(path, stream)
-    if shape != (side, side):
+    stays = stays_in_file(len(images) * side**2, stream)
+    if shape != (side, side) or (stays and not isinstance(images, MappedImages)):
         squares = _in_pieces(images, shape)
         images, _ = _gather(squares, len(images), side, stream, _converted_file(root, path, [path], side))
-    elif not stays_in_file(len(images) * side**2, stream):
+    elif not stays:
         images = images[:]
     return images, np.zeros(len(images), np.uint8), np.zeros(len(images), bool)
 
@@ -96,40 +97,47 @@ def conversion_notice(path: Path, side: int, stream: str, root: Path) -> str:
 
 def _open_array(path: Path, stream: str) -> tuple[Images, tuple[int, ...]]:
     """The images (N, H * W) of a .npy file, left there if their order allows, and (H, W)."""
-    if path.suffix != ".npy" or not path.is_file():
+    if path.suffix.lower() != ".npy" or not path.is_file():
         raise UsageError(f"{path}: is neither a folder of pictures nor a .npy file; name one")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the product of an absurd shape
-            array = np.lib.format.open_memmap(path, mode="r")  # loads no pickle, and reads the header alone
+            array: np.ndarray = np.lib.format.open_memmap(path, mode="r")  # loads no pickle, and reads the header alone
         if not (array.flags.c_contiguous or stays_in_file(array.nbytes, stream)):
             array = np.load(path, allow_pickle=False)
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     except Exception as error:  # a damaged header fails in more ways than can be listed
         raise UsageError(f"{path}: is not a whole .npy file of numbers ({error}); save one with numpy.save") from error
-    if array.dtype != np.uint8 or array.ndim != 3 or 0 in array.shape:
-        found, remedy = f"{array.dtype} of shape {array.shape}", _remedy(array)
-        raise UsageError(f"{path}: holds {found}; expected uint8 of (N, H, W), none 0{remedy}")
+    array = _grey_squares(array, path)
     if 32 * len(array) > max(total_memory() / 2, 1e9):  # bytes that the numbers of the images take
         raise UsageError(f"{path}: holds {len(array):,} images, too many for this machine's memory; split the file")
-    if array.flags.c_contiguous:
+    if isinstance(array, np.memmap) and array.flags.c_contiguous:
         return MappedImages(path, np.arange(len(array), dtype=np.int32), math.prod(array.shape[1:])), array.shape[1:]
     if isinstance(array, np.memmap):
         raise UsageError(f"{path}: is in Fortran order; save numpy.ascontiguousarray of it, or use --stream off")
     return array.reshape(len(array), -1), array.shape[1:]
 
 
-def _remedy(array: np.ndarray) -> str:
-    """What to save instead of `array`, as NumPy code; empty unless it is a usual form of images."""
-    code, side = "images", math.isqrt(array.shape[-1]) if array.ndim == 2 else 0
+def _grey_squares(array: np.ndarray, path: Path) -> np.ndarray:
+    """Images of any usual form as (N, H, W) uint8; UsageError, with the code that mends it, for another form."""
+    side, found = math.isqrt(array.shape[-1]) if array.ndim == 2 else 0, f"{array.dtype} of shape {array.shape}"
     if array.ndim == 4 and array.shape[3] == 1:
-        code = "images[..., 0]"
+        array = array[..., 0]
     elif side and side**2 == array.shape[1]:
-        code = f"images.reshape(-1, {side}, {side})"
-    if array.dtype.kind == "f":
-        code = f"numpy.rint(255 * {code}).astype(numpy.uint8)"
-    return "" if code == "images" else f"; save {code}{', if white is 1' * (array.dtype.kind == 'f')}"
+        array = array.reshape(-1, side, side)
+    white = 1 if array.dtype.kind in "fb" else 255
+    if array.ndim == 3 and array.size and array.dtype.kind in "fbiu":
+        if array.dtype == np.uint8:
+            return array
+        if array.nbytes > total_memory() / 4:
+            raise UsageError(f"{path}: holds {found}, too much to convert in memory; save it as uint8")
+        if array.min() >= 0 and array.max() <= white:
+            return np.rint(np.asarray(array) * (255 / white)).astype(np.uint8)
+    code = "images[..., :3].mean(-1)" if array.ndim == 4 else "images"
+    raise UsageError(f"{path}: holds {found}; expected grey images (N, H, W), (N, H, W, 1) or (N, side * side), as "
+                     f"whole numbers from 0 to 255 or floats from 0 to 1; save numpy.interp({code}, (images.min(), "
+                     "images.max()), (0, 255)).astype(numpy.uint8)")  # fmt: skip
 
 
 def _in_pieces(images: Images, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
@@ -209,9 +217,15 @@ def _gather(pictures: Pictures, count: int, side: int, stream: str, target: Path
                        f"another --data-root") from error  # fmt: skip
     path, hint = target.with_suffix(".npz"), f"delete {target} to convert the images again"
     numbers = set(read_npz(path, {"damaged": (-1,)}, hint)["damaged"].tolist())
-    if not all(number in range(count) for number in numbers):
+    if not numbers <= set(range(count)):
         raise RunError(f"{path}: does not number the damaged pictures; {hint}")
-    return MappedImages(target, np.arange(count - len(numbers), dtype=np.int32), side**2), numbers
+    try:
+        images, shape = _open_array(target, "on")
+    except UsageError as error:
+        raise RunError(f"{error}; {hint}") from error
+    if not isinstance(images, MappedImages) or (len(images), *shape) != (count, side, side):
+        raise RunError(f"{target}: does not hold these {count:,} images; {hint}")
+    return replace(images, rows=images.rows[: count - len(numbers)]), numbers
 
 
 def _converted_file(root: Path, source: Path, files: list[Path], side: int) -> Path:

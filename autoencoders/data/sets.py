@@ -177,7 +177,7 @@ def add_data_flags(parser: argparse._ActionsContainer, stream: bool = False) -> 
     """Add the flags that select the images; `data_arguments` turns them into arguments of `load_images`."""
     parser.add_argument("--dataset", type=dataset_type, default="mnist", metavar="SET",
                         help="mnist, fashion-mnist, kmnist, digits, auto (mnist if available, else digits), a folder "
-                        "of pictures whose sub-folders are the labels, or a .npy file of (N, H, W) uint8")
+                        "of pictures whose sub-folders are the labels, or a .npy file of images (N, H, W)")
     parser.add_argument("--data-root", type=cli.path, default="data", help="where known sets are, or are downloaded")
     parser.add_argument("--image-size", type=cli.integer(4, 128), default=28, metavar="N",
                         help="pixels along the side of the squares that images are resized to")

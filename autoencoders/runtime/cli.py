@@ -120,8 +120,8 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if processes.peer_is_gone(error):
         return "another process of this run has died; the same command with --resume continues the run", 1
     # PyTorch's out-of-memory error of the CPU is a plain RuntimeError.
-    no_memory = re.search("out of memory|can't allocate memory|not enough memory", str(error))
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and no_memory):
+    no_memory = re.search("out of memory|can't allocate memory|not enough memory|failed to map segment", str(error))
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError | ImportError) and no_memory):
         return "out of memory; use a smaller model, batch size or image set", 1
     if isinstance(error, OSError):
         name = error.filename or ("" if _stdout_works() else "standard output")
@@ -182,7 +182,10 @@ def path(text: str) -> Path:
         raise argparse.ArgumentTypeError("is empty; name a file or folder")
     if not text.isprintable():  # it is printed, in messages and results
         raise argparse.ArgumentTypeError(f"{text!r} holds characters that cannot be shown; rename it")
-    return Path(os.path.expanduser(text))
+    expanded = os.path.expanduser(text)
+    if expanded[0] == "~":
+        raise argparse.ArgumentTypeError(f"{text!r}: there is no such user; write ./~ for a name with a tilde")
+    return Path(expanded)
 
 
 def number(
@@ -197,7 +200,7 @@ def number(
             name = "a whole number" if kind is int else "a number"
             raise argparse.ArgumentTypeError(f"expected {name}, got {text!r}") from None
         if not minimum <= value <= maximum or value == math.inf or (exclusive and value == minimum):
-            most = "" if maximum == math.inf else f" and at most {maximum:.10g}"
+            most = " and finite" if maximum == math.inf else f" and at most {maximum:.10g}"
             allowed = f"{'above' if exclusive else 'at least'} {minimum:g}{most}"
             raise argparse.ArgumentTypeError(f"must be {allowed}, got {text}")
         return value

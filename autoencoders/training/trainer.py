@@ -159,6 +159,8 @@ class Trainer:
         moments = {i: {"step": torch.zeros(()), "exp_avg": weight, "exp_avg_sq": weight}
                    for i, weight in enumerate(self.model.parameters()) if state["optimizer"]["state"]}  # fmt: skip
         checks.like(state["optimizer"], mine["optimizer"] | {"state": moments}, "optimizer")
+        if any((a["step"] < 0) | (a["exp_avg_sq"] < 0).any() for a in state["optimizer"]["state"].values()):
+            raise ValueError("the optimizer's squared gradients or steps are negative")
         for theirs, group in zip(state["optimizer"]["param_groups"], mine["optimizer"]["param_groups"]):
             if any(theirs[name] != value for name, value in group.items() if not isinstance(value, float | tuple)):
                 raise ValueError("the optimizer has other switches")  # with which its kernel may crash

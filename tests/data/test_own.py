@@ -185,8 +185,8 @@ BAD = {
     "an empty folder": lambda p: p.mkdir() or p,
     "a folder without pictures": lambda p: p.mkdir() or (p / "a.txt").write_text("") or p,
     "one picture": lambda p: p.mkdir() or Image.new("L", (9, 9)).save(p / "a.png") or p,
-    "floats": lambda p: saved(p.with_suffix(".npy"), np.zeros((9, 28, 28), np.float32)),
-    "flat images": lambda p: saved(p.with_suffix(".npy"), np.zeros((9, 784), np.uint8)),
+    "floats": lambda p: saved(p.with_suffix(".npy"), np.full((9, 28, 28), np.nan, np.float32)),
+    "flat images": lambda p: saved(p.with_suffix(".npy"), np.zeros((9, 785), np.uint8)),
     "no images": lambda p: saved(p.with_suffix(".npy"), np.zeros((0, 28, 28), np.uint8)),
     "no pixels": lambda p: saved(p.with_suffix(".npy"), np.zeros((9, 0, 28), np.uint8)),
     "blank images": lambda p: saved(p.with_suffix(".npy"), np.zeros((9, 28, 28), np.uint8)),
@@ -227,15 +227,29 @@ def test_a_shape_too_large_to_count_is_refused_without_a_warning(tmp_path, recwa
         np.random.default_rng(0).integers(0, 256, (9, 784), np.uint8),
         np.random.default_rng(0).random((9, 28, 28)),
         np.random.default_rng(0).random((9, 784), np.float32),
+        np.random.default_rng(0).integers(0, 256, (9, 28, 28), np.int64),
+        np.random.default_rng(0).integers(0, 2, (9, 28, 28)).astype(bool),
     ],
     ids=lambda images: f"{images.dtype} {images.shape}",
 )
-def test_an_array_of_a_usual_other_form_is_refused_with_the_code_that_mends_it(tmp_path, images):
+def test_an_array_of_a_usual_other_form_gives_the_images_it_holds(tmp_path, images):
+    np.save(tmp_path / "a.npy", images)
+    white = 1 if images.dtype.kind in "fb" else 255
+    same = np.rint(images.reshape(9, 28, 28).astype(float) * 255 / white).astype(np.uint8)
+    np.save(tmp_path / "b.npy", same)
+    for stream in ("off", "on"):
+        ours, theirs = own(tmp_path / "a.npy", root=tmp_path, stream=stream), own(tmp_path / "b.npy", stream=stream)
+        assert np.array_equal(ours.train_images[:], theirs.train_images[:])
+        assert isinstance(ours.train_images, MappedImages) == (stream == "on")
+
+
+@pytest.mark.parametrize("shape", [(9, 28, 28), (9, 28, 28, 3), (9, 14, 14, 4)], ids=str)
+def test_an_array_of_another_form_is_refused_with_the_code_that_mends_it(tmp_path, shape):
+    images = np.random.default_rng(0).normal(size=shape)
     np.save(tmp_path / "a.npy", images)
     with pytest.raises(UsageError) as caught:
         own(tmp_path / "a.npy")
-    code = str(caught.value).split("; save ")[1].removesuffix(", if white is 1")
-    np.save(tmp_path / "a.npy", eval(code, {"numpy": np, "images": images}))
+    np.save(tmp_path / "a.npy", eval(str(caught.value).split("; save ")[1], {"numpy": np, "images": images}))
     assert own(tmp_path / "a.npy").train_images.shape == (8, 784)
 
 
@@ -525,4 +539,20 @@ def test_numbers_of_damaged_pictures_that_cannot_be_are_refused(damaged, collect
     target = own(collections / "pictures", root=tmp_path, stream="on").train_images.path
     np.savez(target.with_suffix(".npz"), damaged=np.array(damaged))
     with pytest.raises(RunError, match=r"\.npz: does not number"):
+        own(collections / "pictures", root=tmp_path, stream="on")
+
+
+OTHERS = {
+    "fewer": lambda array: array[1:],
+    "smaller": lambda array: array[:, 1:, 1:],
+    "columns first": np.asfortranarray,
+    "floats": lambda array: array.astype(np.float32),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_converted_images_of_another_shape_or_order_are_refused(other, collections, tmp_path):
+    target = own(collections / "pictures", root=tmp_path, stream="on").train_images.path
+    np.save(target, OTHERS[other](np.load(target)))
+    with pytest.raises(RunError, match=f"{target}.* to convert the images again"):
         own(collections / "pictures", root=tmp_path, stream="on")

@@ -156,6 +156,8 @@ def test_other_widths_are_refused(text):
 def test_a_path_may_begin_at_home_and_is_not_empty(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     assert [str(cli.path(text)) for text in ("~/out", "out", "a~b")] == ["/home/me/out", "out", "a~b"]
+    with pytest.raises(argparse.ArgumentTypeError, match="no such user"):
+        cli.path("~nobody-of-this-name/out")
     for text in ("", " "):
         with pytest.raises(argparse.ArgumentTypeError, match="empty"):
             cli.path(text)

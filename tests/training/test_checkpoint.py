@@ -119,3 +119,13 @@ def test_a_tensor_of_a_checkpoint_becomes_memory_of_its_own(name, few, tmp_path)
     resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     list(resumed.epochs())
     assert same_bits(resumed.model.state_dict(), whole.model.state_dict())
+
+
+@pytest.mark.parametrize("moment", ["step", "exp_avg_sq"])
+def test_negative_numbers_that_adam_cannot_have_are_refused(moment, few):
+    trainer = make_trainer("simple", few, epochs=1, batch_size=32)
+    list(trainer.epochs())
+    state = trainer.state_dict()
+    state["optimizer"]["state"][0][moment].neg_().sub_(1)
+    with pytest.raises(ValueError, match="are negative"):
+        make_trainer("simple", few, epochs=1, batch_size=32).load_state_dict(state)
