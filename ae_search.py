@@ -55,7 +55,7 @@ class Candidate:
     @property
     def errors(self) -> np.ndarray:
         """The mean squared error of each fold that did not diverge."""
-        return np.array([r["val_mse"] for r in self.results if r["val_mse"] is not None])
+        return np.array([r["val_mse_unit"] for r in self.results if r["val_mse_unit"] is not None])
 
     @property
     def diverged(self) -> int:
@@ -67,11 +67,11 @@ class Candidate:
         converged = not self.diverged
         return {
             "rank": rank, "hidden_sizes": self.hidden, "code_size": self.recipe.code_size, "lr": self.recipe.lr,
-            "val_mse": self.errors.mean() if converged else None,
+            "val_mse_unit": self.errors.mean() if converged else None,
             "standard_error": standard_error(self.errors) if converged else None,
             "parameters": self.parameters, "seconds": round(np.mean([r["seconds"] for r in self.results]), 2),
             "diverged_folds": self.diverged,
-            **{f"fold_{number}": r["val_mse"] for number, r in enumerate(self.results, start=1)},
+            **{f"fold_{number}": r["val_mse_unit"] for number, r in enumerate(self.results, start=1)},
         }  # fmt: skip
 
 
@@ -115,9 +115,6 @@ def main(arguments: list[str] | None = None) -> None:
         return
 
     # What imports torch is imported once the flags are known to be good.
-    import torch
-
-    from autoencoders.evaluation.metrics import range_label
     from autoencoders.runtime.device import check_memory, pick_device
     from autoencoders.training.folds import Fold, cross_validate
 
@@ -133,8 +130,7 @@ def main(arguments: list[str] | None = None) -> None:
     # Fold by fold, so that a search that is stopped has results of every candidate.
     folds = [Fold(candidate.name, candidate.recipe, number, args.folds, args.seed, device, args.threads)
              for number in range(args.folds) for candidate in candidates]  # fmt: skip
-    with torch.device("meta"):  # without memory for the weights
-        label = f"MSE on the folds held out, {range_label(candidates[0].recipe.build())}"
+    label = "MSE on the folds held out, pixels in [0, 1]"
     with locked(folder):
         results = cross_validate(folds, images, folder / "folds", args.jobs)
         for number, candidate in enumerate(candidates):
@@ -191,7 +187,9 @@ def format_ranking(rows: list[dict[str, Any]]) -> str:
     """The ranking as a text table."""
     table = []
     for row in rows:
-        error = "diverged" if row["val_mse"] is None else f"{row['val_mse']:.5f} +- {row['standard_error']:.5f}"
+        error = (
+            "diverged" if row["val_mse_unit"] is None else f"{row['val_mse_unit']:.5f} +- {row['standard_error']:.5f}"
+        )
         table.append([str(row["rank"]), row["hidden_sizes"], str(row["code_size"]), f"{row['lr']:g}", error,
                       f"{row['parameters']:,}", f"{row['seconds']:.1f}"])  # fmt: skip
     return cli.format_table(("rank", "hidden", "code", "lr", "MSE, held out", "parameters", "seconds"), table)

@@ -113,7 +113,7 @@ def bench_process(name: str, root: Path, rounds: int) -> dict[str, Any]:
             times = {"plain": [run_python("-m", "benchmarks.plain", *flags).seconds]}
             times |= in_turn({"ours": partial(run_python, "ae_train.py", "--recipe", name, *flags)}, rounds)
             result["plain: test MSE"] = float((Path(folder) / "plain_test_mse.txt").read_text())
-            result["ours: test MSE"] = json.loads((Path(folder) / "run.json").read_text())["metrics"]["test_mse"]
+            result["ours: test MSE"] = json.loads((Path(folder) / "run.json").read_text())["metrics"]["test_mse_unit"]
         else:
             plain, ours = partial(run_python, "-m", "benchmarks.plain_pca", root), partial(run_python, name, *flags)
             times = in_turn({"plain": plain, "ours": ours}, rounds)

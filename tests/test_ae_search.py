@@ -62,18 +62,18 @@ def test_every_combination_is_ranked_by_its_mean_with_its_corrected_standard_err
     out, err, folder = searched
     table = rows(folder)
     assert {(r["hidden_sizes"], r["code_size"]) for r in table} == {(h, c) for h in ("8", "16-8") for c in "35"}
-    means = [float(r["val_mse"]) for r in table]
+    means = [float(r["val_mse_unit"]) for r in table]
     assert means == sorted(means) and [r["rank"] for r in table] == list("1234")
     for row in table:
         folds = np.array([float(row[f"fold_{n}"]) for n in (1, 2, 3)])
-        assert float(row["val_mse"]) == pytest.approx(folds.mean())
+        assert float(row["val_mse_unit"]) == pytest.approx(folds.mean())
         assert float(row["standard_error"]) == pytest.approx(folds.std(ddof=1) * np.sqrt(1 / 3 + 1 / 2))
         sizes = [784, *map(int, row["hidden_sizes"].split("-")), int(row["code_size"])]
         weights = sum((a + 1) * b + (b + 1) * a for a, b in itertools.pairwise(sizes))
         assert int(row["parameters"]) == weights and float(row["seconds"]) > 0
     assert f"Best: {table[0]['hidden_sizes']}, code {table[0]['code_size']}" in out
     assert "12/12" in err and (folder / "search.png").exists()
-    assert out.startswith("MSE on the folds held out, pixels in [-1, 1]\n")
+    assert out.startswith("MSE on the folds held out, pixels in [0, 1]\n")
 
 
 def test_a_candidate_that_diverges_comes_last_and_the_search_continues(tmp_path, capsys):
@@ -81,7 +81,9 @@ def test_a_candidate_that_diverges_comes_last_and_the_search_continues(tmp_path,
     status, out, err = call_script(capsys, ae_search.main, *flags)
     best, worst = rows(tmp_path)
     assert status == 0 and (best["diverged_folds"], worst["diverged_folds"]) == ("0", "2"), err
-    assert worst["val_mse"] == "" and "diverged" in out and "diverged" in err and "Best: 8, code 3, lr 0.001" in out
+    assert (
+        worst["val_mse_unit"] == "" and "diverged" in out and "diverged" in err and "Best: 8, code 3, lr 0.001" in out
+    )
 
 
 def test_where_all_diverge_it_says_so(tmp_path, capsys):
@@ -150,7 +152,7 @@ def two_ranked(behind):
     """Two candidates, the second behind the first by an error in each fold."""
     recipe = RECIPES["symmetric"].override({"code_size": 5})
     folds = (np.ones(len(behind)), 1 + behind)
-    return [ae_search.Candidate(recipe, [{"val_mse": error} for error in errors]) for errors in folds]
+    return [ae_search.Candidate(recipe, [{"val_mse_unit": error} for error in errors]) for errors in folds]
 
 
 def test_the_picture_has_the_range_of_the_errors_and_one_candidate_has_no_front(tmp_path, capsys, figures):

@@ -105,7 +105,7 @@ def test_a_caption_stands_under_the_middle_of_its_image(side, figures):
 
 @pytest.mark.parametrize("count", [1, 10])
 def test_a_long_title_fits_above_however_few_images(count, figures):
-    title = f"{40 * 'a'} without 3, symmetric: test MSE 0.0142, PCA 0.0123 (pixels in [-1, 1])"
+    title = f"{40 * 'a'} without 3, symmetric: test MSE 0.0142, PCA 0.0123 (pixels in [0, 1])"
     draw.image_rows({"original": IMAGES[[0] * count]}, title)
     draw.sparse_rows({"original": IMAGES[[0] * count]}, np.ones((count, 9)), title, [])
     for figure in figures:

@@ -19,7 +19,7 @@ from autoencoders.runtime.cli import format_table
 _SHOWN = 8  # images per row of a figure
 _BATCH = 500  # images read at a time
 _SCORES = {
-    "test_mse_unit": ("MSE, pixels in [0, 1]", ".5f"), "test_mse_signed": ("MSE, pixels in [-1, 1]", ".5f"),
+    "test_mse_unit": ("MSE, pixels in [0, 1]", ".5f"),
     "psnr": ("PSNR, dB", ".2f"), "ssim": ("SSIM", ".4f"), "pearson": ("Pearson correlation", ".4f"),
     "l0": ("L0, non-zero features per code", ".1f"), "dead_features": ("dead features, fraction", ".4f"),
     "mmcs": ("MMCS of the dictionaries", ".4f"), "noisy_mse": ("MSE of noisy images", ".5f"),

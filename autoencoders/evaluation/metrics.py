@@ -161,8 +161,3 @@ def restoration_error(model: Autoencoder, images: Tensor, seed: int) -> Numbers:
 def mse_scale(model: Autoencoder) -> float:
     """The factor from a squared error in unit range to one in the model's output range."""
     return 4.0 if model.output_range == "signed" else 1.0
-
-
-def range_label(model: Autoencoder) -> str:
-    """The range of the model's output, for labels and tables."""
-    return "pixels in [-1, 1]" if model.output_range == "signed" else "pixels in [0, 1]"

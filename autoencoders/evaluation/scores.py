@@ -49,7 +49,7 @@ def summary(scores: Scores, labels: np.ndarray) -> Numbers:
     mse, correlation = scores["mse"], scores["pearson"]
     known = {int(label): torch.from_numpy(labels == label) for label in np.unique(labels)}
     numbers = {
-        "test_mse_unit": mse.mean(dim=1).tolist(), "test_mse_signed": (4 * mse.mean(dim=1)).tolist(),
+        "test_mse_unit": mse.mean(dim=1).tolist(),
         "psnr": scores["psnr"].mean(dim=1).tolist(), "ssim": scores["ssim"].mean(dim=1).tolist(),
         "pearson": correlation.nanmean(dim=1).nan_to_num().tolist(),
         "undefined_pearson": correlation.isnan().sum(dim=1).tolist(),

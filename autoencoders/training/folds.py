@@ -30,7 +30,7 @@ from autoencoders.training.trainer import Diverged, Trainer
 
 log = logging.getLogger(__name__)
 
-Result = dict[str, Any]  # `val_mse` per pixel in the recipe's range, None and `diverged` if training failed; `seconds`
+Result = dict[str, Any]  # `val_mse_unit` per pixel in [0, 1], None and `diverged` if training failed; `seconds`
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ class Fold:
         torch.set_num_threads(self.threads)
         keep_freed_memory()
         trainer = Trainer(self.seeded_recipe, self.split(images), self.device, "auto")
-        result: Result = {"val_mse": None}
+        result: Result = {"val_mse_unit": None}
         try:
             for _ in trainer.epochs():
                 pass
-            result["val_mse"] = reconstruction_error(trainer.model, trainer.test_images)["test_mse"]
+            result["val_mse_unit"] = reconstruction_error(trainer.model, trainer.test_images)["test_mse_unit"]
         except Diverged as error:
             result["diverged"] = str(error)
         return result | {"seconds": round(trainer.log.seconds + sum(row["seconds"] for row in trainer.history), 3)}
@@ -101,7 +101,7 @@ def cross_validate(folds: list[Fold], images: ImageSet, folder: Path, jobs: int)
             save_result(result, keys[index], folder)
             results[index] = result
             progress.clear()  # the line about the fold comes next
-            error = "diverged" if result["val_mse"] is None else f"MSE {result['val_mse']:.5f}"
+            error = "diverged" if result["val_mse_unit"] is None else f"MSE {result['val_mse_unit']:.5f}"
             name = f"{folds[index].name}, fold {folds[index].number + 1}"
             log.info(f"{len(results)}/{len(folds)} {name}: {error}, {result['seconds']:.1f} s")
     except (KeyboardInterrupt, cli.Stopped) as stop:
@@ -153,9 +153,9 @@ def load_result(key: dict[str, Any], folder: Path) -> Result | None:
     try:
         record = read_json(path, "delete it")
         if record.pop("sha256", None) == checksum(record) and record["facts"] == key:
-            error, seconds = record["result"]["val_mse"], checks.number(record["result"]["seconds"], 0)
-            return {"val_mse": None if error is None else checks.number(error, 0), "seconds": seconds}
+            error, seconds = record["result"]["val_mse_unit"], checks.number(record["result"]["seconds"], 0)
+            return {"val_mse_unit": None if error is None else checks.number(error, 0), "seconds": seconds}
     except Exception:  # any content that we did not write
         pass
-    log.warning(f"{path}: is damaged; this fold is trained again")
+    log.warning(f"{path}: is damaged, or of an earlier version; this fold is trained again")
     return None

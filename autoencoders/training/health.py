@@ -71,7 +71,7 @@ def dead_units(trainer: Trainer) -> str:
 
 def warn_if_behind_pca(trainer: Trainer, metrics: dict[str, Any]) -> None:
     """Warn about a test error larger than PCA's, unless the model was trained to remove noise."""
-    error, pca = float(np.mean(metrics["test_mse"])), metrics["pca_test_mse"]
+    error, pca = float(np.mean(metrics["test_mse_unit"])), metrics["pca_test_mse_unit"]
     if error > pca and not trainer.model.noise_factor:
         advice = "try more --epochs or another --lr"
         log.warning(f"the autoencoder ends behind PCA: test MSE {error:.5f}, PCA {pca:.5f}; {advice}")

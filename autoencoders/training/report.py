@@ -25,10 +25,15 @@ from autoencoders.training.trainer import Trainer
 
 
 def measure(trainer: Trainer, images: ImageSet, pca: Pca) -> dict[str, Any]:
-    """Every metric of the trained model, by its name in `run.json`; PCA's error is that of the same code size."""
+    """Every metric of the trained model, by its name in `run.json`; PCA's error is that of the same code size.
+
+    `_unit` errors are of pixels in [0, 1], and what is printed and drawn; the others are in the model's own range.
+    """
     model, test_images = trainer.model, trainer.test_images
-    pca_mse = pca.test_mse(images.test_images, trainer.recipe.code_size or 0) * measures.mse_scale(model)
-    metrics = measures.reconstruction_error(model, test_images) | {"pca_test_mse": pca_mse, "pca_samples": pca.samples}
+    pca_mse = pca.test_mse(images.test_images, trainer.recipe.code_size or 0)
+    metrics = measures.reconstruction_error(model, test_images)
+    metrics |= {"pca_test_mse": pca_mse * measures.mse_scale(model), "pca_test_mse_unit": pca_mse,
+                "pca_samples": pca.samples}  # fmt: skip
     if model.noise_factor:
         metrics |= measures.restoration_error(model, test_images, trainer.recipe.seed)
     if model.epoch_metrics:
@@ -40,7 +45,7 @@ def measure(trainer: Trainer, images: ImageSet, pca: Pca) -> dict[str, Any]:
 
 def format_summary(recipe: Recipe, metrics: dict[str, Any]) -> str:
     """The test errors of the model and PCA, in a sentence; one more on noise, one on the features of a sparse code."""
-    error, pca = float(np.mean(metrics["test_mse"])), metrics["pca_test_mse"]
+    error, pca = float(np.mean(metrics["test_mse_unit"])), metrics["pca_test_mse_unit"]
     components = min(recipe.code_size or 0, recipe.pixels, metrics["pca_samples"])  # few images have few
     text = f"Test MSE {error:.5f}; PCA with {components} components {pca:.5f}: the autoencoder is "
     text += "behind PCA" if error > pca else "ahead of PCA"
@@ -67,7 +72,7 @@ def pictures(trainer: Trainer, images: ImageSet, metrics: dict[str, Any]) -> Ite
     title = f"{name}: test loss {metrics['test_loss']:.4f} after {recipe.epochs} epochs"
     curve = figures.loss_curve(trainer.batch_losses, trainer.history, title, trainer.model.loss_unit)
     yield "training_loss.png", curve
-    result = f"test MSE {np.mean(metrics['test_mse']):.4f}, PCA {metrics['pca_test_mse']:.4f}"
+    result = f"test MSE {np.mean(metrics['test_mse_unit']):.4f}, PCA {metrics['pca_test_mse_unit']:.4f}"
     if "pearson" in metrics:
         result += f", mean correlation {np.mean(metrics['pearson']):.4f}"
     yield "reconstructions.png", reconstructions(trainer, f"{name}: {result}")
@@ -94,9 +99,9 @@ def reconstructions(trainer: Trainer, title: str) -> bytes:
     else:
         rebuilt = measures.reconstruct(model, shown)
         rows = {"original": x.cpu().numpy(), "reconstruction": rebuilt.cpu().numpy()}
-    errors = (rebuilt - x).square().mean(dim=1) * measures.mse_scale(model)
+    errors = (rebuilt - x).square().mean(dim=1)
     captions = [f"MSE {error:.4f}" for error in errors.tolist()]
-    return figures.image_rows(rows, f"{title} ({measures.range_label(model)})", captions)
+    return figures.image_rows(rows, f"{title} (pixels in [0, 1])", captions)
 
 
 def samples(trainer: Trainer, name: str) -> bytes:

@@ -34,7 +34,7 @@ def test_a_fold_is_the_suites_own_training_on_the_other_folds(few, stored):
     for number, (train, held_out) in enumerate(KFold(3, shuffle=True, random_state=0).split(few.train_images)):
         own = replace(few, train_images=few.train_images[train], test_images=few.train_images[held_out])
         *_, last = Trainer(replace(RECIPE, seed=seed_for(RECIPE.seed, number)), own).epochs()
-        assert stored[0][number]["val_mse"] == pytest.approx(last["test_loss"], rel=1e-5)
+        assert stored[0][number]["val_mse_unit"] == pytest.approx(last["test_loss"] / 4, rel=1e-5)  # of [-1, 1]
 
 
 def test_each_fold_has_a_seed_of_its_own_which_all_candidates_share(three):
@@ -52,7 +52,7 @@ def test_each_fold_has_a_seed_of_its_own_which_all_candidates_share(three):
 def test_the_test_images_are_never_used(few, stored, three, tmp_path):
     other = replace(few, test_images=255 - few.test_images)
     again = folds.cross_validate(three, other, tmp_path, jobs=1)
-    assert [result["val_mse"] for result in again] == [result["val_mse"] for result in stored[0]]
+    assert [result["val_mse_unit"] for result in again] == [result["val_mse_unit"] for result in stored[0]]
 
 
 def test_labels_go_with_their_images(few, three):
@@ -68,12 +68,12 @@ def test_stored_folds_are_read_and_missing_or_changed_ones_trained_again(few, st
         (tmp_path / file.name).write_bytes(file.read_bytes())
     sound, changed, cut = sorted(tmp_path.iterdir())
     record = json.loads(changed.read_text())
-    record["result"]["val_mse"] /= 2
+    record["result"]["val_mse_unit"] /= 2
     changed.write_text(json.dumps(record))
     cut.write_text(cut.read_text()[:100])
     before = sound.stat().st_mtime_ns
     again = folds.cross_validate(three, few, tmp_path, jobs=1)
-    assert [result["val_mse"] for result in again] == [result["val_mse"] for result in stored[0]]
+    assert [result["val_mse_unit"] for result in again] == [result["val_mse_unit"] for result in stored[0]]
     assert sound.stat().st_mtime_ns == before
     assert all(name in caplog.text for name in (changed.name, cut.name)) and sound.name not in caplog.text
 
@@ -94,7 +94,7 @@ def test_only_the_same_fold_of_the_same_images_under_the_same_versions_is_found(
 
 @pytest.mark.parametrize(("stop", "status"), [(KeyboardInterrupt(), 130), (cli.Stopped("", 143), 143)], ids=str)
 def test_a_signal_while_a_fold_trains_leaves_the_finished_ones(few, three, tmp_path, monkeypatch, stop, status):
-    results = iter([{"val_mse": 0.1, "seconds": 1.0}])
+    results = iter([{"val_mse_unit": 0.1, "seconds": 1.0}])
 
     def train(fold, images):
         for result in results:

@@ -88,7 +88,7 @@ def test_a_run_behind_pca_is_warned_about_unless_it_removes_noise(few, caplog):
     for name in ("denoising", "simple"):
         for error in (0.01, 0.03):
             assert not caplog.messages
-            health.warn_if_behind_pca(make_trainer(name, few), {"test_mse": error, "pca_test_mse": 0.02})
+            health.warn_if_behind_pca(make_trainer(name, few), {"test_mse_unit": error, "pca_test_mse_unit": 0.02})
     (line,) = caplog.messages
     assert "behind PCA" in line
 

@@ -14,7 +14,7 @@ from autoencoders.runtime import cli
 from autoencoders.training import report
 from autoencoders.training.trackers import flatten_lists
 
-METRICS = {"test_mse": 0.03, "pca_test_mse": 0.02, "pca_samples": 60_000}
+METRICS = {"test_mse_unit": 0.03, "pca_test_mse_unit": 0.02, "pca_samples": 60_000}
 SPARSE = {"pearson": [0.9, 0.8], "dead_features": [0.25, 0.5], "undefined_pearson": [0, 0]}
 
 
@@ -24,8 +24,8 @@ def summary(**metrics):
 
 def test_the_summary_compares_the_test_error_with_that_of_pca():
     assert "behind PCA, with 1.50 times" in summary() and "32 components 0.02000" in summary()
-    assert "ahead of PCA, with 0.50 times" in summary(test_mse=[0.01, 0.01])
-    assert "times" not in summary(pca_test_mse=1e-9)  # a ratio to nothing
+    assert "ahead of PCA, with 0.50 times" in summary(test_mse_unit=[0.01, 0.01])
+    assert "times" not in summary(pca_test_mse_unit=1e-9)  # a ratio to nothing
     assert "PCA with 11 components" in summary(pca_samples=11)
 
 
