@@ -120,7 +120,7 @@ def make_report(
         rows.append(row)
     first = [run for run, *_ in runs.values()]
     systems = [
-        {"name": run.name, "summary": run.recipe.summary, "command": run.command,
+        {"name": run.name, "summary": run.recipe.summary, "source": run.recipe.source, "command": run.command,
          "folder": run.folder.relative_to(run.setup.folder).as_posix(), "seconds": run.record["seconds"]}
         for run in first
     ]  # fmt: skip
@@ -132,7 +132,7 @@ def make_report(
 def describe(name: str, claim: Claim, runs: "list[Training]") -> dict[str, Any]:
     """The part of a report's row that is known without a measurement."""
     return {"recipe": name, "claim": claim.name, "published": claim.value, "relation": claim.relation,
-            "unit": claim.unit, "source": claim.source, "command": f"python ae_reproduce.py --only {name}",
+            "unit": claim.unit, "kind": claim.kind, "command": f"python ae_reproduce.py --only {name}",
             "seconds": runs[0].record["seconds"]}  # fmt: skip
 
 

@@ -6,6 +6,7 @@ the PCA is computed and written first.
 
 import argparse
 import contextlib
+import time
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -64,7 +65,7 @@ def parser(recipe: Recipe = RECIPES[DEFAULT], only_own: bool = False) -> cli.Par
     output.add_argument("--checkpoint-minutes", type=cli.number(0), default=10.0, metavar="X",
                         help="minutes between checkpoints inside an epoch; one is also saved after every epoch")
     output.add_argument("--log-interval", type=cli.integer(1), metavar="N",
-                        help="print the loss of every N-th batch (default: none)")
+                        help="print the loss of every N-th batch, and every epoch (default: about 20 epochs, no batch)")
     output.add_argument("--pictures-every", type=cli.integer(1), metavar="N",
                         help="write a picture of the reconstructions every N epochs (default: at the end only)")
     output.add_argument("--weights-every", type=cli.integer(1), metavar="N",
@@ -88,6 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def train(recipe: Recipe, args: argparse.Namespace) -> None:
     """From flags to pictures: images, code size, trainer, epochs, report."""
+    started = time.monotonic()
     if not check_flags(recipe, args):
         return
     # What imports torch is imported once the flags are known to be good.
@@ -106,7 +108,10 @@ def train(recipe: Recipe, args: argparse.Namespace) -> None:
     recipe, pca, pca_is_new = processes.on_main(lambda: resolve_code_size(recipe, images, folder))
     run = Run(Trainer(recipe, images, device, args.amp, args.workers), images, folder)
     if args.dry_run:
-        print_plan(run, args)
+        if not (args.resume and run.resume()):
+            print_plan(run)
+            files = f"{recipe.weights_file}, run.json, history.csv, checkpoint.pt and the pictures"
+            print(f"Would write {files}; trackers: {', '.join(args.tracker) or 'none'}")
         return
     with locked(folder) if processes.is_main() else contextlib.nullcontext():
         if run.resume_or_start(args.resume):
@@ -116,15 +121,18 @@ def train(recipe: Recipe, args: argparse.Namespace) -> None:
             return
         if pca_is_new:
             print(f"Number of components to explain 95% variance: {write_pca(folder, pca, 0.95, images.title)}")
-        print_header(run)
+        if cli.is_verbose():
+            print_plan(run)
         progress = training_progress(run.trainer, args.log_interval)
         with Trackers(run, args.tracker, args.tracker_project, args.tracker_interval) as trackers, progress as on_step:
             for row in run.epochs(on_step, args.checkpoint_minutes):
-                print_epoch(row, recipe.epochs)
+                if cli.is_verbose() and (args.log_interval or is_shown(row["epoch"], recipe.epochs)):
+                    print_epoch(row, recipe.epochs)
                 report.write_epoch_files(run, trackers, args.pictures_every, args.weights_every)
                 health.check(run.trainer, run.reported)
                 trackers.log_epochs()
-            report.print_summary(run, report.write_results(run, pca, trackers))
+            metrics = report.write_results(run, pca, trackers)
+            report.print_summary(run, metrics, time.monotonic() - started)
 
 
 def check_flags(recipe: Recipe, args: argparse.Namespace) -> bool:
@@ -152,35 +160,31 @@ def fit_to_images(recipe: Recipe, args: argparse.Namespace, images: ImageSet) ->
     return recipe if "epochs" in args else recipe.override({"epochs": images.epochs(recipe.epochs)})
 
 
-def print_plan(run: "Run", args: argparse.Namespace) -> None:
-    """Print what this run would do and write, with everything resolved."""
-    if args.resume and run.resume():
-        return
+def print_plan(run: "Run") -> None:
+    """Print the model, layer by layer, what it is trained on and how, and where the results go."""
     trainer, images, recipe = run.trainer, run.images, run.trainer.recipe
-    settings = ", ".join(f"{name} {value}" for name, value in recipe.settings().items() if name != "name")
-    print(f"Recipe {recipe.name}, {int(recipe.count_parameters()):,} weights: {settings}")
-    print(f"Images {images.title}: {len(images.train_images):,} for training, {len(images.test_images):,} for testing")
-    print(f"Device {trainer.device}, {trainer.precision}; trackers: {', '.join(args.tracker) or 'none'}")
-    print(f"Would train epochs {len(trainer.history) + 1} to {recipe.epochs}, and write {recipe.weights_file}, "
-          f"run.json, history.csv, checkpoint.pt and the pictures into {run.folder}")  # fmt: skip
+    leaves = [(name or "model", part) for name, part in trainer.model.named_modules() if not list(part.children())]
+    used = {name: value for name, value in recipe.settings().items() if value and name not in ("name", "epochs")}
+    print(f"Recipe {recipe.name}: {recipe.summary}, {int(recipe.count_parameters()):,} weights")
+    print("\n".join(f"  {name}: {layer}" for name, layer in leaves))
+    print(f"Settings: {', '.join(f'{name} {value}' for name, value in used.items())}")
+    print(f"Images: {images.title}, {len(images.train_images):,} for training, {len(images.test_images):,} for testing")
+    print(f"Training: epochs {len(trainer.history) + 1} to {recipe.epochs} of {len(trainer.batch_sizes)} batches, "
+          f"device {trainer.device}, {trainer.precision}; results go into {run.folder}", flush=True)  # fmt: skip
 
 
-def print_header(run: "Run") -> None:
-    """Print the model's structure and what it is trained on, unless --quiet."""
-    if cli.is_verbose():
-        print(run.trainer.model)
-        print(f"Recipe {run.trainer.recipe.name} on {run.images.title}, device {run.trainer.device}, "
-              f"{run.trainer.precision}", flush=True)  # fmt: skip
+def is_shown(epoch: int, epochs: int) -> bool:
+    """Whether this epoch is one of the at most 20, evenly spaced up to the last, that are printed."""
+    return (epochs - epoch) % -(-epochs // 20) == 0
 
 
 def print_epoch(row: dict[str, Any], epochs: int) -> None:
-    """Print one epoch in one line, unless --quiet; of an ensemble the mean."""
+    """Print one epoch in one line; of an ensemble the mean."""
     titles = {"train_loss": "average loss", "test_loss": "test loss"}
     hidden = ("epoch", "seconds", "images_per_second")
     means = {name: fmean(v if isinstance(v, list) else [v]) for name, v in row.items() if name not in hidden}
     numbers = ", ".join(f"{titles.get(name, name)} {value:.4f}" for name, value in means.items())
-    if cli.is_verbose():
-        print(f"Epoch {row['epoch']}/{epochs}: {numbers}, {row['seconds']:.2f} s", flush=True)
+    print(f"Epoch {row['epoch']}/{epochs}: {numbers}, {row['seconds']:.2f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -179,7 +179,7 @@ SETTINGS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
 }
 TRAINING = tuple(SETTINGS["training"])
 
-DEFAULT = "symmetric"
+DEFAULT, BEST = "symmetric", "tuned"  # BEST is what a warning recommends: the lowest test error
 
 # Arguments that every fully connected row shares; a row says what differs.
 _DENSE = {"activation": "relu", "code_activation": "relu", "linear_path": False, "output": "sigmoid", "loss": "mse",
@@ -187,26 +187,36 @@ _DENSE = {"activation": "relu", "code_activation": "relu", "linear_path": False,
 _TUTORIAL = {**_DENSE, "hidden_sizes": (128, 64), "code_size": 32}
 _OURS = {**_DENSE, "activation": "gelu", "code_activation": "none", "linear_path": True, "output": "tanh"}
 
+_FIRST = "a PyTorch tutorial without a known address, which prints no number; "
+
 _ROWS = (
     Recipe("symmetric", "PCA-guided symmetric autoencoder",
-           'M. Faulkner, "Deep Learning: Autoencoders", 2024', "ae_models.SymmetricAutoencoder",
+           'M. Faulkner, "Deep Learning: Autoencoders", 2024-07-26, '
+           "https://mfaulk.github.io/2024/07/26/pytorch-ae.html", "ae_models.SymmetricAutoencoder",
            {**_DENSE, "hidden_sizes": (2500,), "code_size": None, "output": "tanh"}, batch_size=256, seed=0),
-    Recipe("simple", "tutorial autoencoder", "a published tutorial; Hinton & Salakhutdinov 2006",
+    Recipe("simple", "tutorial autoencoder",
+           _FIRST + "idea: Hinton & Salakhutdinov 2006, https://doi.org/10.1126/science.1127647",
            "ae_models.SymmetricAutoencoder", _TUTORIAL),
-    Recipe("conv", "convolutional autoencoder", "a published tutorial; Masci et al. 2011", "ae_models.ConvAutoencoder",
+    Recipe("conv", "convolutional autoencoder",
+           _FIRST + "idea: Masci et al. 2011, https://doi.org/10.1007/978-3-642-21735-7_7",
+           "ae_models.ConvAutoencoder",
            {"code_size": 64, "loss": "mse", "noise_factor": 0.0, "test_noise": False},
            shape="convolutions 1-16-32 to a code of 64 x 1 x 1, and back"),
-    Recipe("denoising", "denoising autoencoder", "a published tutorial; Vincent et al. 2010",
+    Recipe("denoising", "denoising autoencoder",
+           _FIRST + "idea: Vincent et al. 2010, https://jmlr.org/papers/v11/vincent10a.html",
            "ae_models.SymmetricAutoencoder", {**_TUTORIAL, "noise_factor": 0.5}),
-    Recipe("bce", "cross-entropy autoencoder", "a published write-up with its losses of every epoch",
+    Recipe("bce", "cross-entropy autoencoder",
+           "a PyTorch tutorial without a known address, which prints the losses of every epoch",
            "ae_models.SymmetricAutoencoder", {**_DENSE, "hidden_sizes": (400,), "code_size": 20,
                                               "code_activation": "none", "loss": "bce", "pixels": "signed"}),
-    Recipe("vae", "variational autoencoder", "a published write-up; Kingma & Welling 2014", "ae_models.VAE",
+    Recipe("vae", "variational autoencoder", "a write-up with SwanLab of https://github.com/owenliang/torch-vae; "
+           "idea: Kingma & Welling 2014, https://arxiv.org/abs/1312.6114", "ae_models.VAE",
            {"hidden_sizes": (256,), "code_size": 20, "kl_weight": 1.0, "kl_anneal": "linear"},
            objective="bce + beta KL(q(code | x) || N(0, I))", pictures=("samples",),
            epochs=50, optimizer="adamw", weight_decay=0.01),
     Recipe("sparse", "ensemble of k-sparse autoencoders",
-           "a published write-up; Makhzani & Frey 2014", "autoencoders.sparse.SparseEnsemble",
+           '"MNIST稀疏自编码器 (Sparse Autoencoder)", https://github.com/electrixoul/sae_demo; '
+           "idea: Makhzani & Frey 2014, https://arxiv.org/abs/1312.5663", "autoencoders.sparse.SparseEnsemble",
            {"num_saes": 5, "features": 1024, "k": 50, "consistency_weight": 0.01, "consistency_warmup": 100,
             "revive": "lift", "reinit_threshold": None},
            shape="5 times 784-1024, 50 active features, tied decoder", objective="mse + consistency + revival",

@@ -233,7 +233,8 @@ def test_diverged_training_is_status_1_and_no_traceback(trained, tmp_path, capsy
 
 def test_ctrl_c_is_one_error_and_status_130_and_leaves_nothing_half_written(trained, tmp_path):
     shutil.copy(trained[1] / "pca.npz", tmp_path)
-    command = [sys.executable, "ae_train.py", *map(str, TRAIN), "--epochs", "1000000", "--output-dir", str(tmp_path)]
+    flags = (*TRAIN, "--epochs", 1000000, "--log-interval", 1000000, "--output-dir", tmp_path)
+    command = [sys.executable, "ae_train.py", *map(str, flags)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 60

@@ -122,8 +122,8 @@ def _open_array(path: Path, stream: str) -> tuple[Images, tuple[int, ...]]:
 def _grey_squares(array: np.ndarray, path: Path) -> np.ndarray:
     """Images of any usual form as (N, H, W) uint8; UsageError, with the code that mends it, for another form."""
     side, found = math.isqrt(array.shape[-1]) if array.ndim == 2 else 0, f"{array.dtype} of shape {array.shape}"
-    if array.ndim == 4 and array.shape[3] == 1:
-        array = array[..., 0]
+    if array.ndim == 4 and 1 in (array.shape[1], array.shape[3]):  # one channel, last or, as in PyTorch, second
+        array = array[..., 0] if array.shape[3] == 1 else array[:, 0]
     elif side and side**2 == array.shape[1]:
         array = array.reshape(-1, side, side)
     white = 1 if array.dtype.kind in "fb" else 255
@@ -134,10 +134,13 @@ def _grey_squares(array: np.ndarray, path: Path) -> np.ndarray:
             raise UsageError(f"{path}: holds {found}, too much to convert in memory; save it as uint8")
         if array.min() >= 0 and array.max() <= white:
             return np.rint(np.asarray(array) * (255 / white)).astype(np.uint8)
-    code = "images[..., :3].mean(-1)" if array.ndim == 4 else "images"
+    grey = "images"
+    if array.ndim == 4:
+        grey = "images[:, :3].mean(1)" if array.shape[1] in (3, 4) else "images[..., :3].mean(-1)"
+    usable = array.ndim in (3, 4) and array.size and array.dtype.kind in "fiu" and np.isfinite(array).all()
+    code = f"numpy.interp({grey}, (images.min(), images.max()), (0, 255)).astype(numpy.uint8)"
     raise UsageError(f"{path}: holds {found}; expected grey images (N, H, W), (N, H, W, 1) or (N, side * side), as "
-                     f"whole numbers from 0 to 255 or floats from 0 to 1; save numpy.interp({code}, (images.min(), "
-                     "images.max()), (0, 255)).astype(numpy.uint8)")  # fmt: skip
+                     f"whole numbers from 0 to 255 or floats from 0 to 1{f'; save {code}' * bool(usable)}")  # fmt: skip
 
 
 def _in_pieces(images: Images, shape: tuple[int, ...]) -> Iterator[np.ndarray]:

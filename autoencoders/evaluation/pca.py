@@ -138,6 +138,9 @@ def _checked(pca: Pca) -> Pca:
     checks.array(pca.components, "f", -1.0001, 1.0001)
     curve = checks.array(pca.cumulative_variance, "f", 0, 1.0001)
     count = len(pca.components)
+    weights = np.random.default_rng(0).standard_normal(count)
+    if not np.allclose((weights @ pca.components) @ pca.components.T, weights, atol=0.01):
+        raise ValueError("its components are not orthogonal axes of length 1")
     if len(curve) != count or not 1 <= count <= len(pca.mean) or (np.diff(curve) < 0).any() or curve[-1] < 0.9999:
         raise ValueError("the variance explained does not rise to 1 over its components")
     return replace(pca, dataset=checks.text(pca.dataset), fingerprint=checks.text(pca.fingerprint),

@@ -6,7 +6,7 @@ from typing import Any
 
 import jinja2
 
-from autoencoders.reproduction.claims import NOT_APPLICABLE, REPRODUCED
+from autoencoders.reproduction.claims import NOT_APPLICABLE, OURS, PUBLISHED, REFERENCE, REPRODUCED
 from autoencoders.runtime.cli import format_table
 from autoencoders.runtime.files import read_bytes
 from autoencoders.training.report import PICTURES
@@ -35,8 +35,16 @@ def cells(row: dict[str, Any]) -> list[str]:
         if row["tolerance"] is not None:
             difference += f" (tolerance {row['tolerance']:.2g})"
     verdict = row["verdict"] + (f": {row['why']}" if row["why"] else "")
-    claim = row["claim"] if row["source"] == "published" else f"{row['claim']} ({row['source']})"
+    claim = row["claim"] + {REFERENCE: " (reference value)", OURS: " (our comparison)"}.get(row["kind"], "")
     return [row["recipe"], claim, published, measured, difference, verdict, f"{row['seconds']:.0f} s", row["command"]]
+
+
+def format_counts(report: dict[str, Any]) -> str:
+    """How many claims of each kind are reproduced; empty where none could be judged."""
+    judged = [(row["kind"], row["verdict"] == REPRODUCED) for row in report["rows"] if row["verdict"] != NOT_APPLICABLE]
+    counts = [f"{judged.count((kind, True))} of {sum(kind == k for k, _ in judged)} {kind}"
+              for kind in (PUBLISHED, REFERENCE, OURS) if kind in dict(judged)]  # fmt: skip
+    return f"{', '.join(counts)} reproduced" if counts else ""
 
 
 def format_conditions(report: dict[str, Any]) -> str:
@@ -51,7 +59,8 @@ def format_conditions(report: dict[str, Any]) -> str:
 def format_markdown(report: dict[str, Any]) -> str:
     """The report as a Markdown table, with its conditions below."""
     rows = [[*texts, f"`{command}`"] for *texts, command in map(cells, report["rows"])]
-    return f"{format_table(HEAD, rows, markdown=True)}\n\n{format_conditions(report)}"
+    counts = format_counts(report)
+    return f"{format_table(HEAD, rows, markdown=True)}\n\n{counts}{'. ' * bool(counts)}{format_conditions(report)}"
 
 
 def format_page(report: dict[str, Any], folder: Path) -> str:
@@ -59,7 +68,6 @@ def format_page(report: dict[str, Any], folder: Path) -> str:
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
                                      trim_blocks=True, lstrip_blocks=True)  # fmt: skip
     environment.filters["png"] = lambda path: base64.b64encode(read_bytes(path, "delete it")).decode()
-    judged = [row["verdict"] for row in report["rows"] if row["verdict"] != NOT_APPLICABLE]
     pictures = {
         system["name"]: [path for path in (folder / system["folder"] / f"{name}.png" for name in _PICTURES)
                          if path.is_file() and not path.is_symlink()]  # a link could lead to any file
@@ -67,5 +75,5 @@ def format_page(report: dict[str, Any], folder: Path) -> str:
     }  # fmt: skip
     return environment.get_template("page.html").render(
         report=report, conditions=format_conditions(report), head=HEAD, cells=cells, losses=folder / "loss_curves.png",
-        pictures=pictures, judged=len(judged), reproduced=judged.count(REPRODUCED),
+        pictures=pictures, counts=format_counts(report),
     )  # fmt: skip

@@ -47,7 +47,7 @@ def metric(value: Any, members: int = 0) -> Any:
 
 def array(value: Any, kind: str, low: float, high: float) -> Any:
     """A NumPy array whose dtype is of this kind, such as `f` for floats, with all entries from `low` to `high`."""
-    if value.dtype.kind != kind or not ((value >= low) & (value <= high)).all():
+    if value.dtype.kind != kind or value.dtype.itemsize > 8 or not ((value >= low) & (value <= high)).all():
         raise ValueError(f"an array of {value.dtype} where {kind} from {low:g} to {high:g} was expected")
     return value
 

@@ -119,13 +119,13 @@ def _holder(path: Path) -> str:
     return ""
 
 
-def read_bytes(path: Path, hint: str) -> bytes:
-    """The bytes of an existing file; `hint` ends the error message when they cannot be read.
+def read_bytes(path: Path, hint: str, most: float = math.inf) -> bytes:
+    """The bytes, at most so many, of an existing file; `hint` ends the error message when they cannot be read.
 
     Only a regular file that fits into memory is read, never a pipe that does not end or a sparse file of a terabyte.
     """
     try:
-        if path.exists() and (not path.is_file() or path.stat().st_size > total_memory()):
+        if path.exists() and (not path.is_file() or path.stat().st_size > min(most, total_memory())):
             raise RunError(f"{path}: is not a file that a run wrote; {hint}")
         return path.read_bytes()
     except OSError as error:
@@ -144,7 +144,7 @@ def write_json(path: Path, value: object) -> None:
 def read_json(path: Path, hint: str) -> dict[str, Any]:
     """The JSON object in `path`; RunError naming the file for anything else."""
     try:
-        value = json.loads(read_bytes(path, hint))
+        value = json.loads(read_bytes(path, hint, 1e8))
     except (ValueError, RecursionError) as error:
         raise RunError(f"{path}: is not valid JSON; {hint}") from error
     if not isinstance(value, dict):

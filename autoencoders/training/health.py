@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from autoencoders.evaluation.metrics import encode
+from autoencoders.recipes import BEST
 from autoencoders.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def rising_test_loss(trainer: Trainer) -> str:
     # On MNIST one epoch may rise by 0.02 of the best, but no two in a row.
     rising = len(last) == 4 and sorted(set(last)) == last and last[-1] - best >= 0.01 * abs(best)
     text = f"the test loss has risen for three epochs, to {last[-1]:.4g} from {best:.4g} at its best"
-    return f"{text}: train for fewer epochs, or with a smaller --lr" if rising else ""
+    return f"{text}; try a smaller --lr" if rising else ""
 
 
 def dead_features(trainer: Trainer) -> str:
@@ -73,5 +74,10 @@ def warn_if_behind_pca(trainer: Trainer, metrics: dict[str, Any]) -> None:
     """Warn about a test error larger than PCA's, unless the model was trained to remove noise."""
     error, pca = float(np.mean(metrics["test_mse_unit"])), metrics["pca_test_mse_unit"]
     if error > pca and not trainer.model.noise_factor:
-        advice = "try more --epochs or another --lr"
-        log.warning(f"the autoencoder ends behind PCA: test MSE {error:.5f}, PCA {pca:.5f}; {advice}")
+        advice = [f"--recipe {BEST}"] * (trainer.recipe.name != BEST)
+        if pca < 1e-4:
+            advice = ["a smaller --code-size: with this one PCA is almost exact"]
+        elif trainer.recipe.model_args.get("code_activation") == "relu":
+            advice.insert(0, "--code-activation none")
+        log.warning(f"the autoencoder ends behind PCA: test MSE {error:.5f}, PCA {pca:.5f}; try "
+                    f"{' or '.join(advice) or 'more --epochs'}")  # fmt: skip

@@ -47,7 +47,8 @@ def format_summary(recipe: Recipe, metrics: dict[str, Any]) -> str:
     """The test errors of the model and PCA, in a sentence; one more on noise, one on the features of a sparse code."""
     error, pca = float(np.mean(metrics["test_mse_unit"])), metrics["pca_test_mse_unit"]
     components = min(recipe.code_size or 0, recipe.pixels, metrics["pca_samples"])  # few images have few
-    text = f"Test MSE {error:.5f}; PCA with {components} components {pca:.5f}: the autoencoder is "
+    counted = f"{components} component{'s' * (components != 1)}"
+    text = f"Test MSE {error:.5f} (pixels in [0, 1]); PCA with {counted} {pca:.5f}: the autoencoder is "
     text += "behind PCA" if error > pca else "ahead of PCA"
     if pca > 1e-6:  # a ratio to almost zero would be meaningless
         text += f", with {error / pca:.2f} times its error"
@@ -188,8 +189,9 @@ def write_results(run: Run, pca: Pca, trackers: Trackers) -> dict[str, Any]:
     return metrics
 
 
-def print_summary(run: Run, metrics: dict[str, Any]) -> None:
-    """Print the results of a finished run, and where its files are."""
+def print_summary(run: Run, metrics: dict[str, Any], seconds: float) -> None:
+    """Print the results of a finished run that took `seconds`, where its files are, and which to open."""
     recipe = run.trainer.recipe
     print(format_summary(recipe, metrics))
     print(f"Wrote {recipe.weights_file}, run.json, history.csv and the pictures into {run.folder} ({run.images.title})")
+    print(f"Took {seconds:.0f} s; now open {run.folder / 'reconstructions.png'}")

@@ -190,7 +190,19 @@ if __name__ == "__main__":
 @pytest.mark.parametrize(("method", "number"), [("fork", signal.SIGTERM), ("forkserver", signal.SIGINT),
                                                 ("spawn", signal.SIGTERM)])  # fmt: skip
 def test_a_signal_to_the_whole_group_while_workers_start_saves_the_run(tmp_path, method, number):
-    flags = ("--recipe", "simple", "--dataset", "digits", "--epochs", "100000", "--workers", "1", "--output-dir")
+    flags = (
+        "--recipe",
+        "simple",
+        "--dataset",
+        "digits",
+        "--epochs",
+        "100000",
+        "--workers",
+        "1",
+        "--log-interval",
+        "1000000",
+        "--output-dir",
+    )
     command = [sys.executable, "-c", WITH_WORKERS, method, *flags, str(tmp_path)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                start_new_session=True)  # fmt: skip

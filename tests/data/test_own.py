@@ -376,9 +376,9 @@ def test_a_dry_run_converts_nothing(collections, tmp_path, capsys, name):
     flags = (*data, *TINY, "--output-dir", tmp_path / "out", "--dry-run", "--stream")
     status, out, err = call(capsys, "ae_train", *flags, "on")
     assert status == 0 and err == "" and f"would be converted to {root}" in out and out.count("\n") == 1
-    assert "Would train" in call(capsys, "ae_train", *flags, "off")[1] and not list(tmp_path.iterdir())
+    assert "Would write" in call(capsys, "ae_train", *flags, "off")[1] and not list(tmp_path.iterdir())
     file = own(collections / name, root=root, image_size=16, stream="on").train_images.path
-    assert str(file) in out and "Would train" in call(capsys, "ae_train", *flags, "on")[1]
+    assert str(file) in out and "Would write" in call(capsys, "ae_train", *flags, "on")[1]
 
 
 def test_a_conversion_that_was_killed_is_begun_again(collections, tmp_path):

@@ -11,7 +11,7 @@ from autoencoders.reproduction.page import HEAD, format_markdown, format_page
 PNG = b"\x89PNG a picture"
 ROW = {
     "recipe": "bce", "claim": "loss < 1 & <b>more</b>", "published": None, "relation": "<", "unit": "nats",
-    "source": "published", "command": "python ae_reproduce.py --only bce", "seconds": 61.0, "against": "simple",
+    "kind": "published claims", "command": "python ae_reproduce.py --only bce", "seconds": 61.0, "against": "simple",
     "reference": 1234.56789, "mean": 0.123456, "spread": 0.0123, "difference": -1.5, "tolerance": 0.25,
     "verdict": "not reproduced (known)", "why": "a reason",
 }  # fmt: skip
@@ -19,7 +19,8 @@ ROW = {
 
 @pytest.fixture
 def report():
-    system = {"name": "bce", "summary": "a <summary>", "command": "python ae_train.py --recipe bce", "folder": "bce",
+    system = {"name": "bce", "summary": "a <summary>", "source": "https://example.org/<a>",
+              "command": "python ae_train.py --recipe bce", "folder": "bce",
               "seconds": 120.0}  # fmt: skip
     return {"dataset": "MNIST", "machine": "a machine", "precision": "float32", "seeds": 3, "rows": [ROW],
             "systems": [system]}  # fmt: skip
@@ -60,10 +61,11 @@ def test_the_page_is_self_contained_and_escapes_every_text(page):
     reader = Reader()
     reader.feed(page)
     assert page.startswith("<!doctype html>") and not {"script", "b", "summary"} & set(reader.tags)
-    assert all(link.startswith("data:") for link in reader.links) and "url(" not in page
+    (source,) = [link for link in reader.links if not link.startswith("data:")]
+    assert source.startswith("https://example.org/") and "url(" not in page
     assert reader.tags.count("img") == 3  # the losses, and a run's pictures but that of its loss
     assert "loss < 1 & <b>more</b>" in reader.text and "a <summary>" in reader.text
-    assert '<td class="not-reproduced">' in page and "0 of 1 claims reproduced" in reader.text
+    assert '<td class="not-reproduced">' in page and "0 of 1 published claims reproduced" in reader.text
 
 
 def test_the_page_follows_the_colours_of_the_reader_and_fits_a_phone(page):

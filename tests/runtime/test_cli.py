@@ -252,7 +252,7 @@ def test_quiet_leaves_results_and_warnings_alone_and_says_no_more(tmp_path, caps
     flags = (*TRAIN, "--output-dir", tmp_path, "--quiet")
     status, out, err = call_script(capsys, ae_train.main, *flags, "--log-interval", 1)
     assert status == 0 and only_warnings(err) and "behind PCA" in err
-    assert [line.split()[0] for line in out.splitlines()] == ["Number", "Test", "Wrote"]
+    assert [line.split()[0] for line in out.splitlines()] == ["Number", "Test", "Wrote", "Took"]
     assert call_script(capsys, ae_train.main, *flags, "--resume") == (0, "", "")
     status, _, err = call_script(capsys, ae_train.main, *flags, "--resume", "--lr", 1)
     assert status == 2 and is_one_error_line(err)
@@ -270,7 +270,15 @@ def test_a_dry_run_says_what_it_would_do_and_touches_nothing(main, tmp_path, cap
 
 def test_a_dry_run_resolves_recipe_images_code_size_and_epochs(tmp_path, capsys):
     out = call_script(capsys, ae_train.main, *DRY, tmp_path, "--lr", 0.5, "--tracker", "wandb")[1]
-    for text in ("code_size 25", "epochs 100", "lr 0.5", "1,500 for training", "cpu", "trackers: wandb", "mnist_ae.pt"):
+    for text in (
+        "code_size 25",
+        "epochs 1 to 100",
+        "lr 0.5",
+        "1,500 for training",
+        "cpu",
+        "trackers: wandb",
+        "mnist_ae.pt",
+    ):
         assert text in out
     assert call_script(capsys, ae_train.main, *DRY, tmp_path, "--code-size", 0)[0] == 2
     assert call_script(capsys, ae_train.main, *DRY, tmp_path, "--device", "tpu")[0] == 2
@@ -286,7 +294,7 @@ def test_a_dry_run_of_a_resume_says_where_it_goes_on_and_refuses_what_does_not_f
     before = {path.name: path.stat().st_mtime_ns for path in trained[1].iterdir()}
     flags = ("--dataset", "digits", "--hidden-sizes", 64, "--output-dir", trained[1], "--dry-run", "--resume")
     status, out, err = call_script(capsys, ae_train.main, *flags, "--epochs", 5)
-    assert status == 0 and "Would train epochs 3 to 5" in out and "epoch 3, step 1" in err
+    assert status == 0 and "Training: epochs 3 to 5" in out and "epoch 3, step 1" in err
     assert call_script(capsys, ae_train.main, *flags, "--epochs", 5, "--lr", 0.5)[0] == 2
     assert {path.name: path.stat().st_mtime_ns for path in trained[1].iterdir()} == before
 

@@ -163,7 +163,7 @@ def test_a_tracker_that(how, tmp_path, capfd, monkeypatch, untracked):
 
 
 def test_ctrl_c_saves_and_ends_the_trackers_too(tmp_path):
-    flags = (*QUICK, "--epochs", 100000, *ALL, "--output-dir", tmp_path)
+    flags = (*QUICK, "--epochs", 100000, "--log-interval", 10**6, *ALL, "--output-dir", tmp_path)
     process = subprocess.Popen(
         [sys.executable, "ae_train.py", *map(str, flags)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, start_new_session=True,
