@@ -1,4 +1,4 @@
-"""What the README and the pages of docs/ show is there, can be typed, and stands in both languages. Nothing is run."""
+"""What the README and the other pages show is there, can be typed, and stands in both languages. Nothing is run."""
 
 import importlib
 import re
@@ -12,10 +12,11 @@ import pytest
 from conftest import ROOT
 
 from autoencoders.recipes import recipe_of
+from autoencoders.runtime import cli
 from autoencoders.runtime.errors import UsageError
 
 ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
-PAGES = sorted([*ROOT.glob("README*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 _FENCE = re.compile(r"^```\w*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -65,11 +66,53 @@ def same_name(ours, theirs):
     )
 
 
+def links(text):
+    """The targets of all links and pictures, in Markdown or HTML."""
+    return re.findall(r"""\]\(<?([^)\s>]+)|^\[[^]]+\]: *(\S+)|(?:href|src)="([^"]+)""", prose(text), re.MULTILINE)
+
+
+def anchors(text):
+    """The names by which GitHub links to the headings of a page, and those that the page gives itself."""
+    names = []
+    for heading in re.findall(r"^#+ +(.*?) *#*$", prose(text), re.MULTILINE):
+        shown = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)
+        name = re.sub(r"[^\w\- ]", "", shown.lower()).replace(" ", "-")
+        names.append(f"{name}-{names.count(name)}" if name in names else name)
+    return {*names, *re.findall(r"""<\w+ (?:id|name)="([^"]+)""", text)}
+
+
+def dead_links(page, root):
+    """The relative links of a page to no file or heading. A link out of the project is to a page of its host."""
+    dead = []
+    for target in map("".join, links(page.read_text(encoding="utf-8"))):
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        if re.match(r"\w+:", target) or not file.is_relative_to(root):
+            continue
+        if not file.exists() or (anchor and anchor not in anchors(file.read_text(encoding="utf-8"))):
+            dead.append(target)
+    return dead
+
+
 @every_page
-def test_every_relative_link_and_picture_exists(page):
-    targets = re.findall(r"\]\(([^)\s]+)\)", prose(page.read_text(encoding="utf-8")))
-    local = [target.partition("#")[0] for target in targets if not re.match(r"https?:|mailto:|#", target)]
-    assert [target for target in local if not (page.parent / target).exists()] == []
+def test_no_relative_link_is_dead(page):
+    assert dead_links(page, ROOT) == []
+
+
+def test_dead_links_to_files_and_headings_are_found(tmp_path):
+    (tmp_path / "b.md").write_text('# On `this`, that\n## Twice\n## Twice\n```\n# no heading\n```\n<a id="own"></a>\n')
+    good = ["b.md", "b.md#on-this-that", "b.md#twice-1", "#mine", "https://x.org/none#a", "../../actions", "b.md#own"]
+    bad = ["c.md", "b.md#that", "b.md#twice-2", "b.md#no-heading", "#none", "./none.png"]
+    text = "# Mine\n" + "\n".join(f'[a]({t}) ![b]({t}) <img src="{t}">\n\n[c]: {t}\n' for t in good + bad)
+    (tmp_path / "a.md").write_text(text)
+    assert dead_links(tmp_path / "a.md", tmp_path) == [target for target in bad for _ in range(4)]
+
+
+def test_the_names_of_other_projects_are_listed():
+    page = (ROOT / "docs" / "flags.md").read_text(encoding="utf-8")
+    table = next(table for table in tables(page) if table[0] == ["other name", "flag"])
+    listed = {name: flag.strip("`") for names, flag in table[1:] for name in re.findall(r"`(.+?)`", names)}
+    assert listed == cli.ALIASES
 
 
 @every_page
