@@ -175,6 +175,29 @@ def test_the_locked_packages_are_those_of_the_requirements_each_with_its_hashes(
     assert options == [] and len(locked) == len(re.findall("==", text))
 
 
+def test_the_release_is_the_same_in_the_code_the_changelog_and_the_citation():
+    changelog, citation = ((ROOT / name).read_text(encoding="utf-8") for name in ("CHANGELOG.md", "CITATION.cff"))
+    released = re.findall(r"^## \[(\d[\d.]*)\] - (\d{4}-\d\d-\d\d)$", changelog, re.MULTILINE)
+    assert "## [Unreleased]" in changelog and released[0][0] == cli.VERSION
+    for line in (f"version: {cli.VERSION}", f'date-released: "{released[0][1]}"'):
+        assert line in citation.splitlines()
+
+
+def test_the_workflow_calls_targets_of_the_makefile():
+    workflow = (ROOT / ".github" / "workflows" / "tests.yml").read_text()
+    targets = set(re.findall(r"^ +- run: make (\w+)", workflow, re.MULTILINE))
+    makefile = (ROOT / "Makefile").read_text()
+    assert {"lint", "test"} <= targets <= set(re.findall(r"^(\w+):", makefile, re.MULTILINE))
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+def test_make_finds_the_scripts_of_an_environment_on_windows():
+    for system, folder in (("Windows_NT", ".venv/Scripts/"), ("", ".venv/bin/")):
+        command = ["make", "-n", "run", f"OS={system}"]
+        shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert f"{folder}python ae_train.py" in shown
+
+
 @pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 def test_make_takes_a_path_with_spaces():
     names = {"DATASET": "my pics", "DATA_ROOT": "my data", "OUTPUT_DIR": "my results"}
