@@ -1,6 +1,12 @@
 # make run: pictures in outputs/. make test: the tests. make lint: style and types. Each sets up .venv when needed.
+ifeq ($(OS),Windows_NT)  # needs Git's bash
+SHELL := bash
+PYTHON ?= python
+BIN := .venv/Scripts
+else
 PYTHON ?= python3
 BIN := .venv/bin
+endif
 DATA_ROOT ?= data
 DATASET ?= auto
 OUTPUT_DIR ?= outputs

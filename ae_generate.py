@@ -37,8 +37,8 @@ def parser() -> cli.Parser:
 
     tests = parser.add_argument_group("from test images")
     mode = tests.add_mutually_exclusive_group()
-    mode.add_argument("--interpolate", type=cli.integer(0, 65535), nargs=2, metavar="LABEL",
-                      help="interpolate between the codes of a test image of one label and one of another")
+    mode.add_argument("--interpolate", type=two_labels, action=cli.ListAction, metavar="LABEL",
+                      help="two labels: interpolate between the codes of a test image of each")
     mode.add_argument("--walk", type=cli.integer(0), metavar="DIM",
                       help="vary one code dimension, counted from 0, of a few test images: 3 standard deviations of "
                            "the prior either way for a variational autoencoder, the range of the test codes for others")
@@ -57,6 +57,14 @@ def parser() -> cli.Parser:
                      help="whether the ink is darker than the paper; auto takes what stands out most from the paper")
     return parser
 # fmt: on
+
+
+def two_labels(text: str) -> tuple[int, ...]:
+    """An argparse type: two labels, separated by a comma."""
+    labels = cli.items(cli.integer(0, 65535))(text)
+    if len(labels) != 2:
+        raise argparse.ArgumentTypeError(f"expected two labels, got {len(labels)}")
+    return labels
 
 
 def kind_of_picture(args: argparse.Namespace) -> str:

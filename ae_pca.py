@@ -4,6 +4,8 @@ Fits PCA on the training images and writes n_components_95.txt, pca.npz and pca_
 folder.
 """
 
+import argparse
+
 from autoencoders.data.sets import add_data_flags, data_arguments, load_images
 from autoencoders.runtime import cli
 from autoencoders.runtime.files import locked
@@ -19,7 +21,7 @@ def parser() -> cli.Parser:
     data.add_argument("--variance", type=cli.number(0, 1, exclusive=True), default=0.95,
                       help="share of the variance to explain, up to 1")
     data.add_argument("--seed", type=cli.integer(0), default=0, help="seed of the subset")
-    data.add_argument("--workers", type=cli.integer(0), default=0, help="ignored, accepted for compatibility")
+    data.add_argument("--workers", type=cli.integer(0), default=0, help=argparse.SUPPRESS)  # no effect
     output.add_argument("--output-dir", type=cli.path, default="outputs", help="where results go")
     return parser
 # fmt: on

@@ -5,7 +5,6 @@ after a change of the code). Prints a table and writes it as reproduction.md, re
 into the output folder. Exit status 1 if a claim that should hold does not.
 """
 
-import argparse
 import itertools
 import time
 from collections.abc import Mapping, Sequence
@@ -33,7 +32,7 @@ Claims = Mapping[str, Sequence[Claim]]  # by recipe
 # fmt: off
 def parser() -> cli.Parser:
     parser = cli.Parser(__doc__, dry_run=True)
-    parser.add_argument("--only", type=recipe_names, default=tuple(CLAIMS), metavar="RECIPE,..",
+    parser.add_argument("--only", type=recipe_names, action=cli.ListAction, default=tuple(CLAIMS), metavar="RECIPE",
                         help=f"recipes to run (default: {','.join(CLAIMS)})")
     parser.add_argument("--seeds", type=cli.integer(1, 10), default=1, metavar="N",
                         help="runs per recipe, with the recipe's seed and the next ones")
@@ -50,10 +49,7 @@ def parser() -> cli.Parser:
 
 def recipe_names(text: str) -> tuple[str, ...]:
     """An argparse type: comma-separated names of published recipes."""
-    chosen = [name.strip() for name in text.split(",")]
-    for name in chosen:
-        if name not in CLAIMS:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(CLAIMS)}")
+    chosen = cli.items(cli.one_of(CLAIMS))(text)
     return tuple(name for name in CLAIMS if name in chosen)
 
 

@@ -83,10 +83,10 @@ def parser(recipe: Recipe = RECIPES[DEFAULT]) -> cli.Parser:
     grid.add_argument("--hidden-sizes", type=cli.sizes, nargs="+", default=[(500,), (1000,), (2500,)],
                       metavar="N,N,..", help="layer widths between pixels and code, '' for none "
                       "(default: 500 1000 2500)")
-    grid.add_argument("--code-sizes", type=cli.code_size, nargs="+", default=["auto"], metavar="N",
-                      help="numbers, or auto for the number of components that PCA of all training images needs "
-                      "(default: auto)")
-    grid.add_argument("--lr", type=cli.number(0, exclusive=True), nargs="+", metavar="X",
+    grid.add_argument("--code-sizes", type=cli.items(cli.code_size), action=cli.ListAction, default=["auto"],
+                      metavar="N", help="numbers, or auto for the number of components that PCA of all training images "
+                      "needs (default: auto)")
+    grid.add_argument("--lr", type=cli.items(cli.number(0, exclusive=True)), action=cli.ListAction, metavar="X",
                       help=f"learning rates (default: {recipe.format_value('lr')})")
     search = parser.add_argument_group("search")
     search.add_argument("--recipe", choices=[name for name, row in RECIPES.items() if "hidden_sizes" in row.model_args],
@@ -95,6 +95,8 @@ def parser(recipe: Recipe = RECIPES[DEFAULT]) -> cli.Parser:
                         help="number of parts that the training images are divided into")
     search.add_argument("--epochs", type=cli.integer(1), metavar="N",
                         help=f"passes over the images (default: {_EPOCHS}; ten times that for a set below 10,000)")
+    search.add_argument("--batch-size", type=cli.integer(1), default=recipe.batch_size, metavar="N",
+                        help="images per step")
     search.add_argument("--seed", type=cli.integer(0), default=0, metavar="N",
                         help="of the folds, and of the weights and order in each")
     search.add_argument("--jobs", type=cli.integer(1, 1000), default=1, metavar="N",
@@ -140,7 +142,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def make_grid(args: argparse.Namespace, images: ImageSet) -> list[Candidate]:
     """Every combination of the flags, without repetitions."""
-    row = replace(RECIPES[args.recipe], image_size=images.side, seed=args.seed)
+    row = replace(RECIPES[args.recipe], image_size=images.side, seed=args.seed, batch_size=args.batch_size)
     epochs = args.epochs or images.epochs(_EPOCHS)
     auto = fit_pca(images).components_for(0.95) if "auto" in args.code_sizes else None
     code_sizes = [auto if size == "auto" else size for size in args.code_sizes]

@@ -45,7 +45,7 @@ def parser(recipe: Recipe = RECIPES[DEFAULT], only_own: bool = False) -> cli.Par
                       help="DataLoader processes that fetch the batches; 0 keeps the images on the device")
 
     model = parser.add_argument_group("model", None if only_own else (
-        f"Defaults are those of the recipe {recipe.name}; --recipe NAME --help shows those of another."))
+        f"Flags and defaults are those of the recipe {recipe.name}; --recipe NAME --help shows those of another."))
     names = [recipe.name] if only_own else list(RECIPES)
     model.add_argument("--recipe", choices=names, default=recipe.name if only_own else DEFAULT, help="what to train")
     if not only_own:
@@ -70,8 +70,9 @@ def parser(recipe: Recipe = RECIPES[DEFAULT], only_own: bool = False) -> cli.Par
                         help="write a picture of the reconstructions every N epochs (default: at the end only)")
     output.add_argument("--weights-every", type=cli.integer(1), metavar="N",
                         help="write the weights every N epochs (default: at the end only)")
-    output.add_argument("--tracker", choices=TRACKERS, action="append", default=[],
-                        help="also log to this experiment tracker; may be given several times (default: none)")
+    output.add_argument("--tracker", type=cli.items(cli.one_of(TRACKERS)), action=cli.ListAction, extend=True,
+                        default=(), metavar="NAME",
+                        help=f"also log to experiment trackers: {', '.join(TRACKERS)} (default: none)")
     output.add_argument("--tracker-project", default="autoencoders", metavar="NAME", help="the tracker's project name")
     output.add_argument("--tracker-interval", type=cli.integer(1), default=10, metavar="N",
                         help="log the loss of every N-th batch to the tracker")

@@ -146,7 +146,8 @@ class Recipe:
 # Every setting that a flag overrides, with its help and further arguments for argparse.
 SETTINGS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     "model": {
-        "hidden_sizes": ("layer widths between pixels and code, '' for none", {"type": cli.sizes, "metavar": "N,N,.."}),
+        "hidden_sizes": ("layer widths between pixels and code, '' for none",
+                         {"type": cli.sizes, "action": cli.ListAction, "metavar": "N"}),
         "code_size": ("a number, or auto for the number of components that PCA needs",
                       {"type": cli.code_size, "metavar": "N"}),
         "activation": ("between the layers of a fully connected model", {"choices": ("relu", "gelu")}),
@@ -255,14 +256,15 @@ def owners(name: str) -> str:
 def add_setting_flags(group: argparse._ArgumentGroup, kind: str, recipe: Recipe, only_own: bool = False) -> None:
     """Add a flag for every setting of one kind (`model` or `training`); its help shows the default of `recipe`.
 
-    `only_own` leaves out the settings that `recipe` does not have. A flag that is not given is absent from the result.
+    The settings that `recipe` does not have are hidden in the help, so that `override` can refuse them by name;
+    `only_own` leaves them out. A flag that is not given is absent from the result.
     """
     for name, (help, options) in SETTINGS[kind].items():
         is_own = kind == "training" or name in recipe.model_args
         if is_own or not only_own:
-            note = f"default: {recipe.format_value(name)}" if is_own else f"only for {owners(name)}"
             flag = f"--{name.replace('_', '-')}"
-            group.add_argument(flag, default=argparse.SUPPRESS, help=f"{help} ({note})", **options)
+            shown = f"{help} (default: {recipe.format_value(name)})" if is_own else argparse.SUPPRESS
+            group.add_argument(flag, default=argparse.SUPPRESS, help=shown, **options)
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:

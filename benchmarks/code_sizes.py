@@ -7,6 +7,7 @@ from pathlib import Path
 
 from autoencoders.data.sets import DATASETS, load_images
 from autoencoders.evaluation.pca import fit_pca
+from autoencoders.recipes import RECIPES
 from autoencoders.reproduction.runs import Setup, machine_name, make_training
 from autoencoders.runtime import cli
 from autoencoders.runtime.device import keep_freed_memory, pick_device
@@ -16,9 +17,10 @@ from benchmarks.figures import code_size_curves
 
 def parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
-    parser.add_argument("--code-sizes", type=cli.sizes, default=(2, 4, 8, 16, 32, 64, 128, 256), metavar="N,N,..",
-                        help="comma-separated")  # fmt: skip
-    parser.add_argument("--recipes", default="symmetric,tuned", help="comma-separated")
+    parser.add_argument("--code-sizes", type=cli.items(cli.integer(1)), action=cli.ListAction, metavar="N",
+                        default=(2, 4, 8, 16, 32, 64, 128, 256), help="numbers of the code")  # fmt: skip
+    parser.add_argument("--recipes", type=cli.items(cli.one_of(RECIPES)), action=cli.ListAction, metavar="NAME",
+                        default=("symmetric", "tuned"), help="what to train")  # fmt: skip
     parser.add_argument("--dataset", choices=DATASETS, default="mnist", help="a small set is a smoke test")
     parser.add_argument("--data-root", type=Path, default=Path("data"), help="where the images are")
     parser.add_argument("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu")
@@ -28,14 +30,12 @@ def parser() -> cli.Parser:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
-    if not args.code_sizes:
-        parser().error("--code-sizes: give at least one")
     keep_freed_memory()
     images, sizes = load_images(args.dataset, args.data_root), args.code_sizes
     pca = fit_pca(images)
     setup = Setup(images, pca, args.output_dir, pick_device(args.device))
     with locked(args.output_dir):
-        errors: dict[str, dict[int, float]] = {name: {} for name in args.recipes.split(",")}
+        errors: dict[str, dict[int, float]] = {name: {} for name in args.recipes}
         for name, points in errors.items():
             for size in sizes:
                 run = make_training((name, "--code-size", str(size)), 0, setup)

@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from autoencoders.recipes import Recipe
+from autoencoders.recipes import RECIPES, Recipe
 from autoencoders.reproduction.runs import machine_name
 from autoencoders.runtime import cli
 from autoencoders.runtime.device import keep_freed_memory
@@ -115,7 +115,8 @@ def format_rows(rows: list[dict[str, Any]]) -> str:
 
 def parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
-    parser.add_argument("--only", default="simple,conv,symmetric,tuned,sparse", help="comma-separated recipes")
+    parser.add_argument("--only", type=cli.items(cli.one_of(RECIPES)), action=cli.ListAction, metavar="NAME",
+                        default=("simple", "conv", "symmetric", "tuned", "sparse"), help="recipes")  # fmt: skip
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"), help="where results go")
     return parser
 
@@ -124,8 +125,7 @@ def main() -> None:
     args = parser().parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
-    names = args.only.split(",")
-    recipes = {name: sized(name) for name in names}
+    recipes = {name: sized(name) for name in args.only}
     recipes |= {f"symmetric --hidden-sizes {n}": sized("symmetric", hidden_sizes=(n,)) for n in WIDTHS}
     costs = {name: parts_of_a_step(recipe) for name, recipe in recipes.items()}
     print(format_rows([
@@ -136,7 +136,7 @@ def main() -> None:
     local = measure_exchange()
     print(f"\nTwo processes of this machine: {local[0] / 1e6:,.0f} MB/s, {1e6 * local[1]:.0f} microseconds\n")
     rows = []
-    for name in names:
+    for name in args.only:
         size = recipes[name].batch_size
         rows.append(predict(name, costs[name], size, 2, *local))
         for speed, n, published in itertools.product(NETWORKS, (8, 64), (True, False)):

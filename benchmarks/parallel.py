@@ -120,8 +120,10 @@ def format_row(recipe: str, row: dict[str, Any]) -> list[str]:
 
 def parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
-    parser.add_argument("--only", default=",".join(RECIPES), help="comma-separated recipes")
-    parser.add_argument("--ranks", type=cli.sizes, default=(2, 4), help="comma-separated numbers of processes")
+    parser.add_argument("--only", type=cli.items(cli.one_of(RECIPES)), action=cli.ListAction, metavar="NAME",
+                        default=tuple(RECIPES), help="recipes")  # fmt: skip
+    parser.add_argument("--ranks", type=cli.items(cli.integer(1)), action=cli.ListAction, metavar="N",
+                        default=(2, 4), help="numbers of processes")  # fmt: skip
     parser.add_argument("--epochs", type=cli.integer(1), default=2, help="passes over the images")
     parser.add_argument("--rounds", type=cli.integer(1), default=1, help="runs of each, for the times")
     parser.add_argument("--dataset", default="mnist", help="image set")
@@ -137,7 +139,7 @@ def main() -> None:
     flags = ["--dataset", args.dataset, "--data-root", args.data_root, "--epochs", args.epochs, *args.flags]
     results: dict[str, Any] = {"machine": machine_name(), "dataset": args.dataset, "flags": args.flags, "recipes": {}}
     table = []
-    for recipe in args.only.split(","):
+    for recipe in args.only:
         with tempfile.TemporaryDirectory() as name:
             runs: dict[int, list[dict[str, Any]]] = {size: [] for size in (1, *args.ranks)}
             for _, size in itertools.product(range(args.rounds), runs):

@@ -126,7 +126,8 @@ def parser() -> cli.Parser:
     parser.add_argument("--images", type=cli.integer(2000), default=10_204_081, help="images of the large file")
     parser.add_argument("--held", type=cli.integer(2000), default=300_000, help="images compared with memory")
     parser.add_argument("--rounds", type=cli.integer(1), default=3, help="runs of each kind on these")
-    parser.add_argument("--only", default="ae_pca.py,simple,symmetric", help="comma-separated scripts and recipes")
+    parser.add_argument("--only", type=cli.items(str), action=cli.ListAction, metavar="NAME",
+                        default=("ae_pca.py", "simple", "symmetric"), help="scripts and recipes")  # fmt: skip
     parser.add_argument("--folder", type=Path, help="where the files are made (default: the temporary folder)")
     parser.add_argument("--output", type=Path, default=HERE / "streaming.json", help="where the results go")
     return parser
@@ -141,7 +142,7 @@ def main() -> None:
         make_images(folder / "large.npy", mnist[:], args.images)
         np.save(folder / "small.npy", np.load(folder / "large.npy", mmap_mode="r")[:held])
         blocks, rows = measure_blocks(folder / "large.npy", args.images, folder), []
-        for run in filter(None, args.only.split(",")):
+        for run in filter(None, args.only):
             files = folder / "small.npy", held, folder / "large.npy", args.images
             rows.append(compare(run, *files, args.rounds, folder))
             print(format_comparison(rows[-1:]), file=sys.stderr, flush=True)

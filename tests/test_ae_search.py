@@ -98,6 +98,13 @@ def test_auto_is_the_code_size_of_the_pca_and_a_repeated_candidate_counts_once(f
     assert found == [(ae_search.fit_pca(few).components_for(0.95), 30), (7, 30)]
 
 
+def test_the_batch_size_is_the_recipes_or_that_of_the_flag(few):
+    for flags, size in (([], 256), (["--batch-size", "32"], 32)):
+        args = ae_search.parser().parse_args(["--code-sizes", "3", *flags])
+        assert {c.recipe.batch_size for c in ae_search.make_grid(args, few)} == {size}
+    assert ae_search.parser(RECIPES["simple"]).parse_args([]).batch_size == RECIPES["simple"].batch_size
+
+
 def test_a_dry_run_lists_the_candidates_and_writes_nothing(tmp_path, capsys):
     status, out, _ = call_script(capsys, ae_search.main, *SEARCH, "--dry-run", "--output-dir", tmp_path / "new")
     assert status == 0 and "4 candidates on 3 folds" in out and "16-8, code 5" in out

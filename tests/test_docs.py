@@ -1,4 +1,4 @@
-"""What the README and the pages of docs/ show is there, can be typed, and stands in both languages. Nothing is run."""
+"""What the README and the other pages show is there, can be typed, and stands in both languages. Nothing is run."""
 
 import importlib
 import re
@@ -12,10 +12,11 @@ import pytest
 from conftest import ROOT
 
 from autoencoders.recipes import recipe_of
+from autoencoders.runtime import cli
 from autoencoders.runtime.errors import UsageError
 
 ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
-PAGES = sorted([*ROOT.glob("README*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 _FENCE = re.compile(r"^```\w*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -65,11 +66,53 @@ def same_name(ours, theirs):
     )
 
 
+def links(text):
+    """The targets of all links and pictures, in Markdown or HTML."""
+    return re.findall(r"""\]\(<?([^)\s>]+)|^\[[^]]+\]: *(\S+)|(?:href|src)="([^"]+)""", prose(text), re.MULTILINE)
+
+
+def anchors(text):
+    """The names by which GitHub links to the headings of a page, and those that the page gives itself."""
+    names = []
+    for heading in re.findall(r"^#+ +(.*?) *#*$", prose(text), re.MULTILINE):
+        shown = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)
+        name = re.sub(r"[^\w\- ]", "", shown.lower()).replace(" ", "-")
+        names.append(f"{name}-{names.count(name)}" if name in names else name)
+    return {*names, *re.findall(r"""<\w+ (?:id|name)="([^"]+)""", text)}
+
+
+def dead_links(page, root):
+    """The relative links of a page to no file or heading. A link out of the project is to a page of its host."""
+    dead = []
+    for target in map("".join, links(page.read_text(encoding="utf-8"))):
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        if re.match(r"\w+:", target) or not file.is_relative_to(root):
+            continue
+        if not file.exists() or (anchor and anchor not in anchors(file.read_text(encoding="utf-8"))):
+            dead.append(target)
+    return dead
+
+
 @every_page
-def test_every_relative_link_and_picture_exists(page):
-    targets = re.findall(r"\]\(([^)\s]+)\)", prose(page.read_text(encoding="utf-8")))
-    local = [target.partition("#")[0] for target in targets if not re.match(r"https?:|mailto:|#", target)]
-    assert [target for target in local if not (page.parent / target).exists()] == []
+def test_no_relative_link_is_dead(page):
+    assert dead_links(page, ROOT) == []
+
+
+def test_dead_links_to_files_and_headings_are_found(tmp_path):
+    (tmp_path / "b.md").write_text('# On `this`, that\n## Twice\n## Twice\n```\n# no heading\n```\n<a id="own"></a>\n')
+    good = ["b.md", "b.md#on-this-that", "b.md#twice-1", "#mine", "https://x.org/none#a", "../../actions", "b.md#own"]
+    bad = ["c.md", "b.md#that", "b.md#twice-2", "b.md#no-heading", "#none", "./none.png"]
+    text = "# Mine\n" + "\n".join(f'[a]({t}) ![b]({t}) <img src="{t}">\n\n[c]: {t}\n' for t in good + bad)
+    (tmp_path / "a.md").write_text(text)
+    assert dead_links(tmp_path / "a.md", tmp_path) == [target for target in bad for _ in range(4)]
+
+
+def test_the_names_of_other_projects_are_listed():
+    page = (ROOT / "docs" / "flags.md").read_text(encoding="utf-8")
+    table = next(table for table in tables(page) if table[0] == ["other name", "flag"])
+    listed = {name: flag.strip("`") for names, flag in table[1:] for name in re.findall(r"`(.+?)`", names)}
+    assert listed == cli.ALIASES
 
 
 @every_page
@@ -130,6 +173,29 @@ def test_the_locked_packages_are_those_of_the_requirements_each_with_its_hashes(
     assert pinned and pinned <= set(locked)
     options = [line for line in text.splitlines() if line and line[0] not in "# " and not line.endswith("\\")]
     assert options == [] and len(locked) == len(re.findall("==", text))
+
+
+def test_the_release_is_the_same_in_the_code_the_changelog_and_the_citation():
+    changelog, citation = ((ROOT / name).read_text(encoding="utf-8") for name in ("CHANGELOG.md", "CITATION.cff"))
+    released = re.findall(r"^## \[(\d[\d.]*)\] - (\d{4}-\d\d-\d\d)$", changelog, re.MULTILINE)
+    assert "## [Unreleased]" in changelog and released[0][0] == cli.VERSION
+    for line in (f"version: {cli.VERSION}", f'date-released: "{released[0][1]}"'):
+        assert line in citation.splitlines()
+
+
+def test_the_workflow_calls_targets_of_the_makefile():
+    workflow = (ROOT / ".github" / "workflows" / "tests.yml").read_text()
+    targets = set(re.findall(r"^ +- run: make (\w+)", workflow, re.MULTILINE))
+    makefile = (ROOT / "Makefile").read_text()
+    assert {"lint", "test"} <= targets <= set(re.findall(r"^(\w+):", makefile, re.MULTILINE))
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+def test_make_finds_the_scripts_of_an_environment_on_windows():
+    for system, folder in (("Windows_NT", ".venv/Scripts/"), ("", ".venv/bin/")):
+        command = ["make", "-n", "run", f"OS={system}"]
+        shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert f"{folder}python ae_train.py" in shown
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")

@@ -173,7 +173,8 @@ def _read_folder(folder: Path, side: int, has_parts: bool, stream: str, root: Pa
     parts = [path.relative_to(folder).parts for number, path in enumerate(paths) if number not in damaged]
     names = [(*part[has_parts:-1], "")[0] for part in parts]  # "" for a picture in no sub-folder
     numbers = {name: number for number, name in enumerate(sorted(set(names)))}
-    listing = ", ".join(f"{number} {printable(name, 40) or '(none)'}" for name, number in numbers.items())
+    listing = ", ".join(f"{number} {printable(name, 40) or '(none)'}" for name, number in [*numbers.items()][:10])
+    listing += f", ... {len(numbers)} in all" if len(numbers) > 10 else ""
     log.info(f"{printable(folder.resolve().name, 40)}: {len(parts):,} pictures, labels {listing}; {len(damaged)} "
              f"damaged and {others} other files left out")  # fmt: skip
     labels = np.array([numbers[name] for name in names], np.min_scalar_type(len(numbers)))

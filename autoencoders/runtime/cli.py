@@ -6,6 +6,7 @@ Exit statuses: 0 success, 1 environment error, 2 usage error, 130 / 143 stopped 
 import argparse
 import contextlib
 import csv
+import difflib
 import importlib.metadata
 import io
 import logging
@@ -16,7 +17,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,6 +27,15 @@ from autoencoders.runtime.errors import RunError, UsageError
 
 VERSION = "1.0.0"
 log = logging.getLogger("autoencoders")  # info: progress, hidden by --quiet; warning: always shown
+
+# Names of other projects for our flags; each is taken by the scripts that have the flag.
+ALIASES = {
+    "--beta": "--kl-weight", "--checkpoint": "--run", "--d-sae": "--features", "--dict-size": "--features",
+    "--latent-dim": "--code-size", "--latent-size": "--code-size", "--learning-rate": "--lr",
+    "--noise-std": "--noise-factor", "--num-epochs": "--epochs", "--num-samples": "--num", "--num-workers": "--workers",
+    "--out": "--output-dir", "--outdir": "--output-dir", "--output": "--output-dir", "--report-to": "--tracker",
+    "--save-every": "--weights-every",
+}  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,15 +50,26 @@ class Parser(argparse.ArgumentParser):
             self.add_argument("--dry-run", action="store_true", help="print what would be done and write nothing")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        spelt = []
-        for text in sys.argv[1:] if args is None else args:
-            flag, equals, value = text.partition("=")
-            if flag.startswith("--") and value == "--":  # argparse would read it as an empty list
-                self.error(f"argument {flag}: expected a value, got '--'")
-            spelt.append(flag.replace("_", "-") + equals + value if flag.startswith("--") else text)
-        parsed = super().parse_args(spelt, namespace)
+        words = list(sys.argv[1:] if args is None else args)
+        end = words.index("--") if "--" in words else len(words)
+        parsed = super().parse_args([*map(self._respell, words[:end]), *words[end:]], namespace)
         log.setLevel(logging.WARNING if parsed.quiet else logging.INFO)
         return parsed
+
+    def _respell(self, word: str) -> str:
+        """The word, where a flag has the parser's name for it; an unknown flag is an error."""
+        flag, equals, value = word.partition("=")
+        if not flag.startswith("--") or " " in flag:
+            return word
+        if value == "--":  # argparse would read it as an empty list
+            self.error(f"argument {flag}: expected a value, got '--'")
+        dashed, known = flag.replace("_", "-"), self._option_string_actions
+        ours = dashed if dashed in known else ALIASES.get(dashed, dashed)
+        if ours not in known:
+            names = [name[2:] for name in known if name.startswith("--")]
+            near = difflib.get_close_matches(dashed[2:], names, 1) or difflib.get_close_matches(ours[2:], names, 1, 0.8)
+            self.error(f"unknown flag {flag}" + (f" (did you mean --{near[0]}?)" if near else ""))
+        return ours + equals + value
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see {self.prog} --help")
@@ -57,6 +78,24 @@ class Parser(argparse.ArgumentParser):
 def is_verbose() -> bool:
     """Whether progress is shown: --quiet was not given."""
     return log.isEnabledFor(logging.INFO)
+
+
+class ListAction(argparse.Action):
+    """A list, whose items are separated by commas or blanks; `type` gets its text, with commas.
+
+    A repeated flag replaces the list, or extends it if `extend`.
+    """
+
+    def __init__(self, *, type: Callable[[str], Any], extend: bool = False, **options: Any) -> None:
+        super().__init__(nargs="+", **options)
+        self.parse, self.extend = type, extend
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        try:
+            parsed = self.parse(re.sub(r"\s*,\s*|\s+", ",", " ".join(values).strip()))
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentError(self, str(error)) from error
+        setattr(namespace, self.dest, (*getattr(namespace, self.dest), *parsed) if self.extend else parsed)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -213,9 +252,25 @@ def integer(minimum: int, maximum: int = 2**31 - 1) -> Callable[[str], int]:
     return number(minimum, maximum, kind=int)
 
 
+def one_of(names: Iterable[str]) -> Callable[[str], str]:
+    """An argparse type: one of `names`."""
+
+    def parse(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(names)}")
+        return text
+
+    return parse
+
+
+def items(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    """An argparse type: comma-separated items, each of the type `kind`."""
+    return lambda text: tuple(kind(part.strip()) for part in text.split(","))
+
+
 def sizes(text: str) -> tuple[int, ...]:
     """An argparse type: comma-separated layer widths; the empty text means no hidden layer."""
-    return tuple(integer(1)(part.strip()) for part in text.split(",")) if text.strip() else ()
+    return items(integer(1))(text) if text.strip() else ()
 
 
 def code_size(text: str) -> int | str:

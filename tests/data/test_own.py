@@ -45,6 +45,17 @@ def collections(tmp_path_factory, digits):
     return root
 
 
+@pytest.mark.parametrize("count", [10, 400])
+def test_of_many_labels_the_first_ten_are_listed(tmp_path, digits, info, count):
+    for number, image in enumerate(digits.train_images[:count]):
+        folder = tmp_path / "pictures" / f"label{number:03d}"
+        folder.mkdir(parents=True)
+        Image.fromarray(image.reshape(28, 28)).save(folder / "a.png")
+    assert len(set(own(tmp_path / "pictures").train_labels)) > count / 2
+    first = ", ".join(f"{number} label{number:03d}" for number in range(10))
+    assert f"labels {first}{', ... 400 in all' if count > 10 else ''}; 0 damaged" in info.text
+
+
 @pytest.fixture
 def info(caplog):
     """The messages that the package logs, also those that --quiet hides."""

@@ -22,16 +22,17 @@ import ae_reproduce
 import ae_search
 import ae_train
 import mnist_sae_train
-from autoencoders.recipes import RECIPES
+from autoencoders.recipes import RECIPES, SETTINGS
 from autoencoders.runtime import cli
 from autoencoders.runtime.errors import RunError, UsageError
+from benchmarks import code_sizes, nodes, parallel, streaming
 
 
 @pytest.mark.parametrize("script", ["ae_pca.py", "ae_train.py"])
 def test_help_shows_every_flag_and_needs_no_torch(script):
     process = run_script("-X", "importtime", script, "--help")
     assert process.returncode == 0
-    for flag in ("--output-dir", "--data-root", "--dataset", "--workers", "--seed"):
+    for flag in ("--output-dir", "--data-root", "--dataset", "--image-size", "--seed"):
         assert flag in process.stdout
     imported = {line.split("|")[-1].strip() for line in process.stderr.splitlines()}
     assert "argparse" in imported and not imported & {"torch", "torchvision", "matplotlib", "sklearn"}
@@ -83,6 +84,7 @@ def run_code(code, **options):
     return subprocess.run(command, text=True, env=environment, **options)
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="writes to /dev/full")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_full_disk_under_stdout_is_named(monkeypatch, unbuffered):
     monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
@@ -206,6 +208,109 @@ def test_an_empty_path_is_refused_by_every_flag_of_every_script(script, capsys):
         assert status == 2 and is_one_error_line(err) and action.option_strings[0] in err and "empty" in err
 
 
+LISTS = [
+    (ae_train, "--hidden-sizes", "500,250", (500, 250)),
+    (ae_train, "--tracker", "tensorboard,wandb", ("tensorboard", "wandb")),
+    (mnist_sae_train, "--tracker", "wandb,swanlab", ("wandb", "swanlab")),
+    (ae_search, "--code-sizes", "2,auto", (2, "auto")),
+    (ae_search, "--lr", "1e-3,2e-3", (1e-3, 2e-3)),
+    (ae_generate, "--interpolate", "3,8", (3, 8)),
+    (ae_reproduce, "--only", "bce,vae", ("bce", "vae")),
+    (code_sizes, "--code-sizes", "2,8", (2, 8)),
+    (code_sizes, "--recipes", "tuned,vae", ("tuned", "vae")),
+    (nodes, "--only", "simple,conv", ("simple", "conv")),
+    (parallel, "--only", "simple,conv", ("simple", "conv")),
+    (parallel, "--ranks", "2,3", (2, 3)),
+    (streaming, "--only", "ae_pca.py,simple", ("ae_pca.py", "simple")),
+]
+
+
+@pytest.mark.parametrize(("script", "flag", "text", "value"), LISTS, ids=lambda v: getattr(v, "__name__", None))
+def test_every_list_takes_commas_and_blanks(script, flag, text, value):
+    needed, name = ["--run", "x"] if script is ae_generate else [], flag[2:].replace("-", "_")
+    spaced = text.replace(",", " ")
+    for words in ([text], spaced.split(), [spaced], text.replace(",", ", ").split(), [text.replace(",", " , ")]):
+        assert tuple(getattr(script.parser().parse_args([*needed, flag, *words]), name)) == value, words
+    assert tuple(getattr(script.parser().parse_args([*needed, f"{flag}={text}"]), name)) == value
+
+
+@pytest.mark.parametrize(("script", "flag", "text", "value"), LISTS, ids=lambda v: getattr(v, "__name__", None))
+def test_a_list_without_items_or_with_a_gap_is_one_error(script, flag, text, value, capsys):
+    if script in SCRIPTS.values():
+        needed = ["--run", "x"] if script is ae_generate else []
+        for words in ([], [text + ","], [","], [text, ",", ",", text]):
+            status, _, err = call_script(capsys, script.main, *needed, flag, *words)
+            assert status == 2 and is_one_error_line(err) and f"argument {flag}: " in err, words
+
+
+def test_layers_are_joined_by_commas_and_candidates_separated_by_blanks():
+    args = ae_search.parser().parse_args(["--hidden-sizes", "500,250", "1000", ""])
+    assert args.hidden_sizes == [(500, 250), (1000,), ()]
+    assert ae_train.parser().parse_args(["--hidden-sizes", ""]).hidden_sizes == ()
+
+
+def test_a_repeated_tracker_is_added_and_another_repeated_list_replaced():
+    flags = ["--tracker", "wandb", "--hidden-sizes", "5", "--tracker=swanlab,tensorboard", "--hidden-sizes", "6", "7"]
+    args = ae_train.parser().parse_args(flags)
+    assert args.tracker == ("wandb", "swanlab", "tensorboard") and args.hidden_sizes == (6, 7)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_names_of_other_projects_are_taken_where_the_script_has_the_flag(script):
+    parser, parse = SCRIPTS[script].parser(), SCRIPTS[script].parser().parse_args
+    needed = ["--run", "x"] if script in ("ae_generate.py", "ae_eval.py") else []
+    flags = {name: action for action in parser._actions for name in action.option_strings}
+    for alias, flag in cli.ALIASES.items():
+        assert alias not in flags
+        for spelling in (alias, alias[:2] + alias[2:].replace("-", "_")):
+            if flag not in flags:
+                with pytest.raises(UsageError, match=f"unknown flag {spelling}[ ;]"):
+                    parse([*needed, spelling, "3"])
+                continue
+            value = "wandb" if flag == "--tracker" else "3"
+            assert parse([*needed, spelling, value]) == parse([*needed, flag, value])
+            assert parse([*needed, f"{spelling}={value}"]) == parse([*needed, flag, value])
+    assert set(cli.ALIASES.values()) <= {
+        f for module in SCRIPTS.values() for f in module.parser()._option_string_actions
+    }
+
+
+def test_a_flag_of_a_benchmark_is_no_alias():
+    assert str(nodes.parser().parse_args(["--output", "x.json"]).output) == "x.json"
+
+
+@pytest.mark.parametrize(
+    ("script", "flag", "near"),
+    [
+        ("ae_train.py", "--epoch", "--epochs"),
+        ("ae_train.py", "--code_sise=3", "--code-size"),
+        ("ae_train.py", "--checkpoint", "--checkpoint-minutes"),
+        ("ae_search.py", "--latent-dim", "--code-sizes"),
+        ("ae_eval.py", "--rnu", "--run"),
+        ("mnist_sae_train.py", "--analyse_loss", "--analyze-loss"),
+        ("ae_pca.py", "--latent-dim", ""),
+        ("ae_train.py", "--unheard-of", ""),
+    ],
+)
+def test_an_unknown_flag_is_answered_with_the_nearest(script, flag, near, capsys):
+    status, _, err = call_script(capsys, SCRIPTS[script].main, flag, "3")
+    name = flag.partition("=")[0]
+    asked = f" (did you mean {near}?)" if near else ""
+    assert status == 2 and is_one_error_line(err) and f"error: unknown flag {name}{asked}; see " in err
+
+
+def test_words_after_two_dashes_are_not_changed():
+    args = parallel.parser().parse_args(["--ranks", "2", "--", "--hidden_sizes", "5"])
+    assert args.flags == ["--hidden_sizes", "5"] and args.ranks == (2,)
+
+
+def test_a_flag_of_another_recipe_is_hidden_and_refused_by_name(capsys):
+    status, _, err = call_script(capsys, ae_train.main, "--recipe", "simple", "--beta", 2)
+    assert status == 2 and "error: --kl-weight does not apply to the recipe simple, only to vae" in err
+    assert "--workers" not in ae_pca.parser().format_help()
+    assert ae_pca.parser().parse_args(["--workers", "3"]).workers == 3
+
+
 def test_a_value_keeps_its_underscores():
     assert str(ae_pca.parser().parse_args(["--output_dir=a_b-c"]).output_dir) == "a_b-c"
     assert str(ae_pca.parser().parse_args(["--output_dir", "a_b-c"]).output_dir) == "a_b-c"
@@ -232,8 +337,10 @@ def test_help_shows_the_defaults_of_the_recipe_that_is_named(name, capsys):
         text = " ".join(out.split())
         assert status == 0 and f"--batch-size N images per step (default: {recipe.batch_size})" in text
         assert f"(default: {recipe.default_folder})" in text and f"(default: {recipe.epochs})" in text
-        beta = f"(default: {recipe.model_args['kl_weight']})" if "kl_weight" in recipe.model_args else "(only for vae)"
-        assert f"--kl-weight X beta, the weight of the KL term {beta}" in text
+        assert f"Flags and defaults are those of the recipe {name}; --recipe NAME --help shows those of another" in text
+        model = text.partition(" model: ")[2]
+        for setting in SETTINGS["model"]:
+            assert (f" --{setting.replace('_', '-')} " in model) == (setting in recipe.model_args), setting
     for group in ("data:", "model:", "training:", "output:"):
         assert f"\n{group}\n" in out
 
