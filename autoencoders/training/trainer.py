@@ -152,7 +152,7 @@ class Trainer:
 
     def _check(self, state: dict[str, Any]) -> None:
         """Raise an exception unless `state` is what `state_dict` may return: its shapes, ranges and finite numbers."""
-        mine, steps, members = self.state_dict(), len(self.batch_sizes), self.model.members
+        mine, steps = self.state_dict(), len(self.batch_sizes)
         for name in ("model", "scaler", "schedule", "random"):
             checks.like(state[name], mine[name], name)
         checks.like({name: state["buffers"][name] for name in mine["buffers"]}, mine["buffers"], "buffers")
@@ -161,26 +161,37 @@ class Trainer:
         checks.like(state["optimizer"], mine["optimizer"] | {"state": moments}, "optimizer")
         if any((a["step"] < 0) | (a["exp_avg_sq"] < 0).any() for a in state["optimizer"]["state"].values()):
             raise ValueError("the optimizer's squared gradients or steps are negative")
+        changing = ("lr", "betas") if self.schedule else ()
         for theirs, group in zip(state["optimizer"]["param_groups"], mine["optimizer"]["param_groups"]):
-            if any(theirs[name] != value for name, value in group.items() if not isinstance(value, float | tuple)):
-                raise ValueError("the optimizer has other switches")  # with which its kernel may crash
-        checks.integer(state["steps_done"], 0, steps)
+            checks.number(theirs["lr"], 0)
+            if any(theirs[name] != group[name] for name in group.keys() - changing):
+                raise ValueError("the optimizer has other settings")  # with which its kernel may crash
+        moving = ("last_epoch", "_step_count", "_last_lr")
+        if any(state["schedule"][name] != value for name, value in mine["schedule"].items() if name not in moving):
+            raise ValueError("the schedule of the learning rate is another one")
+        history, (row, logged) = state["history"], self._templates()
+        done = len(history) * steps + checks.integer(state["steps_done"], 0, steps)
+        if done > self.recipe.epochs * steps or (self.schedule and state["schedule"]["last_epoch"] != done):
+            raise ValueError("more steps are done than the recipe has, or the schedule is at another step")
         checks.number(state["seconds"], 0)
-        history, tested = state["history"], evaluation_sums(self.model, self.test_images[:1], 0)
-        names = {"epoch", "train_loss", "seconds", "images_per_second", *self.model.epoch_metrics}
-        names |= {name for name in tested if name.startswith("test_")}
-        for number, row in enumerate(history, start=1):
-            checks.like({name: checks.metric(value, members) for name, value in row.items()}, history[0], "history")
-            checks.number(row["train_loss"]), checks.number(row["test_loss"])
-            if row["epoch"] != number or not names <= row.keys():
-                raise ValueError(f"history lacks epoch {number}, or has other columns")
-        checks.like(state["batch_losses"], torch.zeros(len(history) * steps, dtype=torch.double), "batch_losses")
-        for name, values in state["logged"].items():
-            checks.like(values, values.new_zeros((steps, *[members] * (values.ndim > 1))), name)
-        if not all(name.isidentifier() for name in (*state["logged"], *(history or [{}])[0])):
-            raise ValueError("a logged value has a name that is none")
-        if self.schedule and state["schedule"]["last_epoch"] != len(history) * steps + state["steps_done"]:
-            raise ValueError("the schedule of the learning rate is at another step")
+        checks.like(history, [row] * len(history), "history")
+        if [each["epoch"] for each in history] != [*range(1, len(history) + 1)]:
+            raise ValueError("history lacks an epoch")
+        losses = checks.like(state["batch_losses"], torch.zeros(len(history) * steps, dtype=torch.double), "losses")
+        if (losses.abs() > 1e30).any():
+            raise ValueError("a loss is too large")
+        checks.like(state["logged"], logged if state["logged"] else {}, "logged")
+
+    def _templates(self) -> tuple[Row, dict[str, Tensor]]:
+        """A row of history and the tables of `StepLog`, with all names, types and shapes, of a discarded pass."""
+        self.model.train()
+        with torch.no_grad(), torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            _, values = _Loss(self.model, self.precision)(self.test_images[:1])
+            tested = evaluation_means(evaluation_sums(self.model, self.test_images[:1], 0), 1, self.model.epoch_metrics)
+        scalars = {name: value.cpu() for name, value in values.items() if value.ndim < 2}
+        row = {"epoch": 0, **{name: value.tolist() for name, value in scalars.items()}, **tested}
+        tables = {name: value.new_zeros((len(self.batch_sizes), *value.shape)) for name, value in scalars.items()}
+        return row | {"seconds": 0.0, "images_per_second": 0.0}, tables
 
 
 @dataclass
