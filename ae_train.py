@@ -109,10 +109,7 @@ def train(recipe: Recipe, args: argparse.Namespace) -> None:
     recipe, pca, pca_is_new = processes.on_main(lambda: resolve_code_size(recipe, images, folder))
     run = Run(Trainer(recipe, images, device, args.amp, args.workers), images, folder)
     if args.dry_run:
-        if not (args.resume and run.resume()):
-            print_plan(run)
-            files = f"{recipe.weights_file}, run.json, history.csv, checkpoint.pt and the pictures"
-            print(f"Would write {files}; trackers: {', '.join(args.tracker) or 'none'}")
+        print_dry_run(run, args)
         return
     with locked(folder) if processes.is_main() else contextlib.nullcontext():
         if run.resume_or_start(args.resume):
@@ -127,13 +124,11 @@ def train(recipe: Recipe, args: argparse.Namespace) -> None:
         progress = training_progress(run.trainer, args.log_interval)
         with Trackers(run, args.tracker, args.tracker_project, args.tracker_interval) as trackers, progress as on_step:
             for row in run.epochs(on_step, args.checkpoint_minutes):
-                if cli.is_verbose() and (args.log_interval or is_shown(row["epoch"], recipe.epochs)):
-                    print_epoch(row, recipe.epochs)
+                print_epoch(row, recipe.epochs, always=bool(args.log_interval))
                 report.write_epoch_files(run, trackers, args.pictures_every, args.weights_every)
                 health.check(run.trainer, run.reported)
                 trackers.log_epochs()
-            metrics = report.write_results(run, pca, trackers)
-            report.print_summary(run, metrics, time.monotonic() - started)
+            report.print_summary(run, report.write_results(run, pca, trackers), started)
 
 
 def check_flags(recipe: Recipe, args: argparse.Namespace) -> bool:
@@ -174,18 +169,22 @@ def print_plan(run: "Run") -> None:
           f"device {trainer.device}, {trainer.precision}; results go into {run.folder}", flush=True)  # fmt: skip
 
 
-def is_shown(epoch: int, epochs: int) -> bool:
-    """Whether this epoch is one of the at most 20, evenly spaced up to the last, that are printed."""
-    return (epochs - epoch) % -(-epochs // 20) == 0
+def print_dry_run(run: "Run", args: argparse.Namespace) -> None:
+    """Print what this run would do and write, with everything resolved."""
+    if not (args.resume and run.resume()):
+        print_plan(run)
+        print(f"Would write {run.trainer.recipe.weights_file}, run.json, history.csv, checkpoint.pt and the pictures; "
+              f"trackers: {', '.join(args.tracker) or 'none'}")  # fmt: skip
 
 
-def print_epoch(row: dict[str, Any], epochs: int) -> None:
-    """Print one epoch in one line; of an ensemble the mean."""
+def print_epoch(row: dict[str, Any], epochs: int, always: bool) -> None:
+    """Print one epoch in one line, unless --quiet; of an ensemble the mean. Not `always`: 20 epochs up to the last."""
     titles = {"train_loss": "average loss", "test_loss": "test loss"}
     hidden = ("epoch", "seconds", "images_per_second")
     means = {name: fmean(v if isinstance(v, list) else [v]) for name, v in row.items() if name not in hidden}
     numbers = ", ".join(f"{titles.get(name, name)} {value:.4f}" for name, value in means.items())
-    print(f"Epoch {row['epoch']}/{epochs}: {numbers}, {row['seconds']:.2f} s", flush=True)
+    if cli.is_verbose() and (always or (epochs - row["epoch"]) % -(-epochs // 20) == 0):
+        print(f"Epoch {row['epoch']}/{epochs}: {numbers}, {row['seconds']:.2f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ The training is that of `ae_train.py --recipe sparse`. With --analyze-loss the l
 first compared with that of the mean image as the answer to every image; with --epochs 0 nothing else is done.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -39,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     from autoencoders.evaluation.loss_analysis import ANALYSED, analyse_untrained
     from autoencoders.runtime.device import check_memory, pick_device
 
-    if args.device.split(":")[0] == "cuda" and not torch.cuda.device_count():
+    if re.fullmatch(r"cuda(:\d+)?", args.device) and not torch.cuda.device_count():
         log.warning("CUDA is not available: falling back to the CPU")
         args.device = "cpu"
     if args.analyze_loss and not args.dry_run:
@@ -51,13 +52,15 @@ def main(arguments: list[str] | None = None) -> None:
         count = min(ANALYSED * recipe.batch_size, total)
         print(f"Loss before training, {images.title}: {count:,} of {total:,} training images")
         print(format_analysis(analysis), flush=True)
+    if args.analyze_loss and args.dry_run:
+        print("Would compare the loss before training with that of the mean image")
     if recipe.epochs:
         ae_train.train(recipe, args)
 
 
 def format_analysis(analysis: dict[str, Any]) -> str:
     """The result of `loss_analysis`: a table, and how each error compares with the mean image's."""
-    mean, mse, scaled = analysis["mean_image"], analysis["mse"], analysis["scaled_mse"]
+    mean, mse, scaled = analysis["mean_image"] or 1e-12, analysis["mse"], analysis["scaled_mse"]
     rows = [["mean image, all images", f"{analysis['mean_image_all']:.5f}", f"{0:.1%}", "", "", ""],
             ["mean image", f"{mean:.5f}", f"{0:.1%}", "", "", ""]]  # fmt: skip
     columns = zip(mse, analysis["explained"], analysis["scale"], scaled, analysis["scaled_explained"])

@@ -158,7 +158,7 @@ SETTINGS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "test_noise": ("add the noise to the test images too", {"action": "store_true"}),
         "kl_weight": ("beta, the weight of the KL term", _NUMBER),
         "kl_anneal": ("how beta grows over the epochs", {"choices": ("linear", "none")}),
-        "num_saes": ("number of autoencoders trained together", {"type": cli.integer(1, 1000), "metavar": "N"}),
+        "num_saes": ("number of autoencoders trained together", {"type": cli.integer(1, 100), "metavar": "N"}),
         "features": ("number of features of each sparse autoencoder", _COUNT),
         "k": ("number of active features of a code", _COUNT),
         "consistency_weight": ("weight of the term that makes the dictionaries similar", _NUMBER),

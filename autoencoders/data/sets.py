@@ -194,7 +194,11 @@ def add_data_flags(parser: argparse._ActionsContainer, stream: bool = False) -> 
 
 
 def data_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of `load_images` that the flags give."""
+    """The arguments of `load_images` that the flags give; UsageError for results among the pictures of a folder."""
+    output = Path(args.output_dir or "outputs").resolve()
+    if args.dataset not in DATASETS and output.is_relative_to(Path(args.dataset).resolve()):
+        raise UsageError(f"{output}: lies in the folder of --dataset, where results would become images; use another "
+                         f"--output-dir")  # fmt: skip
     return {"source": args.dataset, "root": args.data_root, "image_size": args.image_size,
             "test_fraction": args.test_fraction, "split_seed": args.split_seed,
             "stream": getattr(args, "stream", "off")}  # fmt: skip

@@ -16,6 +16,7 @@ import platform
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -306,11 +307,15 @@ class Signals:
     received = 0
 
     def listen(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return  # Python gives signals to the main thread alone
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._record)
 
     def restore(self) -> None:
         """From here on a signal ends the process at once, as before `listen`."""
+        if threading.current_thread() is not threading.main_thread():
+            return
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, _terminate)
 

@@ -42,7 +42,8 @@ def write_atomic(path: Path, *parts: bytes | memoryview) -> None:
         temporary.replace(path)
         _flush_folder(path.parent)
     except OSError as error:
-        hint = f"delete {temporary}" if temporary.is_dir() else "free some space or choose another --output-dir"
+        taken = next((p for p in (temporary, path) if p.is_dir()), None)
+        hint = f"delete the folder {taken}" if taken else "free some space or choose another --output-dir"
         raise RunError(f"{path}: cannot be written ({error.strerror}); {hint}") from error
     finally:
         with contextlib.suppress(OSError):

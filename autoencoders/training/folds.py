@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
+from pickle import PicklingError
 from typing import Any
 
 import joblib
@@ -88,6 +89,8 @@ def cross_validate(folds: list[Fold], images: ImageSet, folder: Path, jobs: int)
 
     If the process is asked to stop, the finished folds stay stored.
     """
+    if folder.is_symlink():
+        raise RunError(f"{folder}: is a link, which is not followed; delete it")
     prepare_folder(folder)
     keys = [fold.cache_key(images) for fold in folds]
     results = {index: result for index, key in enumerate(keys) if (result := load_result(key, folder))}
@@ -122,6 +125,9 @@ def train_folds(folds: dict[int, Fold], images: ImageSet, jobs: int) -> Iterator
     warnings.filterwarnings("ignore", r"\d+ tasks which were|A worker stopped while some jobs", UserWarning)
     try:
         yield from parallel(joblib.delayed(_train)(key, fold, images) for key, fold in folds.items())
+    except PicklingError as error:
+        raise RunError(f"the images cannot be given to --jobs {jobs} processes ({error}); free some space in the "
+                       "temporary folder, or use --jobs 1") from error  # fmt: skip
     except BrokenProcessPool as error:
         raise RunError("the system ended a process, most likely for lack of memory; use fewer --jobs") from error
 

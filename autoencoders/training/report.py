@@ -1,6 +1,7 @@
 """The results of a finished run: measures the model and PCA, and writes its numbers and pictures."""
 
 import hashlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -189,9 +190,9 @@ def write_results(run: Run, pca: Pca, trackers: Trackers) -> dict[str, Any]:
     return metrics
 
 
-def print_summary(run: Run, metrics: dict[str, Any], seconds: float) -> None:
-    """Print the results of a finished run that took `seconds`, where its files are, and which to open."""
+def print_summary(run: Run, metrics: dict[str, Any], started: float) -> None:
+    """Print the results of a run that began at `started` (monotonic), where its files are, and which to open."""
     recipe = run.trainer.recipe
     print(format_summary(recipe, metrics))
     print(f"Wrote {recipe.weights_file}, run.json, history.csv and the pictures into {run.folder} ({run.images.title})")
-    print(f"Took {seconds:.0f} s; now open {run.folder / 'reconstructions.png'}")
+    print(f"Took {time.monotonic() - started:.0f} s; now open {run.folder / 'reconstructions.png'}")

@@ -254,7 +254,7 @@ def test_an_array_of_a_usual_other_form_gives_the_images_it_holds(tmp_path, imag
         assert isinstance(ours.train_images, MappedImages) == (stream == "on")
 
 
-@pytest.mark.parametrize("shape", [(9, 28, 28), (9, 28, 28, 3), (9, 14, 14, 4)], ids=str)
+@pytest.mark.parametrize("shape", [(9, 28, 28), (9, 28, 28, 3), (9, 14, 14, 4), (9, 3, 28, 28)], ids=str)
 def test_an_array_of_another_form_is_refused_with_the_code_that_mends_it(tmp_path, shape):
     images = np.random.default_rng(0).normal(size=shape)
     np.save(tmp_path / "a.npy", images)
@@ -567,3 +567,20 @@ def test_converted_images_of_another_shape_or_order_are_refused(other, collectio
     np.save(target, OTHERS[other](np.load(target)))
     with pytest.raises(RunError, match=f"{target}.* to convert the images again"):
         own(collections / "pictures", root=tmp_path, stream="on")
+
+
+@pytest.mark.parametrize("output", ["", "out/deep"])
+def test_results_are_not_written_among_the_pictures_they_are_made_of(output, collections, capsys):
+    pictures = collections / "pictures"
+    status, _, err = call_script(
+        capsys, import_module("ae_pca").main, "--dataset", pictures, "--output-dir", pictures / output
+    )
+    assert status == 2 and is_one_error_line(err) and "another --output-dir" in err
+    assert not (pictures / "out").exists()
+
+
+def test_the_second_axis_may_be_the_channel_as_in_pytorch(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (9, 28, 28), np.uint8)
+    np.save(tmp_path / "a.npy", images[:, None])
+    np.save(tmp_path / "b.npy", images)
+    assert np.array_equal(own(tmp_path / "a.npy").train_images, own(tmp_path / "b.npy").train_images)

@@ -105,9 +105,10 @@ def test_a_link_or_a_pipe_at_the_temporary_name_is_replaced(tmp_path):
     assert (folder / "file").read_bytes() == b"newer" and os.listdir(folder) == ["file"]
 
 
-def test_a_folder_at_the_temporary_name_is_an_error_that_says_to_delete_it(tmp_path):
-    (tmp_path / ".file.tmp").mkdir()
-    with pytest.raises(RunError, match=r"file: cannot be written.*delete .*/\.file\.tmp$"):
+@pytest.mark.parametrize("name", [".file.tmp", "file"])
+def test_a_folder_at_the_name_of_a_file_is_an_error_that_says_to_delete_it(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(RunError, match=rf"file: cannot be written.*delete the folder .*/{name}$"):
         write_atomic(tmp_path / "file", b"new")
 
 

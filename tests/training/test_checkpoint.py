@@ -1,3 +1,4 @@
+import copy
 import os
 
 import numpy as np
@@ -129,3 +130,32 @@ def test_negative_numbers_that_adam_cannot_have_are_refused(moment, few):
     state["optimizer"]["state"][0][moment].neg_().sub_(1)
     with pytest.raises(ValueError, match="are negative"):
         make_trainer("simple", few, epochs=1, batch_size=32).load_state_dict(state)
+
+
+STRANGE = {  # changes of a state after one epoch of two, which a re-made checksum would let through
+    "total steps": ("one-cycle", lambda s: s["schedule"].update(total_steps=1)),
+    "phase": ("one-cycle", lambda s: s["schedule"]["_schedule_phases"][0].update(start_lr="\x1b[2J")),
+    "half period": ("cosine", lambda s: s["schedule"].update(T_max=0)),
+    "step": ("cosine", lambda s: s["schedule"].update(last_epoch=3)),
+    "two values": ("constant", lambda s: s["history"][0].update(seconds=[1.0])),
+    "measured value": ("constant", lambda s: s["history"][0].update(test_mse=-5.0)),
+    "missing column": ("constant", lambda s: s["history"][0].pop("test_loss")),
+    "epochs": ("constant", lambda s: s.update(history=[{**s["history"][0], "epoch": n} for n in range(1, 6)])),
+    "whole losses": ("constant", lambda s: s.update(logged={"train_loss": torch.zeros(10, dtype=torch.int64)})),
+    "large losses": ("constant", lambda s: s["batch_losses"].fill_(1.7e308)),
+    "uphill": ("constant", lambda s: s["optimizer"]["param_groups"][0].update(lr=-1.0)),
+    "rounding": ("constant", lambda s: s["optimizer"]["param_groups"][0].update(eps=-1.0)),
+}
+
+
+@pytest.mark.parametrize("change", STRANGE)
+def test_a_state_that_its_recipe_could_not_have_left_is_refused(change, few):
+    schedule, apply = STRANGE[change]
+    settings = {"epochs": 2, "batch_size": 32, "lr_schedule": schedule}
+    trainer = make_trainer("simple", few, **settings)
+    next(trainer.epochs())
+    state = trainer.state_dict()
+    make_trainer("simple", few, **settings).load_state_dict(copy.deepcopy(state))
+    apply(state)
+    with pytest.raises((ValueError, TypeError, KeyError)):
+        make_trainer("simple", few, **settings).load_state_dict(state)

@@ -10,6 +10,7 @@ from sklearn.model_selection import KFold
 from autoencoders.recipes import RECIPES
 from autoencoders.runtime import cli
 from autoencoders.runtime.device import seed_for
+from autoencoders.runtime.errors import RunError
 from autoencoders.training import folds
 from autoencoders.training.trainer import Trainer
 
@@ -105,3 +106,11 @@ def test_a_signal_while_a_fold_trains_leaves_the_finished_ones(few, three, tmp_p
     with pytest.raises(cli.Stopped, match="1 of 3 folds") as stopped:
         folds.cross_validate(three, few, tmp_path, jobs=1)
     assert stopped.value.status == status and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_link_in_place_of_the_folder_of_folds_is_not_followed(few, three, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "folds").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RunError, match="is a link"):
+        folds.cross_validate(three, few, tmp_path / "folds", jobs=1)
+    assert not list((tmp_path / "elsewhere").iterdir())
