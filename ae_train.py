@@ -90,7 +90,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 def train(recipe: Recipe, args: argparse.Namespace) -> None:
     """From flags to pictures: images, code size, trainer, epochs, report."""
-    started = time.monotonic()
     if not check_flags(recipe, args):
         return
     # What imports torch is imported once the flags are known to be good.
@@ -102,7 +101,7 @@ def train(recipe: Recipe, args: argparse.Namespace) -> None:
     from autoencoders.training.trainer import Trainer
 
     processes.setup()
-    device, folder = pick_device(args.device), args.output_dir or Path(recipe.default_folder)
+    device, folder, started = pick_device(args.device), args.output_dir or Path(recipe.default_folder), time.monotonic()
     images = load_training_images(args)
     recipe = fit_to_images(recipe, args, images)
     check_memory(recipe.count_parameters())
