@@ -222,8 +222,7 @@ def path(text: str) -> Path:
         raise argparse.ArgumentTypeError("is empty; name a file or folder")
     if not text.isprintable():  # it is printed, in messages and results
         raise argparse.ArgumentTypeError(f"{text!r} holds characters that cannot be shown; rename it")
-    expanded = os.path.expanduser(text)
-    if expanded[0] == "~":
+    if (expanded := os.path.expanduser(text))[0] == "~":
         raise argparse.ArgumentTypeError(f"{text!r}: there is no such user; write ./~ for a name with a tilde")
     return Path(expanded)
 

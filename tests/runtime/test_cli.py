@@ -430,7 +430,7 @@ def in_a_terminal(*arguments, **environment):
 
 
 def test_in_a_terminal_the_bar_shows_epoch_loss_speed_and_time_left_and_no_colour(tmp_path):
-    # Batches of four, and nine epochs, are long enough for the bar, which is drawn three times a second, on any machine.
+    # Nine epochs in batches of four are long enough for the bar, which is drawn three times a second, on any machine.
     long = ("--batch-size", 4, "--epochs", 9)
     status, shown = in_a_terminal("ae_train.py", *TRAIN, *long, "--output-dir", tmp_path, NO_COLOR="1")
     assert status == 0 and "Wrote mnist_ae.pt" in shown
