@@ -17,7 +17,7 @@ from typing import Any
 import joblib
 import torch
 from sklearn.model_selection import KFold
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from autoencoders.data.images import ImageSet
 from autoencoders.evaluation.metrics import reconstruction_error

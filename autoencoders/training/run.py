@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from autoencoders.data.images import ImageSet
 from autoencoders.evaluation.pca import Pca, fit_pca, load_or_fit_pca, n_components_file, read_pca
