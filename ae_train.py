@@ -124,7 +124,7 @@ def train(recipe: Recipe, args: argparse.Namespace) -> None:
         with Trackers(run, args.tracker, args.tracker_project, args.tracker_interval) as trackers, progress as on_step:
             for row in run.epochs(on_step, args.checkpoint_minutes):
                 print_epoch(row, recipe.epochs, always=bool(args.log_interval))
-                report.write_epoch_files(run, trackers, args.pictures_every, args.weights_every)
+                report.write_epoch_files(run, pca, trackers, args.pictures_every, args.weights_every)
                 health.check(run.trainer, run.reported)
                 trackers.log_epochs()
             report.print_summary(run, report.write_results(run, pca, trackers), started)

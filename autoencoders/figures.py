@@ -1,73 +1,29 @@
-"""The PNGs of PCA, training and generation, and the style of all; those of an evaluation are in evaluation/plots.py.
+"""The PNGs of training and generation; those of an evaluation are in evaluation/plots.py, that of PCA in pca.py.
 
 Each function draws one picture and returns the bytes of its file; the caller writes them.
 
-Images are arrays (n, pixels) of squares in [0, 1]. Without pyplot no display is needed and no figure stays open.
+Images are arrays (n, pixels) of squares in [0, 1].
 """
 
-import contextlib
-import io
 import math
-import textwrap
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.collections import PathCollection
-from matplotlib.colors import Colormap
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.patheffects import withStroke
+
+from autoencoders.style import BLUE, GREY, MAX_NAMED, ORANGE, colours, log_ticks, png, styled_figure, whole_numbers
 
 Rows = Mapping[str, np.ndarray]
 Captions = Mapping[str, Sequence[str]]
 
-BLUE, ORANGE, GREY = "#2563a8", "#d9722b", "#8a8f98"
 _GREY_LEVELS: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1}  # fixed, so that a dim image looks dim
 _SIGNED = "RdBu_r"  # zero is white
-_MAX_NAMED = 10  # lines in a legend
-_STYLE: Any = {
-    "font.size": 11, "axes.titlesize": 12, "figure.titlesize": 13, "figure.titleweight": "bold", "axes.grid": True,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "grid.color": "#e6e8eb",
-    "legend.frameon": False, "figure.constrained_layout.w_pad": 0.12, "figure.constrained_layout.h_pad": 0.12,
-    "text.usetex": False, "text.parse_math": False,  # the name of an image set may contain a $
-}  # fmt: skip
-
-
-@contextlib.contextmanager
-def styled_figure(title: str, width: float = 8.0, height: float = 4.8) -> Iterator[Figure]:
-    """An empty figure, in inches, 6 or more wide, under a wrapped title; draw, and call `png`, inside the block."""
-    width = max(width, 6.0)
-    with rc_context(_STYLE):
-        figure = Figure((width, height), layout="constrained")
-        figure.suptitle(textwrap.fill(title, int(8.5 * width)))  # matplotlib's own wrapping would parse a $
-        yield figure
-
-
-def png(figure: Figure) -> bytes:
-    """The figure as a PNG file."""
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a letter that the font does not have is a box
-        figure.savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()
-
-
-def log_ticks(axis: Axis, ratio: float = 100.0, formatter: Any = "{x:g}") -> None:
-    """A few ticks, with plain numbers, on a logarithmic axis whose ends have this ratio."""
-    # Less than a decade may hold only one of 1, 2, 5, 10, ..; many decades hold too many.
-    axis.set_major_locator(MaxNLocator(5) if 1 < ratio < 10 else LogLocator(subs=(1, 2, 5) if ratio < 1000 else (1,)))
-    axis.set_major_formatter(formatter)
-    axis.set_minor_locator(NullLocator())
-
-
-def colours(count: int) -> Colormap:
-    """A colour map whose first `count` colours differ."""
-    return colormaps["tab10"] if count <= _MAX_NAMED else colormaps["turbo"].resampled(count)
 
 
 def squares(images: np.ndarray) -> np.ndarray:
@@ -98,69 +54,83 @@ def _strip(axes: Axes, images: Any, label: str = "", captions: Sequence[str] = (
 
 
 def _sheet(images: np.ndarray, columns: int, gap: int = 1, blank: float = 0.35) -> np.ndarray:
-    """Images (n, pixels) as one array, `columns` in a row, with `gap` blank pixels between two images."""
-    tiles = np.pad(squares(images), ((0, -len(images) % columns), (0, gap), (0, gap)), constant_values=blank)
+    """Images (n, pixels) as one array, `columns` in a row, with `gap` blank pixels between; nan where none is left."""
+    tiles = np.pad(squares(images), ((0, 0), (0, gap), (0, gap)), constant_values=blank)
+    tiles = np.pad(tiles, ((0, -len(images) % columns), (0, 0), (0, 0)), constant_values=np.nan)
     sheet = np.vstack([np.hstack(row) for row in tiles.reshape(-1, columns, *tiles.shape[1:])])
     return sheet[: len(sheet) - gap, : sheet.shape[1] - gap]
 
 
 def labelled_dots(axes: Axes, points: np.ndarray, labels: np.ndarray, **style: Any) -> PathCollection:
-    """Dots at points (n, 2), a colour for each label."""
+    """Dots at points (n, 2), a colour for each label; a few labels are also written at the median of their dots."""
     map_ = colours(int(labels.max()) + 1)
+    if map_.N <= MAX_NAMED:
+        outline = [withStroke(linewidth=4, foreground="white")]
+        for label in np.unique(labels):
+            x, y = np.median(points[labels == label], axis=0)
+            axes.annotate(str(label), (x, y), fontsize=17, weight="bold", ha="center", va="center", zorder=5,
+                          path_effects=outline)  # fmt: skip
     return axes.scatter(points[:, 0], points[:, 1], c=labels, cmap=map_, vmin=-0.5, vmax=map_.N - 0.5, **style)
 
 
-def variance_curve(cumulative: np.ndarray, variance: float, count: int, images: str) -> bytes:
-    """Cumulative explained variance against the number of components; `count` of them explain the share `variance`."""
-    title = f"{images}: {count} components explain {100 * variance:.4g}% of the variance"
-    with styled_figure(title) as figure:
-        axes = figure.add_subplot(xlabel="number of components", ylabel="cumulative explained variance")
-        axes.plot(np.arange(len(cumulative) + 1), np.concatenate(([0.0], cumulative)), color=BLUE, linewidth=2)
-        axes.axhline(variance, color=GREY, linestyle="--", linewidth=1, label=f"{100 * variance:g}% of the variance")
-        axes.axvline(count, color=ORANGE, linestyle="--", linewidth=1)
-        axes.plot([count], [cumulative[count - 1]], "o", color=ORANGE, label=f"k = {count}")
-        axes.set(xlim=(0, len(cumulative)), ylim=(0, 1.02))
-        axes.legend(loc="lower right")
-        return png(figure)
+def label_bar(figure: Figure, dots: PathCollection, axes: Any, **place: Any) -> None:
+    """The colour of each label of `labelled_dots`, as a bar beside axes."""
+    bar = figure.colorbar(dots, ax=axes, label="label", **place)
+    whole_numbers(bar.ax.yaxis)
+    if dots.get_cmap().N <= MAX_NAMED:
+        bar.set_ticks(range(dots.get_cmap().N))
+    bar.solids.set_alpha(1)
+    bar.ax.grid(visible=False)
 
 
-def loss_curve(batch_losses: Sequence[float], history: Sequence[dict[str, Any]], title: str, y_label: str) -> bytes:
-    """The training loss of every batch, faint, and the training and test loss of every epoch."""
-    epochs, train, test = np.array([(row["epoch"], row["train_loss"], row["test_loss"]) for row in history]).T
-    at, size = np.linspace(0, len(epochs), len(batch_losses) + 1)[1:], 4 if len(epochs) <= 20 else 0
+def loss_curve(
+    batches: np.ndarray, train: np.ndarray, test: np.ndarray, title: str, y_label: str, pca_mse: float | None = None
+) -> bytes:
+    """The training loss of every batch and, level, of every epoch; the test loss after each epoch; PCA's test error."""
+    epochs = np.arange(1, len(test) + 1)
+    at, size = np.linspace(0, len(epochs), len(batches) + 1)[1:], 4 if len(epochs) <= 20 else 0
     with styled_figure(title) as figure:
         axes = figure.add_subplot(xlabel="epoch", ylabel=y_label)
-        axes.plot(at, batch_losses, color=BLUE, alpha=0.3, linewidth=0.8, label="training, every batch")
-        axes.plot(epochs - 0.5, train, "o-", color=BLUE, label="training, epoch average", markersize=size)
+        axes.plot(at, batches, color=BLUE, alpha=0.3, linewidth=0.8, label="training, every batch")
+        axes.stairs(train, [0, *epochs], baseline=None, color=BLUE, linewidth=1.5, label="training, epoch average")
         axes.plot(epochs, test, "s-", color=ORANGE, label="test", clip_on=False, markersize=size)
-        # The first batches of an untrained model would flatten everything after them.
-        after_start = [*batch_losses[len(batch_losses) // 50 :], *test]
-        low, high = min(after_start), max(after_start)
-        axes.set(xlim=(0, len(history)), ylim=(max(0.0, low - 0.1 * (high - low)), high + 0.05 * (high - low)))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if pca_mse is not None:
+            axes.axhline(pca_mse, color=GREY, linestyle="--", label=f"PCA, same code size: {pca_mse:.4f}")
+        _log_scale(axes, batches, train, test)
+        axes.set_xlim(0, len(epochs))
+        whole_numbers(axes.xaxis)
         axes.legend()
         return png(figure)
 
 
-def image_rows(rows: Rows, title: str, captions: Sequence[str] = ()) -> bytes:
-    """Rows of images (n, pixels), each next to its label, with captions under the last row."""
+def _log_scale(axes: Axes, *values: np.ndarray) -> None:
+    """A logarithmic y axis, unless a value has no logarithm."""
+    if min(each.min() for each in values) > 0:
+        axes.set_yscale("log")
+        log_ticks(axes.yaxis)
+
+
+def image_rows(rows: Rows, title: str, captions: Captions = MappingProxyType({})) -> bytes:
+    """Rows of images (n, pixels), each next to its label, some with captions."""
     with styled_figure(title, 1.13 * max(map(len, rows.values())) + 1.4, 1.3 * len(rows) + 0.6) as figure:
-        strips(figure, rows, {list(rows)[-1]: captions})
+        strips(figure, rows, captions)
         return png(figure)
 
 
-def sparse_rows(rows: Rows, codes: np.ndarray, title: str, captions: Sequence[str]) -> bytes:
-    """Rows of images (n, pixels) with captions under the last, and their codes (n, features) as square maps."""
+def sparse_rows(rows: Rows, codes: np.ndarray, title: str, captions: Captions) -> bytes:
+    """Rows of images (n, pixels), some with captions, and their codes (n, features) as square maps."""
     count, features = codes.shape
     maps = np.pad(codes, ((0, 0), (0, math.ceil(features**0.5) ** 2 - features)), constant_values=np.nan)
     # A few large activations would leave the many small ones white.
     limit = float(np.quantile(np.abs(codes[codes != 0]), 0.7)) if codes.any() else 1.0
     with styled_figure(title, 1.13 * count + 2.2, 1.3 * len(rows) + 2.1) as figure:
-        *_, axes = grid = strips(figure, {**rows, "active\nfeatures": maps}, {list(rows)[-1]: captions})
+        *_, axes = grid = strips(figure, {**rows, "active\nfeatures": maps}, captions)
+        signed = codes.min() < 0
         for image in axes.images:
-            image.set(cmap=_SIGNED, clim=(-limit, limit))
+            image.set(cmap=_SIGNED if signed else "Reds", clim=(-limit if signed else 0, limit))
         axes.set_xlabel("one pixel per feature, the most active first", fontsize=9)
-        figure.colorbar(axes.images[0], ax=grid, label="activation", shrink=0.4, anchor=(0, 0), extend="both")
+        figure.colorbar(axes.images[0], ax=grid, label="activation", shrink=0.4, anchor=(0, 0),
+                        extend="both" if signed else "max")  # fmt: skip
         return png(figure)
 
 
@@ -183,7 +153,7 @@ def feature_grid(features: np.ndarray, rates: np.ndarray, title: str, columns: i
     rows, step = -(-len(features) // columns), math.isqrt(features.shape[1]) + 1
     limit = float(np.quantile(np.abs(features), 0.998)) or 1.0
     with styled_figure(title, 0.7 * columns + 2.8, max(3.2, 0.7 * rows + 0.9)) as figure:
-        axes = figure.add_subplot(xticks=[], ylabel="firing rate, first of the row", frame_on=False)
+        axes = figure.add_subplot(xticks=[], ylabel="firing rate of the\nfirst feature in the row", frame_on=False)
         shown = axes.imshow(_sheet(features, columns, blank=np.nan), cmap=_SIGNED, vmin=-limit, vmax=limit)
         axes.set_yticks(step * np.arange(rows) + step / 2 - 1, [f"{100 * rate:.3g}%" for rate in rates[::columns]])
         axes.tick_params(length=0, grid_alpha=0)
@@ -192,22 +162,22 @@ def feature_grid(features: np.ndarray, rates: np.ndarray, title: str, columns: i
 
 
 def firing_rate_histogram(rates: np.ndarray, images: int, title: str) -> bytes:
-    """Histograms of firing rates (S, features) on `images` images; the legend counts the dead features."""
-    with styled_figure(title) as figure:
-        axes = figure.add_subplot(xlabel=f"firing rate on {images:,} test images", ylabel="number of features")
-        bins = np.geomspace(0.9 / images, 1.1, max(2, round(5 * math.log10(images)))).tolist()
-        for number, rate in enumerate(rates):
-            label, colour = f"autoencoder {number + 1}: {(rate == 0).sum()} dead", colours(len(rates))(number)
-            axes.hist(rate[rate > 0], bins, histtype="step", color=colour, linewidth=1.5, label=label)
-        axes.axvline(rates.mean(), color=GREY, linestyle="--", linewidth=1, label=f"mean {rates.mean():.2%}")
-        axes.set(xscale="log", xlim=(bins[0], bins[-1]))
-        log_ticks(axes.xaxis, images, lambda value, _: f"{100 * value:g}%")
-        if len(rates) <= _MAX_NAMED:
-            figure.legend(fontsize=9, loc="outside lower center", ncols=3)
+    """Histograms of firing rates (S, features) on `images` images, a panel for each of the first ten autoencoders."""
+    shown, bins = rates[:MAX_NAMED], np.geomspace(0.9 / images, 1.1, max(2, round(8 * math.log10(images))))
+    with styled_figure(title, height=1.1 * len(shown) + 2) as figure:
+        grid = figure.subplots(len(shown), sharex=True, sharey=True, squeeze=False)[:, 0]
+        for number, (axes, rate) in enumerate(zip(grid, shown), start=1):
+            axes.hist(rate[rate > 0], bins.tolist(), color=BLUE)
+            axes.axvline(rate.mean(), color=ORANGE, linestyle="--")
+            text = f"autoencoder {number}: {(rate == 0).sum()} dead, mean rate {rate.mean():.2%}"
+            axes.set_title(text, loc="left", fontsize=10)
+        axes.set(xscale="log", xlim=(bins[0], bins[-1]), xlabel=f"firing rate on {images:,} test images")
+        log_ticks(axes.xaxis, lambda value, _: f"{100 * value:g}%")
+        figure.supylabel("number of features", fontsize=11)
         return png(figure)
 
 
-def epoch_curves(panels: Rows, title: str, labels: Sequence[str], y_label: str = "") -> bytes:
+def epoch_curves(panels: Rows, title: str, labels: Sequence[str], y_label: str = "", log: bool = False) -> bytes:
     """A panel for each array (epochs, lines), up to three in a row; a line has the same label in every panel."""
     rows, columns = -(-len(panels) // 3), min(len(panels), 3)
     with styled_figure(title, 4.2 * columns, 3.3 * rows + 0.8) as figure:
@@ -216,20 +186,27 @@ def epoch_curves(panels: Rows, title: str, labels: Sequence[str], y_label: str =
             epochs, size = np.arange(1, len(values) + 1), 4 if len(values) <= 20 else 0
             for i, label in enumerate(labels):
                 axes.plot(epochs, values[:, i], "o-", color=colours(len(labels))(i), label=label, markersize=size)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if len(labels) <= _MAX_NAMED:
+            whole_numbers(axes.xaxis)
+            if log:
+                _log_scale(axes, values)
+        if len(labels) <= MAX_NAMED:
             figure.legend(*axes.get_legend_handles_labels(), fontsize=9, loc="outside lower center", ncols=5)
         return png(figure)
 
 
 def latent_map(decoded: np.ndarray, ends: np.ndarray, codes: np.ndarray, labels: np.ndarray, title: str) -> bytes:
-    """Images decoded from a square grid between two 2-D codes, `ends`, next to codes (n, 2) coloured by label."""
+    """Images decoded from a square grid between two 2-D codes, `ends`, next to the codes (n, 2) there, by label."""
+    (low, high), sheet = ends, _sheet(decoded, math.isqrt(len(decoded)), gap=0)
+    inside = ((codes >= low) & (codes <= high)).all(axis=1).mean()
+    place: dict[str, Any] = {"xlim": (low[0], high[0]), "ylim": (low[1], high[1]), "box_aspect": 1, "xlabel": "code 1",
+                             "ylabel": "code 2"}  # fmt: skip
     with styled_figure(title, 12.5, 6) as figure:
-        left = figure.add_subplot(1, 2, 1, title="decoded codes", xlabel="code 1", ylabel="code 2")
-        sheet, (low, high) = _sheet(decoded, math.isqrt(len(decoded)), gap=0), ends
-        extent = low[0], high[0], low[1], high[1]
-        left.imshow(sheet, extent=extent, aspect="auto", zorder=1, **_GREY_LEVELS)  # over the grid
-        right = figure.add_subplot(1, 2, 2, title="codes of the test images", xlabel="code 1", ylabel="code 2")
+        left, right = figure.subplots(1, 2)
+        left.imshow(
+            sheet, extent=(*place["xlim"], *place["ylim"]), aspect="auto", zorder=1, **_GREY_LEVELS
+        )  # over the grid
+        left.set(title="decoded codes", **place)
         dots = labelled_dots(right, codes, labels, s=3, alpha=0.6)
-        figure.colorbar(dots, ax=right, label="label", ticks=MaxNLocator(integer=True))
+        right.set(title=f"codes of the test images, {inside:.0%} of them in this range", **place)
+        label_bar(figure, dots, right)
         return png(figure)

@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
                 run.train()
                 points[size] = run.measured("metrics.test_mse_unit")
         curve = {size: pca.test_mse(images.test_images, size) for size in range(min(sizes), max(sizes) + 1)}
-        count, title = pca.components_for(0.95), f"{images.title}: test error over code sizes"
+        count, title = pca.components_for(0.95), f"{images.title}: test MSE by code size"
         write_json(args.output_dir / "code_size.json", {
             "dataset": images.title, "fingerprint": images.fingerprint, "machine": machine_name(),
             "components_95": count, "test_mse_unit": errors | {"pca": {size: curve[size] for size in sizes}},

@@ -4,21 +4,22 @@ from collections.abc import Mapping
 
 from matplotlib.ticker import NullLocator
 
-from autoencoders.figures import BLUE, GREY, ORANGE, log_ticks, png, styled_figure
+from autoencoders.style import BLUE, GREY, ORANGE, log_ticks, png, styled_figure
 
 
 def scaling_panels(panels: Mapping[str, Mapping[int, float]], title: str) -> bytes:
-    """A panel for each `"x label|y label|recipe"`, with the cost at each x, on logarithmic axes."""
-    rows, columns = -(-len(panels) // 3), min(len(panels), 3)
-    with styled_figure(title, 4 * columns, 3.4 * rows) as figure:
-        for number, (labels, points) in enumerate(panels.items(), start=1):
+    """A panel for each `"x label|y label|recipe"` of more than two points, with the cost at each x; two in a row."""
+    drawn = {labels: points for labels, points in panels.items() if len(points) > 2}  # two make no curve
+    with styled_figure(title, 11, 3.6 * -(-len(drawn) // 2) + 0.6) as figure:
+        for number, (labels, points) in enumerate(drawn.items(), start=1):
             x_label, y_label, recipe = labels.split("|")
-            axes = figure.add_subplot(rows, columns, number)
+            axes = figure.add_subplot(-(-len(drawn) // 2), 2, number)
             axes.plot(list(points), list(points.values()), "o-", color=BLUE)
-            axes.set(title=recipe, xlabel=x_label, ylabel=y_label, xscale="log", yscale="log")
-            axes.set_xticks(list(points), [f"{x:,}" if x < 10_000 else f"{x // 1000}k" for x in points])
+            axes.set(title=f"{x_label[0].upper()}{x_label[1:]} (recipe {recipe})", xscale="log", yscale="log",
+                     xlabel=f"{x_label}, log scale", ylabel=f"{y_label}, log scale",
+                     ylim=(min(points.values()) / 1.6, max(points.values()) * 1.6))  # fmt: skip
+            axes.set_xticks(list(points), [f"{x:,}" for x in points])
             axes.xaxis.set_minor_locator(NullLocator())
-            axes.set_ylim(min(points.values()) / 1.6, max(points.values()) * 1.6)
             log_ticks(axes.yaxis)
         return png(figure)
 
@@ -28,7 +29,7 @@ def code_size_curves(
 ) -> bytes:
     """Test MSE over code sizes, of PCA and of each recipe; `count` components explain 95% of the variance."""
     with styled_figure(title) as figure:
-        axes = figure.add_subplot(xlabel="code size", ylabel="test MSE per pixel in [0, 1]")
+        axes = figure.add_subplot(xlabel="code size", ylabel="test MSE, pixels in [0, 1]")
         axes.plot(list(pca), list(pca.values()), color=GREY, linewidth=2, label="PCA")
         for (name, points), colour, marker in zip(errors.items(), (BLUE, ORANGE), "os"):
             axes.plot(list(points), list(points.values()), f"{marker}-", color=colour, label=name)

@@ -54,13 +54,13 @@ def measure(root: Path, machine: str) -> None:
     images = load_images("mnist", root).train_images[:]
     widths, batches, ensembles = (250, 500, 1000, 2500, 5000), (32, 64, 128, 256, 512, 1024), (1, 2, 3, 5, 8)
     panels: dict[str, Any] = {
-        "images|seconds an epoch|simple": {n: epoch_seconds("simple", images, n) for n in COUNTS},
-        "hidden width|microseconds an image|symmetric": {
+        "training images|seconds per epoch|simple": {n: epoch_seconds("simple", images, n) for n in COUNTS},
+        "hidden width|microseconds per image|symmetric": {
             w: cost("symmetric", images, hidden_sizes=(w,)) for w in widths
         },
-        "batch size|microseconds an image|symmetric": {b: cost("symmetric", images, batch_size=b) for b in batches},
-        "autoencoders|microseconds an image|sparse": {s: cost("sparse", images, num_saes=s) for s in ensembles},
-        "threads|microseconds an image|symmetric": cost_of_threads(images),
+        "batch size|microseconds per image|symmetric": {b: cost("symmetric", images, batch_size=b) for b in batches},
+        "autoencoders|microseconds per image|sparse": {s: cost("sparse", images, num_saes=s) for s in ensembles},
+        "threads|microseconds per image|symmetric": cost_of_threads(images),
     }
     write_json(Path(__file__).with_name("scaling.json"), {"machine": machine, "panels": panels})
     picture = scaling_panels(panels, f"Cost of training, fp32, {machine}")

@@ -3,11 +3,12 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 from conftest import call_script
 
 from autoencoders.runtime.errors import RunError
-from benchmarks import code_sizes
+from benchmarks import code_sizes, showcase
 from benchmarks.common import run_python, sized
 from benchmarks.parallel import largest_difference
 
@@ -47,3 +48,16 @@ def test_the_study_of_code_sizes_puts_pca_beside_each_recipe(tmp_path, capsys):
     assert {name: tuple(points) for name, points in errors.items()} == {"bce": ("2", "16"), "pca": ("2", "16")}
     assert errors["pca"]["16"] < errors["pca"]["2"] and (tmp_path / "code_size.png").exists()
     assert "bce is ahead of PCA at the code sizes none" in out
+
+
+def test_the_showcase_draws_the_first_digits_through_each_system(tmp_path, capsys, digits, figures):
+    flags = ("--dataset", "digits", "--recipes", "bce,speedrun", "--code-size", 8, "--picture", tmp_path / "rows.png")
+    status, _, err = call_script(capsys, showcase.main, *flags, "--output-dir", tmp_path)
+    assert status == 0, err
+    rows = figures[-1].axes
+    names = ["input", "PCA", "bce", "speedrun"]
+    assert [axes.get_ylabel().split("\n")[0] for axes in rows] == names and (tmp_path / "rows.png").exists()
+    record = json.loads((tmp_path / "digits" / "bce-code-size-8" / "seed-42" / "run.json").read_text())
+    assert rows[2].get_ylabel().endswith(f"MSE {record['metrics']['test_mse_unit']:.4f}")
+    shown = np.reshape([image.get_array() for image in rows[0].images], (8, -1))
+    np.testing.assert_array_equal(shown, digits.test_images[:8] / 255)

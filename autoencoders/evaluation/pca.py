@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from autoencoders.data.images import Images, ImageSet
-from autoencoders.figures import variance_curve
 from autoencoders.runtime import checks
 from autoencoders.runtime.errors import RunError, UsageError
 from autoencoders.runtime.files import read_npz, total_memory, write_atomic, write_npz
+from autoencoders.style import BLUE, GREY, ORANGE, png, styled_figure
 
 PCA_FILE = "pca.npz"
 
@@ -120,6 +120,20 @@ def write_pca(folder: Path, pca: Pca, variance: float, title: str) -> int:
     write_atomic(folder / "pca_cumulative_variance.png", curve)
     write_atomic(n_components_file(folder, variance), f"{count}\n".encode())
     return count
+
+
+def variance_curve(cumulative: np.ndarray, variance: float, count: int, images: str) -> bytes:
+    """Cumulative explained variance against the number of components; `count` of them explain the share `variance`."""
+    share = f"{100 * variance:.10g}% of the variance"
+    with styled_figure(f"{images}: {count} components explain {share}") as figure:
+        axes = figure.add_subplot(xlabel="number of components", ylabel="cumulative explained variance")
+        axes.plot(np.arange(len(cumulative) + 1), np.concatenate(([0.0], cumulative)), color=BLUE, linewidth=2)
+        axes.axhline(variance, color=GREY, linestyle="--", linewidth=1, label=share)
+        axes.axvline(count, color=ORANGE, linestyle="--", linewidth=1)
+        axes.plot([count], [cumulative[count - 1]], "o", color=ORANGE, label=f"k = {count}")
+        axes.set(xlim=(0, len(cumulative)), ylim=(0, 1.02))
+        axes.legend(loc="lower right")
+        return png(figure)
 
 
 def load_or_fit_pca(folder: Path, images: ImageSet, code_size: int) -> Pca:

@@ -1,25 +1,13 @@
-"""The PNGs of ae_eval.py and ae_search.py; see figures.py for the style and for what all pictures share."""
+"""The PNGs of ae_eval.py and ae_search.py; see style.py for the style, figures.py for what pictures share."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter
 
-from autoencoders.figures import (
-    BLUE,
-    GREY,
-    ORANGE,
-    Captions,
-    Rows,
-    colours,
-    labelled_dots,
-    log_ticks,
-    png,
-    squares,
-    strips,
-    styled_figure,
-)
+from autoencoders.figures import Captions, Rows, label_bar, labelled_dots, squares, strips
+from autoencoders.style import BLUE, GREY, ORANGE, colours, log_ticks, png, styled_figure
 
 Scored = tuple[np.ndarray, Sequence[float]]  # images (n, pixels) and the error of each
 
@@ -43,9 +31,9 @@ def search(
             point = parameters[i], errors[i]
             axes.annotate(names[i], point, (-6, -4), textcoords="offset points", ha="right", va="top")
         axes.set(xscale="log", yscale="log")  # not before: error bars on such axes give the range of one dot some width
-        log_ticks(axes.xaxis, parameters.max() / parameters.min(), EngFormatter())
-        log_ticks(axes.yaxis, (errors + spreads).max() / errors.min())
         axes.margins(0.15)
+        log_ticks(axes.xaxis, EngFormatter())
+        log_ticks(axes.yaxis)
         figure.legend(fontsize=9, loc="outside lower center", ncols=3)
         return png(figure)
 
@@ -62,7 +50,7 @@ def code_map(places: Rows, labels: np.ndarray, images: np.ndarray, chosen: Rows,
                 thumbnail = OffsetImage(tiles[number], zoom=12.6 / tiles.shape[1], cmap="gray_r")
                 frame = {"edgecolor": dots.to_rgba(labels[number]), "linewidth": 1.5}
                 axes.add_artist(AnnotationBbox(thumbnail, points[number], pad=0.05, bboxprops=frame))
-        figure.colorbar(dots, ax=panels, label="label", ticks=MaxNLocator(integer=True), fraction=0.02)
+        label_bar(figure, dots, panels, fraction=0.02)
         return png(figure)
 
 
@@ -76,7 +64,9 @@ def evaluation(errors: Mapping[str, Mapping[int, float]], rows: Rows, notes: Cap
         axes = left.add_subplot(xlabel="label", ylabel="MSE, pixels in [0, 1]")
         for name, bars, shift, colour in zip(errors, heights, (-0.2, 0.2), (BLUE, GREY)):
             axes.bar(np.arange(len(bars)) + shift, bars, 0.4, label=name, color=colour)
-        axes.set_xticks(range(heights.shape[1]), list(next(iter(errors.values()))))
+        count = heights.shape[1]
+        some = slice(None, None, 1 if count <= 20 else -(-count // 5))  # the names of hundreds would overlap
+        axes.set_xticks(range(count)[some], list(next(iter(errors.values())))[some])
         if high > 30 * low:  # short bars would be invisible on a linear scale
             axes.set(yscale="log", ylim=(low / 2, 2 * high))
             log_ticks(axes.yaxis)
@@ -91,8 +81,9 @@ def outliers(errors: Rows, threshold: float, rows: Mapping[str, Scored], title: 
     values = np.concatenate(list(errors.values()))
     low = max(values.min(), 1e-3 * np.median(values), 1e-12)
     high = max(values.max(), 1.1 * low)  # all errors may be equal
-    bins = np.geomspace(low, high, 1 + min(80, max(10, len(values) // 10))).tolist()
-    with styled_figure(title, 12, 4 + 1.4 * len(rows)) as figure:
+    fewest = min(map(len, errors.values()))
+    bins = np.geomspace(low, high, 1 + min(60, max(10, round(2 * fewest**0.5)))).tolist()
+    with styled_figure(title, 10.5, 4 + 1.4 * len(rows)) as figure:
         top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=(3.6, 1.4 * len(rows))).flat
         axes = top.add_subplot(xlabel="reconstruction error (MSE, pixels in [0, 1])", ylabel="share of images")
         for (kind, of_kind), colour in zip(errors.items(), (BLUE, ORANGE)):
@@ -100,7 +91,7 @@ def outliers(errors: Rows, threshold: float, rows: Mapping[str, Scored], title: 
             axes.hist(of_kind.clip(low), bins, weights=weights, color=colour, alpha=0.6, label=label)
         axes.axvline(threshold, color=GREY, linestyle="--", label=f"threshold {threshold:.4g}")
         axes.set_xscale("log")
-        log_ticks(axes.xaxis, high / low)
+        log_ticks(axes.xaxis)
         top.legend(loc="outside upper center", ncols=3)
         captions = {label: [f"MSE {mark:.4f}" for mark in marks] for label, (_, marks) in rows.items()}
         strips(bottom, {label: images for label, (images, _) in rows.items()}, captions)

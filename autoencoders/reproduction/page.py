@@ -31,9 +31,10 @@ def cells(row: dict[str, Any]) -> list[str]:
     measured, difference = "", ""
     if "mean" in row:
         measured = _format_number(row["mean"]) + (f" ± {row['spread']:.2g}" if row["spread"] is not None else "")
-        difference = f"{row['difference']:+.3g}"
-        if row["tolerance"] is not None:
-            difference += f" (tolerance {row['tolerance']:.2g})"
+        if row["verdict"] != NOT_APPLICABLE:
+            difference = f"{row['difference']:+.3g}"
+            if row["tolerance"] is not None:
+                difference += f" (tolerance {row['tolerance']:.2g})"
     verdict = row["verdict"] + (f": {row['why']}" if row["why"] else "")
     claim = row["claim"] + {REFERENCE: " (reference value)", OURS: " (our comparison)"}.get(row["kind"], "")
     return [row["recipe"], claim, published, measured, difference, verdict, f"{row['seconds']:.0f} s", row["command"]]
@@ -50,10 +51,9 @@ def format_counts(report: dict[str, Any]) -> str:
 def format_conditions(report: dict[str, Any]) -> str:
     """Images, machine, precision, seeds and time of the report, in a line."""
     seeds = "1 seed" if report["seeds"] == 1 else f"{report['seeds']} seeds, mean ± standard deviation"
-    minutes = sum(system["seconds"] for system in report["systems"]) / 60
-    return (
-        f"{report['dataset']}, {report['machine']}, {report['precision']}, {seeds}; {minutes:.0f} minutes of training."
-    )
+    seconds = sum(system["seconds"] for system in report["systems"])
+    time = f"{seconds:.0f} seconds" if seconds < 100 else f"{seconds / 60:.0f} minutes"
+    return f"{report['dataset']}, {report['machine']}, {report['precision']}, {seeds}; {time} of training."
 
 
 def format_markdown(report: dict[str, Any]) -> str:

@@ -31,7 +31,6 @@ from autoencoders.training.trainer import Row, Trainer
 log = logging.getLogger(__name__)
 
 Flags = tuple[str, ...]  # a recipe's name, then flags of ae_train.py
-_SMOKE = 10  # on a small image set one epoch in this many is trained
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,9 @@ class Training:
     @property
     def command(self) -> str:
         """The command that trains the same."""
-        return " ".join(["python", "ae_train.py", "--recipe", *self.flags])
+        images, epochs = self.setup.images.name, str(self.recipe.epochs)
+        others = [] if images == "mnist" else ["--dataset", images, "--epochs", epochs]  # a small set would get more
+        return " ".join(["python", "ae_train.py", "--recipe", *self.flags, *others])
 
     @property
     def folder(self) -> Path:
@@ -137,8 +138,6 @@ def make_training(flags: Flags, number: int, setup: Setup) -> Training:
         add_setting_flags(parser.add_argument_group(), group, RECIPES[flags[0]])
     recipe = recipe_of(parser.parse_args(flags[1:], argparse.Namespace(recipe=flags[0])))
     recipe = replace(recipe, seed=recipe.seed + number, image_size=setup.images.side)
-    if setup.images.epochs(1) > 1:
-        recipe = replace(recipe, epochs=-(-recipe.epochs // _SMOKE))
     if recipe.code_size is None:
         recipe = recipe.override({"code_size": setup.pca.components_for(0.95)})
     return Training(flags, recipe, setup)

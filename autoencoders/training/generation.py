@@ -58,7 +58,7 @@ def interpolation(run: TrainedRun, images: ImageSet, labels: list[int], method: 
     captions = ["original", *(f"{t:.2f}" for t in np.linspace(0, 1, steps)), "original"]
     text = f"from test image {ends[0]} (label {labels[0]}) to {ends[1]} (label {labels[1]})"
     rows = {method: np.concatenate((originals[:1], decoded, originals[1:]))}
-    png = figures.image_rows(rows, f"{run.title}: {text}", captions)
+    png = figures.image_rows(rows, f"{run.title}: {text}", {method: captions})
     return "interpolation.png", png, f"{method.capitalize()} interpolation {text}"
 
 
@@ -106,7 +106,7 @@ def traverse(run: TrainedRun, images: ImageSet, dimension: int, steps: int, seed
         moved[:, dimension] = values
         rows[f"test image {number}"] = np.concatenate((images.test_images[[number]] / 255, decode(run, moved)))
     captions = ["original", *(f"{value:.3g}" for value in values)]
-    png = figures.image_rows(rows, f"{run.title}: dimension {dimension} of the code", captions)
+    png = figures.image_rows(rows, f"{run.title}: dimension {dimension} of the code", {list(rows)[-1]: captions})
     return "walk.png", png, f"Dimension {dimension} of the code from {low:.3g} to {high:.3g}"
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from ae_models import to_range
+from ae_models import Autoencoder, to_range
 from autoencoders import figures
 from autoencoders.data.images import ImageSet
 from autoencoders.evaluation import metrics as measures
@@ -68,42 +69,65 @@ def format_summary(recipe: Recipe, metrics: dict[str, Any]) -> str:
     return text
 
 
-def pictures(trainer: Trainer, images: ImageSet, metrics: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
+def pictures(trainer: Trainer, images: ImageSet, pca: Pca, metrics: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
     """The pictures of a finished run, as (file name, PNG): two of every run, and those that its recipe names."""
-    recipe, name = trainer.recipe, f"{images.title}, {trainer.recipe.name}"
-    title = f"{name}: test loss {metrics['test_loss']:.4f} after {recipe.epochs} epochs"
-    curve = figures.loss_curve(trainer.batch_losses, trainer.history, title, trainer.model.loss_unit)
-    yield "training_loss.png", curve
-    result = f"test MSE {np.mean(metrics['test_mse_unit']):.4f}, PCA {metrics['pca_test_mse_unit']:.4f}"
+    recipe, name, pca_mse = trainer.recipe, f"{images.title}, {trainer.recipe.name}", metrics["pca_test_mse_unit"]
+    yield "training_loss.png", loss_curve(trainer, name, pca_mse)
+    result = f"test MSE {np.mean(metrics['test_mse_unit']):.4f}, PCA {pca_mse:.4f}"
     if "pearson" in metrics:
         result += f", mean correlation {np.mean(metrics['pearson']):.4f}"
-    yield "reconstructions.png", reconstructions(trainer, f"{name}: {result}")
+    yield "reconstructions.png", reconstructions(trainer, images, pca, f"{name}: {result}")
     for picture in recipe.pictures:
         yield f"{picture}.png", PICTURES[picture](trainer, name)
     if recipe.model_args.get("code_size") == 2:
         yield "latent_map.png", latent_map(trainer, images.test_labels, f"{name}: two-dimensional code")
 
 
+def loss_curve(trainer: Trainer, name: str, pca_mse: float) -> bytes:
+    """The loss over the epochs; a mean squared error is of pixels in [0, 1], next to PCA's."""
+    model, scale = trainer.model, measures.mse_scale(trainer.model)  # 1 where the loss is of another kind
+    is_mse = model.loss_unit == Autoencoder.loss_unit
+    train, test = np.array([(row["train_loss"], row["test_loss"]) for row in trainer.history]).T / scale
+    epochs = f"{len(test)} epochs" if len(test) > 1 else "1 epoch"
+    title = f"{name}: test {'MSE' if is_mse else 'loss'} {test[-1]:.4f} after {epochs}"
+    # A model that removes noise has another aim; an error of almost 0 would stretch the axis.
+    shows_pca = is_mse and not model.noise_factor and pca_mse > 1e-6
+    return figures.loss_curve(np.array(trainer.batch_losses) / scale, train, test, title,
+                              "MSE, pixels in [0, 1]" if is_mse else model.loss_unit,
+                              pca_mse if shows_pca else None)  # fmt: skip
+
+
 @torch.no_grad()
-def reconstructions(trainer: Trainer, title: str) -> bytes:
-    """Test images and their reconstructions with the error of each; the noisy copies, or the sparse codes, too."""
+def reconstructions(trainer: Trainer, images: ImageSet, pca: Pca, title: str) -> bytes:
+    """Test images and their reconstructions by PCA and by the model, with the error of each.
+
+    Of a model that removes noise the noisy copies instead of PCA's, of a sparse code its active features, too.
+    """
     model, shown = trainer.model, trainer.test_images[:10]
-    x = measures.to_pixels(shown, "unit")
+    x = measures.to_pixels(shown, "unit").cpu()
+    by_pca = torch.from_numpy(pca.decode(pca.encode(images.test_images[:10], trainer.recipe.code_size or 0)))
     if model.epoch_metrics:
-        rebuilt, codes = (part[0] for part in model(x))
+        rebuilt, codes = (part[0].cpu() for part in model(x.to(shown.device)))
         order = measures.firing_rates(model, trainer.test_images)[0].argsort(descending=True, stable=True)
-        captions = ["undefined" if np.isnan(r) else f"r = {r:.3f}" for r in measures.pearson(rebuilt, x).tolist()]
-        rows = {"original": x.cpu().numpy(), "autoencoder 1": rebuilt.cpu().numpy()}
-        return figures.sparse_rows(rows, codes[:, order].cpu().numpy(), title, captions)
+        rows = {"original": x, "PCA": by_pca, "autoencoder 1": rebuilt}
+        captions = {label: _correlations(rows[label], x) for label in ("PCA", "autoencoder 1")}
+        return figures.sparse_rows(_arrays(rows), codes[:, order].numpy(), title, captions)
     if model.noise_factor:
-        noisy, rebuilt = measures.denoise(model, shown, trainer.recipe.seed)
-        rows = {"clean": x.cpu().numpy(), "noisy": noisy.cpu().numpy(), "restored": rebuilt.cpu().numpy()}
+        noisy, rebuilt = (part.cpu() for part in measures.denoise(model, shown, trainer.recipe.seed))
+        rows = {"clean": x, "noisy": noisy, "restored": rebuilt}
     else:
-        rebuilt = measures.reconstruct(model, shown)
-        rows = {"original": x.cpu().numpy(), "reconstruction": rebuilt.cpu().numpy()}
-    errors = (rebuilt - x).square().mean(dim=1)
-    captions = [f"MSE {error:.4f}" for error in errors.tolist()]
-    return figures.image_rows(rows, f"{title} (pixels in [0, 1])", captions)
+        rows = {"original": x, "PCA": by_pca, "autoencoder": measures.reconstruct(model, shown).cpu()}
+    captions = {label: [f"MSE {error:.4f}" for error in measures.squared_error(row, x).tolist()]
+                for label, row in list(rows.items())[1:]}  # fmt: skip
+    return figures.image_rows(_arrays(rows), f"{title} (pixels in [0, 1])", captions)
+
+
+def _arrays(rows: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    return {label: images.numpy() for label, images in rows.items()}
+
+
+def _correlations(rebuilt: Tensor, x: Tensor) -> list[str]:
+    return ["undefined" if np.isnan(r) else f"r = {r:.3f}" for r in measures.pearson(rebuilt, x).tolist()]
 
 
 def samples(trainer: Trainer, name: str) -> bytes:
@@ -123,13 +147,12 @@ def training_metrics(trainer: Trainer, name: str) -> bytes:
 
 
 def sae_features(trainer: Trainer, name: str) -> bytes:
-    """Features of the first autoencoder, from the highest to the lowest firing rate."""
+    """The 50 features of the first autoencoder that fire most often; half of all fire so rarely that they are noise."""
     rates = measures.firing_rates(trainer.model, trainer.test_images)[0].cpu().numpy()
-    evenly_spaced = np.linspace(0, len(rates) - 1, min(100, len(rates))).round().astype(int)
-    order = np.argsort(-rates, kind="stable")[evenly_spaced]
+    order = np.argsort(-rates, kind="stable")[:50]
     weight = trainer.model.state_dict()["weight"][0].cpu().numpy()
     unit = weight / np.linalg.norm(weight, axis=1, keepdims=True)
-    title = f"{name}: {len(order)} of {len(weight)} features of autoencoder 1"
+    title = f"{name}: the {len(order)} of {len(weight):,} features of autoencoder 1 that fire most often"
     return figures.feature_grid(unit[order], rates[order], title)
 
 
@@ -156,12 +179,15 @@ def latent_map(trainer: Trainer, labels: np.ndarray, title: str) -> bytes:
     return figures.latent_map(decoded, torch.stack((low, high)).cpu().numpy(), codes.cpu().numpy(), labels, title)
 
 
-def write_epoch_files(run: Run, trackers: Trackers, pictures_every: int | None, weights_every: int | None) -> None:
+def write_epoch_files(
+    run: Run, pca: Pca, trackers: Trackers, pictures_every: int | None, weights_every: int | None
+) -> None:
     """Write the reconstructions and the weights after every N-th epoch; None for never."""
     trainer, epoch = run.trainer, len(run.trainer.history)
     if pictures_every and epoch % pictures_every == 0:
         path = run.folder / f"reconstructions_epoch_{epoch:03d}.png"
-        write_atomic(path, reconstructions(trainer, f"{run.images.title}, {trainer.recipe.name}: epoch {epoch}"))
+        title = f"{run.images.title}, {trainer.recipe.name}: epoch {epoch}"
+        write_atomic(path, reconstructions(trainer, run.images, pca, title))
         trackers.log_picture(path, "epoch_reconstructions")
     if weights_every and epoch % weights_every == 0:
         save_weights(run.folder / f"{Path(trainer.recipe.weights_file).stem}_epoch_{epoch:03d}.pt", trainer.model)
@@ -174,7 +200,7 @@ def write_results(run: Run, pca: Pca, trackers: Trackers) -> dict[str, Any]:
     history = cli.format_csv([flatten_lists(row) for row in trainer.history])
     weights_digest = save_weights(folder / recipe.weights_file, trainer.model)
     write_atomic(folder / "history.csv", history)
-    for name, picture in pictures(trainer, images, metrics):
+    for name, picture in pictures(trainer, images, pca, metrics):
         write_atomic(folder / name, picture)
         trackers.log_picture(folder / name)
     save_record(folder, {

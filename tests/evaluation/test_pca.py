@@ -3,6 +3,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from test_figures import check_picture
 
 from autoencoders.data.images import MappedImages
 from autoencoders.evaluation import pca as pca_module
@@ -13,6 +14,7 @@ from autoencoders.evaluation.pca import (
     load_or_fit_pca,
     n_components_file,
     read_pca,
+    variance_curve,
     write_pca,
 )
 from autoencoders.runtime.errors import RunError, UsageError
@@ -222,3 +224,12 @@ def test_components_that_are_no_orthogonal_axes_are_refused(other, pca, digits, 
     write_pca(tmp_path, replace(pca, components=OTHERS[other](pca.components)), 0.95, "digits")
     with pytest.raises(RunError, match="does not hold a PCA"):
         read_pca(tmp_path, digits)
+
+
+def test_the_variance_curve_passes_through_the_chosen_number_of_components(figures):
+    cumulative = 1 - 0.9 ** np.arange(1, 101)  # 29 components for 95%
+    picture = variance_curve(cumulative, 0.95, 29, "$et")
+    check_picture(picture, figures[0], ("29 components explain 95% of the variance", "k = 29", "number of components"))
+    curve, horizontal, vertical, _ = figures[0].axes[0].lines
+    assert dict(zip(curve.get_xdata(), curve.get_ydata()))[29] == cumulative[28]
+    assert set(horizontal.get_ydata()) == {0.95} and set(vertical.get_xdata()) == {29}

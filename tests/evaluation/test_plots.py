@@ -70,7 +70,7 @@ def test_every_bar_is_visible_unless_its_error_is_zero(low, figures):
     assert all(bar.get_window_extent().height > 5 for bar in figures[0].axes[0].patches if bar.get_height())
 
 
-@pytest.mark.parametrize("count", [10, 14, 100])
+@pytest.mark.parametrize("count", [2, 10, 14, 100])
 def test_on_a_map_every_label_has_a_colour_of_its_own_and_a_place_on_the_bar(count, figures):
     code_map(np.arange(count))
     panel, bar = figures[0].axes
@@ -78,3 +78,25 @@ def test_on_a_map_every_label_has_a_colour_of_its_own_and_a_place_on_the_bar(cou
     assert len(np.unique(dots, axis=0)) == count
     np.testing.assert_allclose([box.patch.get_edgecolor() for box in panel.findobj(AnnotationBbox)], dots)
     assert bar.get_ylim() == (-0.5, count - 0.5) and all(tick == int(tick) for tick in bar.get_yticks())
+
+
+def test_a_map_of_few_labels_says_which_is_where(figures):
+    for count in (4, 14):
+        code_map(np.repeat(np.arange(count), 2))
+    few, many = figures
+    assert [text.get_text() for text in few.axes[0].texts] == ["0", "1", "2", "3"]
+    assert list(few.axes[1].get_yticks()) == [0, 1, 2, 3]
+    assert not many.axes[0].texts  # they would cover one another
+
+
+def test_the_names_of_hundreds_of_labels_do_not_overlap(figures):
+    evaluation(np.linspace(0.01, 0.02, 400), np.linspace(0.01, 0.02, 400))
+    boxes = [tick.get_window_extent() for tick in figures[0].axes[0].get_xticklabels()]
+    assert len(boxes) == 5 and all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+
+
+def test_few_outliers_get_few_bins(figures):
+    for count in (400, 3000):
+        outliers(np.random.default_rng(0).lognormal(-4, 0.4, count))  # nine of them are the outliers
+    bars = figures[0].axes[0].containers[0]
+    assert len(bars) == len(figures[1].axes[0].containers[0]) == 10

@@ -51,26 +51,66 @@ def test_every_picture_that_a_recipe_names_can_be_drawn():
     assert {name for recipe in RECIPES.values() for name in recipe.pictures} == report.PICTURES.keys()
 
 
+def drawn(trainer, images):
+    pca = fit_pca(images)
+    return report.pictures(trainer, images, pca, report.measure(trainer, images, pca))
+
+
 @pytest.mark.parametrize("members", [1, 2])
 def test_an_ensemble_of_any_number_is_measured_and_drawn(members, few, figures):
     trainer = make_trainer("sparse", few, num_saes=members, features=64, k=8, epochs=1)
     list(trainer.epochs())
-    metrics = report.measure(trainer, few, fit_pca(few))
+    pca = fit_pca(few)
+    metrics = report.measure(trainer, few, pca)
     assert len(metrics["test_mse"]) == len(metrics["dead_features"]) == members and ("mmcs" in metrics) == (members > 1)
-    names = [name for name, _ in report.pictures(trainer, few, metrics)]
+    names = [name for name, _ in report.pictures(trainer, few, pca, metrics)]
     assert names == ["training_loss.png", "reconstructions.png", "training_metrics.png", "sae_features.png",
                      "feature_activity.png"]  # fmt: skip
     labels = [axes.get_ylabel().replace("\n", " ") for axes in figures[1].axes]
-    assert labels[:3] == ["original", "autoencoder 1", "active features"]
+    assert labels[:4] == ["original", "PCA", "autoencoder 1", "active features"]
+    assert not any("PCA" in line.get_label() for line in figures[0].axes[0].lines)  # its loss is a sum
 
 
 def test_pictures_show_what_the_model_computes(few, figures):
     trainer = make_trainer("denoising", few, hidden_sizes=(32,), code_size=2, epochs=1)
     list(trainer.epochs())
-    names = [name for name, _ in report.pictures(trainer, few, report.measure(trainer, few, fit_pca(few)))]
+    names = list(dict(drawn(trainer, few)))
     assert names == ["training_loss.png", "reconstructions.png", "latent_map.png"]
     clean, noisy, restored = ([image.get_array() for image in axes.images] for axes in figures[1].axes)
     np.testing.assert_allclose(np.reshape(clean, (10, -1)), few.test_images[:10] / 255, atol=1e-6)
     with torch.no_grad():
         expected = trainer.model(torch.tensor(np.reshape(noisy, (10, -1))))[0]
     np.testing.assert_allclose(np.reshape(restored, (10, -1)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "scale"), [("symmetric", 4), ("simple", 1)])
+def test_a_squared_error_is_drawn_in_unit_range_with_pca_beside_it(name, scale, few, figures):
+    trainer = make_trainer(name, few, hidden_sizes=(32,), code_size=8, epochs=2)
+    rows = list(trainer.epochs())
+    list(drawn(trainer, few))
+    axes, pca_mse = figures[0].axes[0], fit_pca(few).test_mse(few.test_images, 8)
+    _, test, pca = axes.lines
+    np.testing.assert_allclose(test.get_ydata(), [row["test_loss"] / scale for row in rows])
+    assert set(pca.get_ydata()) == {pca_mse} and axes.get_ylabel() == "MSE, pixels in [0, 1]"
+    assert f"test MSE {rows[-1]['test_loss'] / scale:.4f}" in figures[0]._suptitle.get_text()
+
+
+def test_a_loss_in_nats_has_no_line_of_pca(few, figures):
+    trainer = make_trainer("bce", few, epochs=1)
+    list(trainer.epochs())
+    list(drawn(trainer, few))
+    assert len(figures[0].axes[0].lines) == 2 and figures[0].axes[0].get_ylabel() == "nats per image"
+    assert figures[0]._suptitle.get_text().endswith("after 1 epoch")
+
+
+def test_the_reconstructions_of_pca_stand_between_with_the_error_of_each(few, figures):
+    trainer = make_trainer("simple", few, hidden_sizes=(32,), code_size=8, epochs=1)
+    pca, shown = fit_pca(few), few.test_images[:10]
+    report.reconstructions(trainer, few, pca, "title")
+    original, by_pca, autoencoder = figures[0].axes
+    assert [axes.get_ylabel() for axes in figures[0].axes] == ["original", "PCA", "autoencoder"]
+    rebuilt = np.reshape([image.get_array() for image in by_pca.images], (10, -1))
+    np.testing.assert_allclose(rebuilt, pca.decode(pca.encode(shown, 8)), atol=1e-6)
+    errors = np.square(rebuilt - shown / 255).mean(axis=1)
+    assert [tick.get_text() for tick in by_pca.get_xticklabels()] == [f"MSE {error:.4f}" for error in errors]
+    assert len(autoencoder.get_xticklabels()) == 10 and not original.get_xticklabels()
