@@ -79,7 +79,8 @@ def label_bar(figure: Figure, dots: PathCollection, axes: Any, **place: Any) -> 
     whole_numbers(bar.ax.yaxis)
     if dots.get_cmap().N <= MAX_NAMED:
         bar.set_ticks(range(dots.get_cmap().N))
-    bar.solids.set_alpha(1)
+    if bar.solids:
+        bar.solids.set_alpha(1)
     bar.ax.grid(visible=False)
 
 

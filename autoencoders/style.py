@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from matplotlib import color_sequences, colormaps, rc_context
+from matplotlib import color_sequences, colormaps, rc_context, rcParamsDefault
 from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg  # imported now: Ctrl-C in its import would be a bug's
 from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font_names
@@ -27,7 +28,7 @@ _CJK = (
     "WenQuanYi Zen Hei", "Droid Sans Fallback", "PingFang SC", "PingFang HK", "Hiragino Sans GB", "Hiragino Sans",
     "Heiti TC", "Apple SD Gothic Neo", "Arial Unicode MS", "Microsoft YaHei", "SimHei", "Yu Gothic", "Malgun Gothic",
 )  # fmt: skip
-_STYLE: Any = {
+_STYLE: Any = {name: value for name, value in rcParamsDefault.items() if "backend" not in name} | {
     "font.size": 11, "axes.titlesize": 12, "figure.titlesize": 13, "figure.titleweight": "bold", "axes.grid": True,
     "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "grid.color": "#e6e8eb",
     "legend.frameon": False, "figure.constrained_layout.w_pad": 0.12, "figure.constrained_layout.h_pad": 0.12,
@@ -49,6 +50,7 @@ def styled_figure(title: str, width: float = 8.0, height: float = 4.8) -> Iterat
     width = max(width, 6.0)
     with rc_context(_STYLE | {"font.family": font_families()}):
         figure = Figure((width, height), layout="constrained")
+        FigureCanvasAgg(figure)
         figure.suptitle(textwrap.fill(title, int(8.5 * width)))  # matplotlib's own wrapping would parse a $
         yield figure
 
@@ -57,7 +59,7 @@ def png(figure: Figure) -> bytes:
     """The figure as a PNG file."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a letter that no font has is a box
+        warnings.simplefilter("ignore", UserWarning)  # about letters that no font has, and a layout without room
         figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()
 

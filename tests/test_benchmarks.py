@@ -47,7 +47,7 @@ def test_the_study_of_code_sizes_puts_pca_beside_each_recipe(tmp_path, capsys):
     errors = json.loads((tmp_path / "code_size.json").read_text())["test_mse_unit"]
     assert {name: tuple(points) for name, points in errors.items()} == {"bce": ("2", "16"), "pca": ("2", "16")}
     assert errors["pca"]["16"] < errors["pca"]["2"] and (tmp_path / "code_size.png").exists()
-    assert "bce is ahead of PCA at the code sizes none" in out
+    assert "bce is ahead of PCA at the code sizes 2\n" in out
 
 
 def test_the_showcase_draws_the_first_digits_through_each_system(tmp_path, capsys, digits, figures):

@@ -4,6 +4,7 @@ import itertools
 import logging
 import warnings
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib.font_manager import get_font_names
@@ -56,3 +57,16 @@ def test_a_chinese_letter_is_drawn_with_a_font_that_has_it(monkeypatch):
     monkeypatch.setattr(style, "font_families", lambda: ["DejaVu Sans"])
     boxes = draw("\u56fe"), draw("\u7247")
     assert with_font[0] != with_font[1] and boxes[0] == boxes[1]
+
+
+def test_the_settings_of_the_caller_do_not_reach_a_picture():
+    def picture():
+        with style.styled_figure("title") as figure:
+            figure.add_subplot().imshow([[0, 1], [1, 1]])
+            return style.png(figure)
+
+    plain = picture()
+    with matplotlib.rc_context(
+        {"image.origin": "lower", "image.cmap": "gray", "savefig.facecolor": "red", "font.size": 30}
+    ):
+        assert picture() == plain
