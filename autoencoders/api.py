@@ -38,7 +38,11 @@ class Model:
     """
 
     def __init__(
-        self, module: Autoencoder, recipe: Recipe, record: dict[str, Any] | None = None, history: list[Row] | None = None
+        self,
+        module: Autoencoder,
+        recipe: Recipe,
+        record: dict[str, Any] | None = None,
+        history: list[Row] | None = None,
     ) -> None:
         self.module, self.recipe = module.eval(), recipe
         self.record, self.history = record or {}, history or []

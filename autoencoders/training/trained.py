@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from torch import Tensor
 
 from ae_models import Autoencoder, to_range
