@@ -49,6 +49,6 @@ clean:
 	$(BIN)/python -m pip install --quiet $(if $(LOCKED),--require-hashes -r requirements-lock.txt,-r requirements.txt)
 	touch $@
 
-.venv/dev.stamp: requirements-dev.txt requirements-trackers.txt .venv/run.stamp
+.venv/dev.stamp: requirements-dev.txt requirements-trackers.txt requirements-export.txt .venv/run.stamp
 	$(BIN)/python -m pip install --quiet $(if $(LOCKED),--require-hashes -r requirements-lock.txt,-r requirements-dev.txt)
 	touch $@

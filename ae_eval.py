@@ -157,5 +157,9 @@ def load_all_images(path: Path, side: int, root: Path) -> tuple[str, Images]:
     return printable(path.resolve().name, 40), images
 
 
-if __name__ == "__main__":
+def command() -> None:
     cli.run(main, distributed=True)
+
+
+if __name__ == "__main__":
+    command()

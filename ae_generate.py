@@ -104,5 +104,9 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{text}\nWrote {folder / name} ({run.title})")
 
 
-if __name__ == "__main__":
+def command() -> None:
     cli.run(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -40,5 +40,9 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{images.title}, {pca.samples} training images: wrote {n_components_file(folder, args.variance)}")
 
 
-if __name__ == "__main__":
+def command() -> None:
     cli.run(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -147,5 +147,9 @@ def check(claim: Claim, runs: "list[Training]", baseline: "list[Training]") -> d
     }  # fmt: skip
 
 
-if __name__ == "__main__":
+def command() -> None:
     cli.run(main)
+
+
+if __name__ == "__main__":
+    command()

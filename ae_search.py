@@ -225,5 +225,9 @@ def picture(converged: list[Candidate], title: str, label: str) -> bytes:
     )
 
 
-if __name__ == "__main__":
+def command() -> None:
     cli.run(main)
+
+
+if __name__ == "__main__":
+    command()

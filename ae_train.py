@@ -26,7 +26,7 @@ from autoencoders.recipes import (
 from autoencoders.runtime import cli, processes
 from autoencoders.runtime.errors import UsageError
 from autoencoders.runtime.files import locked
-from autoencoders.training.trackers import TRACKERS, check_installed
+from autoencoders.training.trackers import TRACKERS
 
 if TYPE_CHECKING:
     from autoencoders.training.run import Run
@@ -134,7 +134,8 @@ def check_flags(recipe: Recipe, args: argparse.Namespace) -> bool:
     """Check what needs no images; False when a dry run ends here, because images would be downloaded or converted."""
     if recipe.epochs < 1:
         raise UsageError("--epochs 0: there is nothing to train; give at least 1")
-    check_installed(args.tracker)
+    for name in args.tracker:
+        cli.check_installed(f"--tracker {name}", [name])
     notice = preparation_notice(**data_arguments(args)) if args.dry_run else ""
     if notice:
         print(f"{notice}, and recipe {recipe.name} trained")
@@ -186,5 +187,9 @@ def print_epoch(row: dict[str, Any], epochs: int, always: bool) -> None:
         print(f"Epoch {row['epoch']}/{epochs}: {numbers}, {row['seconds']:.2f} s", flush=True)
 
 
-if __name__ == "__main__":
+def command() -> None:
     cli.run(main, distributed=True)
+
+
+if __name__ == "__main__":
+    command()

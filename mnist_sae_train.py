@@ -81,5 +81,9 @@ def format_range(shares: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-if __name__ == "__main__":
+def command() -> None:
     cli.run(main, distributed=True)
+
+
+if __name__ == "__main__":
+    command()

@@ -111,7 +111,7 @@ class Recipe:
         flags = SETTINGS["model"] | SETTINGS["training"]
         defaults = {**vars(row), **row.model_args}
         known = {name: stored[name] for name in flags if name in stored and name in defaults}
-        settings = {name: None if value is None is defaults[name] else _as_flag_takes_it(value, flags[name][1])
+        settings = {name: None if value is None is defaults[name] else _as_flag_takes_it(name, value)
                     for name, value in known.items()}  # fmt: skip
         image_size = checks.integer(plain.get("image_size", row.image_size), 4, 128)
         return dataclasses.replace(row.override(settings), image_size=image_size)
@@ -236,16 +236,17 @@ _ROWS = (
 RECIPES: dict[str, Recipe] = {row.name: row for row in _ROWS}
 
 
-def _as_flag_takes_it(value: Any, options: dict[str, Any]) -> Any:
-    """The value of a setting from a file; ValueError for one that its flag, with these options, would refuse."""
+def _as_flag_takes_it(name: str, value: Any) -> Any:
+    """The value of the setting `name`, from a file or from Python; ValueError for one that its flag would refuse."""
+    _, options = (SETTINGS["model"] | SETTINGS["training"])[name]
     try:
         if "type" in options and not isinstance(value, str):
-            return options["type"](",".join(map(str, value)) if isinstance(value, list) else str(value))
+            return options["type"](",".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
     except argparse.ArgumentTypeError as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(f"{name}: {error}") from error
     if isinstance(value, bool) if "action" in options else value in options.get("choices", ()):
         return value
-    raise ValueError(f"no setting is {checks.printable(str(value), 40)}")
+    raise ValueError(f"{name}: cannot be {checks.printable(str(value), 40)}")
 
 
 def owners(name: str) -> str:

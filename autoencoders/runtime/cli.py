@@ -8,6 +8,7 @@ import contextlib
 import csv
 import difflib
 import importlib.metadata
+import importlib.util
 import io
 import logging
 import math
@@ -276,6 +277,15 @@ def sizes(text: str) -> tuple[int, ...]:
 def code_size(text: str) -> int | str:
     """An argparse type: a positive integer, or `auto` for the number of components that PCA needs."""
     return text if text == "auto" else integer(1)(text)
+
+
+def check_installed(flag: str, packages: Sequence[str]) -> None:
+    """UsageError, with the command that installs them, unless the packages that `flag` needs are installed."""
+    specs = {name: importlib.util.find_spec(name) for name in packages}
+    # One without origin is a mere folder of that name, such as wandb leaves behind.
+    if missing := [name for name, spec in specs.items() if spec is None or spec.origin is None]:
+        names = " ".join(missing)
+        raise UsageError(f"{flag}: not installed: {names}; python -m pip install {names}")
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool = False) -> str:

@@ -5,7 +5,6 @@ OUTPUT/trackers are NAME.log, and NAME.json with the id of the tracker's run and
 which a resumed training continues the same run. Values have the names of `run.json`, and are logged at their step.
 """
 
-import importlib.util
 import logging
 import os
 import re
@@ -20,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from autoencoders.runtime import checks, cli
-from autoencoders.runtime.errors import RunError, UsageError
+from autoencoders.runtime.errors import RunError
 from autoencoders.runtime.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -34,14 +33,6 @@ def flatten_lists(row: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{name}_{i}" if isinstance(value, list) else name: number
             for name, value in row.items()
             for i, number in enumerate(value if isinstance(value, list) else [value], start=1)}  # fmt: skip
-
-
-def check_installed(names: Iterable[str]) -> None:
-    """Raise UsageError when the package of a tracker is not installed."""
-    for name in names:
-        found = importlib.util.find_spec(name)
-        if found is None or found.origin is None:  # a mere folder of that name, such as wandb leaves behind
-            raise UsageError(f"--tracker {name}: its package is not installed; python -m pip install {name}")
 
 
 class Trackers:
@@ -70,7 +61,7 @@ class Trackers:
 
     def _guarded(self, name: str, act: Callable[..., None], *args: Any) -> None:
         """Call a tracker; its output, its random numbers and its errors stay away from the training."""
-        from torch.random import fork_rng  # here: `check_installed` runs before torch is loaded
+        from torch.random import fork_rng  # here: ae_train.py imports this module before torch
 
         logging.getLogger(name).propagate = False
         try:

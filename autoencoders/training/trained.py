@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ae_models import Autoencoder
+from ae_models import Autoencoder, to_range
 from autoencoders.data.images import ImageSet
 from autoencoders.data.sets import DATASETS, OWN, load_images
 from autoencoders.recipes import Recipe
@@ -57,6 +58,25 @@ class TrainedRun:
                 f"name them with --dataset and --data-root"
             )
         return images
+
+
+class UnitPixels(torch.nn.Module):
+    """A trained model that takes and gives pixels in [0, 1], whatever its own ranges; what it gives is clipped."""
+
+    def __init__(self, model: Autoencoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Codes (n, code_size) of images (n, 784)."""
+        return self.model.encode(to_range(x, "unit", self.model.input_range))
+
+    def decode(self, code: Tensor) -> Tensor:
+        """Images (n, 784) of codes (n, code_size)."""
+        return to_range(self.model.decode(code), self.model.output_range, "unit").clamp(0, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decode(self.encode(x))
 
 
 def load_run(folder: Path, device: torch.device) -> TrainedRun:
