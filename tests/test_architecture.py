@@ -19,6 +19,8 @@ ALLOWED = {
     "evaluation": {"runtime", "data", *BESIDE},
     "training": {"runtime", "data", "evaluation", *BESIDE},
     "reproduction": {"runtime", "data", "evaluation", "training", *BESIDE},
+    "api": {"runtime", "data", "evaluation", "training", *BESIDE},
+    "estimator": {"api"},
     "recipes": {"runtime"},
     "sparse": set(),
     "figures": {"style"},
@@ -111,8 +113,8 @@ def test_the_models_need_torch_alone():
 
 
 def test_a_lazy_import_stands_once_a_script_and_elsewhere_only_for_optional_packages():
-    """Torch in modules that `--help` imports; the packages that only a download or a tracker needs."""
-    allowed = {"torch", "torchvision", "sklearn", "wandb", "swanlab"}
+    """Torch in modules that `--help` imports; the packages that only a download, a tracker or an export needs."""
+    allowed = {"torch", "torchvision", "sklearn", "wandb", "swanlab", "onnx", "onnxruntime", "safetensors"}
     for name, path in modules().items():
         functions = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef)]
         lazy = {f.name: [n for n in ast.walk(f) if isinstance(n, ast.Import | ast.ImportFrom)] for f in functions}
@@ -127,7 +129,7 @@ def test_a_lazy_import_stands_once_a_script_and_elsewhere_only_for_optional_pack
 
 
 def test_the_main_job_can_be_read_in_one_sitting():
-    assert lines(rests_on("ae_train")) <= 4260
+    assert lines(rests_on("ae_train")) <= 4300
     assert lines(rests_on("ae_pca")) <= 1950
 
 

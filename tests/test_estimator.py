@@ -26,7 +26,7 @@ def table():
 
 
 def test_a_table_of_any_width_comes_back_nearly_as_it_was(table):
-    model = AutoencoderTransformer(code_size=3, hidden_sizes=(32,), random_state=0).fit(table)
+    model = AutoencoderTransformer(code_size=3, hidden_sizes=(32,), epochs=300, random_state=0).fit(table)
     back = model.inverse_transform(model.transform(table))
     assert back.shape == table.shape
     assert np.square(back - table).mean() < 0.02 * table.var(axis=0).mean()
@@ -53,7 +53,9 @@ def test_pca_decides_a_code_size_of_none(table):
     assert model.transform(table).shape[1] == len(model.get_feature_names_out()) <= 3
 
 
-@pytest.mark.parametrize(("name", "text"), [("sparse", "--code-size does not apply"), ("none", "'none': expected one of")])
+@pytest.mark.parametrize(
+    ("name", "text"), [("sparse", "--code-size does not apply"), ("none", "'none': expected one of")]
+)
 def test_a_recipe_without_a_code_size_is_refused(table, name, text):
     with pytest.raises(ValueError, match=text):
         AutoencoderTransformer(name).fit(table)

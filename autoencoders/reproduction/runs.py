@@ -19,7 +19,7 @@ from autoencoders.evaluation.loss_analysis import analyse_untrained
 from autoencoders.evaluation.pca import Pca
 from autoencoders.recipes import RECIPES, Recipe, add_setting_flags, recipe_of
 from autoencoders.reproduction.claims import Claim
-from autoencoders.runtime import cli
+from autoencoders.runtime import signals
 from autoencoders.runtime.errors import RunError, UsageError
 from autoencoders.runtime.files import locked
 from autoencoders.training import health, report
@@ -98,8 +98,8 @@ class Training:
             try:
                 for _ in run.epochs(on_step, minutes=10):
                     health.check(run.trainer, run.reported)
-            except cli.Stopped as stop:
-                raise cli.Stopped(f"stopped; {run.path} holds the progress; the same command continues it",
+            except signals.Stopped as stop:
+                raise signals.Stopped(f"stopped; {run.path} holds the progress; the same command continues it",
                                   stop.status) from stop  # fmt: skip
         report.write_results(run, self.setup.pca, Trackers(run, [], "", 1))
         log.info(f"{self.name}, seed {self.recipe.seed}: done in {time.monotonic() - started:.0f} s")

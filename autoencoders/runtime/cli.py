@@ -17,7 +17,6 @@ import platform
 import re
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import Any, NoReturn
 from autoencoders.runtime import processes
 from autoencoders.runtime.checks import printable
 from autoencoders.runtime.errors import RunError, UsageError
+from autoencoders.runtime.signals import Stopped, terminate
 
 VERSION = "1.0.0"
 log = logging.getLogger("autoencoders")  # info: progress, hidden by --quiet; warning: always shown
@@ -108,14 +108,6 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
         return action.help if described else super()._get_help_string(action)
 
 
-class Stopped(Exception):
-    """The process was asked to stop; exit status 130 (Ctrl-C) or 143 (SIGTERM)."""
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
-
-
 class _LineHandler(logging.StreamHandler[Any]):
     """One line per message; a warning is marked as one."""
 
@@ -128,7 +120,7 @@ def run(main: Callable[[], None], distributed: bool = False) -> None:
     """Run a script's `main`, on the main process alone unless `distributed`; an error becomes one line and a status."""
     if processes.torchrun_env("RANK") and not distributed:
         return
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, terminate)
     _make_streams_robust()
     if processes.torchrun_env("RANK"):
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (open as long as the process)
@@ -308,33 +300,3 @@ def format_csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue().encode()
-
-
-class Signals:
-    """After `listen`, the first SIGINT or SIGTERM is recorded in `received`; the second ends the process."""
-
-    received = 0
-
-    def listen(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            return  # Python gives signals to the main thread alone
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._record)
-
-    def restore(self) -> None:
-        """From here on a signal ends the process at once, as before `listen`."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, _terminate)
-
-    def _record(self, number: int, frame: object) -> None:
-        if self.received:
-            os._exit(128 + number)
-        self.received = number
-        with contextlib.suppress(OSError):  # Ctrl-C may have ended the reader of stderr too (`2>&1 | tee`)
-            os.write(2, b"finishing this step, then saving; press Ctrl-C again to quit now\n")
-
-
-def _terminate(number: int, frame: object) -> NoReturn:
-    raise Stopped("stopped by SIGTERM", 128 + number)

@@ -53,7 +53,8 @@ def keep_freed_memory() -> None:
 
 def use_exact_kernels() -> None:
     """On CUDA: fp32 without TF32, whose mantissa has 10 bits, and convolutions that sum in a fixed order."""
-    torch.backends.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    # Not `fp32_precision`: after it, torch.export raises, because it reads these.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
 
 

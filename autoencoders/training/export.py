@@ -53,9 +53,10 @@ def _onnx_file(run: TrainedRun, file: str, module: torch.nn.Module, source: str,
                                      dynamic_shapes=(axes,), dynamo=True, verbose=False)  # fmt: skip
     ranges = {"images": "[0, 1]", "reconstruction": "[0, 1]", "code": "the recipe's own"}
     facts = metadata(run) | {"input_range": ranges[source], "output_range": ranges[target]}
-    onnx.helper.set_model_props(program.model_proto, facts)
-    onnx.checker.check_model(program.model_proto)
-    data = program.model_proto.SerializeToString()
+    proto = program.model_proto  # made anew at each access
+    onnx.helper.set_model_props(proto, facts)
+    onnx.checker.check_model(proto)
+    data = proto.SerializeToString()
     found, shapes = _run_onnx(data, example)
     with torch.no_grad():
         text = compare(file, found, module(example).numpy())

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from autoencoders.data.images import ImageSet
 from autoencoders.evaluation.metrics import reconstruction_error
 from autoencoders.recipes import Recipe
-from autoencoders.runtime import checks, cli
+from autoencoders.runtime import checks, cli, signals
 from autoencoders.runtime.device import Precision, keep_freed_memory, seed_for
 from autoencoders.runtime.errors import RunError
 from autoencoders.runtime.files import prepare_folder, read_json, write_json
@@ -107,10 +107,10 @@ def cross_validate(folds: list[Fold], images: ImageSet, folder: Path, jobs: int)
             error = "diverged" if result["val_mse_unit"] is None else f"MSE {result['val_mse_unit']:.5f}"
             name = f"{folds[index].name}, fold {folds[index].number + 1}"
             log.info(f"{len(results)}/{len(folds)} {name}: {error}, {result['seconds']:.1f} s")
-    except (KeyboardInterrupt, cli.Stopped) as stop:
+    except (KeyboardInterrupt, signals.Stopped) as stop:
         stored = sum(_path(key, folder).exists() for key in keys)
         message = f"stopped; {stored} of {len(folds)} folds are in {folder}; the same command continues"
-        raise cli.Stopped(message, getattr(stop, "status", 130)) from stop
+        raise signals.Stopped(message, getattr(stop, "status", 130)) from stop
     return [results[index] for index in range(len(folds))]
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from autoencoders.data.images import ImageSet
 from autoencoders.evaluation.pca import Pca, fit_pca, load_or_fit_pca, n_components_file, read_pca
 from autoencoders.recipes import Recipe
-from autoencoders.runtime import cli, processes
+from autoencoders.runtime import cli, processes, signals
 from autoencoders.runtime.errors import RunError, UsageError
 from autoencoders.runtime.files import read_n_components
 from autoencoders.training import checkpoint
@@ -56,7 +56,7 @@ class Run:
             "recipe": trainer.recipe.as_dict(), "fingerprint": images.fingerprint,
             "precision": str(trainer.precision), "versions": checkpoint.versions(), "launch": processes.launch_id(),
         }  # fmt: skip
-        self.signals = cli.Signals()
+        self.signals = signals.Signals()
         self.saved_at = time.monotonic()
         self.digest = ""  # SHA-256 of the checkpoint that this run wrote or resumed
         self.reported: set[str] = set()  # problems that health.check has warned about
@@ -173,7 +173,7 @@ class Run:
 
     def _stop_if_asked(self) -> None:
         if self.signals.received:
-            raise cli.Stopped(f"stopped; {self._resume_hint()}", 128 + self.signals.received)
+            raise signals.Stopped(f"stopped; {self._resume_hint()}", 128 + self.signals.received)
 
     def _resume_hint(self) -> str:
         if not self.digest:

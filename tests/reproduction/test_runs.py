@@ -13,7 +13,7 @@ from autoencoders.evaluation.pca import fit_pca
 from autoencoders.reproduction import runs
 from autoencoders.reproduction.claims import CLAIMS, Claim
 from autoencoders.reproduction.runs import Setup, make_training, plan
-from autoencoders.runtime import cli
+from autoencoders.runtime import signals
 from autoencoders.runtime.errors import RunError
 from autoencoders.training.trained import load_run
 
@@ -26,7 +26,7 @@ def setup(few, tmp_path):
 
 
 @pytest.fixture
-def signals():
+def handlers():
     """Restores the handlers that a stopped run leaves behind."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
@@ -80,14 +80,14 @@ def test_a_checkpoint_of_other_settings_is_set_aside_if_it_is_unfinished(setup):
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_run_saves_its_progress_and_continues_to_the_same_bits(
-    setup, few, monkeypatch, signals, number, status
+    setup, few, monkeypatch, handlers, number, status
 ):
     @contextlib.contextmanager
     def progress(*_):
         yield lambda epoch, step, *_: signal.raise_signal(number) if (epoch, step) == (2, 1) else None
 
     monkeypatch.setattr(runs, "training_progress", progress)
-    with pytest.raises(cli.Stopped, match="same command continues") as stopped:
+    with pytest.raises(signals.Stopped, match="same command continues") as stopped:
         training(setup, epochs=2).train()
     assert stopped.value.status == status and "--resume" not in str(stopped.value)
     monkeypatch.undo()

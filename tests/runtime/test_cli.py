@@ -23,7 +23,7 @@ import ae_search
 import ae_train
 import mnist_sae_train
 from autoencoders.recipes import RECIPES, SETTINGS
-from autoencoders.runtime import cli
+from autoencoders.runtime import cli, signals
 from autoencoders.runtime.errors import RunError, UsageError
 from benchmarks import code_sizes, nodes, parallel, streaming
 
@@ -47,7 +47,7 @@ def test_help_shows_every_flag_and_needs_no_torch(script):
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "memory"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried"), 1, "memory"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), 1, "memory"),
-        (cli.Stopped("stopped; saved", 143), 143, "saved"),
+        (signals.Stopped("stopped; saved", 143), 143, "saved"),
         (OSError(28, "No space left on device", "x.png"), 1, "x.png: No space left on device"),
         (KeyboardInterrupt(), 130, "Ctrl-C"),
     ],

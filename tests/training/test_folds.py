@@ -8,7 +8,7 @@ import torch
 from sklearn.model_selection import KFold
 
 from autoencoders.recipes import RECIPES
-from autoencoders.runtime import cli
+from autoencoders.runtime import signals
 from autoencoders.runtime.device import seed_for
 from autoencoders.runtime.errors import RunError
 from autoencoders.training import folds
@@ -93,7 +93,7 @@ def test_only_the_same_fold_of_the_same_images_under_the_same_versions_is_found(
     assert not folds.load_result(fold.cache_key(few), folder)
 
 
-@pytest.mark.parametrize(("stop", "status"), [(KeyboardInterrupt(), 130), (cli.Stopped("", 143), 143)], ids=str)
+@pytest.mark.parametrize(("stop", "status"), [(KeyboardInterrupt(), 130), (signals.Stopped("", 143), 143)], ids=str)
 def test_a_signal_while_a_fold_trains_leaves_the_finished_ones(few, three, tmp_path, monkeypatch, stop, status):
     results = iter([{"val_mse_unit": 0.1, "seconds": 1.0}])
 
@@ -103,7 +103,7 @@ def test_a_signal_while_a_fold_trains_leaves_the_finished_ones(few, three, tmp_p
         raise stop
 
     monkeypatch.setattr(folds.Fold, "train", train)
-    with pytest.raises(cli.Stopped, match="1 of 3 folds") as stopped:
+    with pytest.raises(signals.Stopped, match="1 of 3 folds") as stopped:
         folds.cross_validate(three, few, tmp_path, jobs=1)
     assert stopped.value.status == status and len(list(tmp_path.iterdir())) == 1
 

@@ -11,7 +11,7 @@ from conftest import FINISHED_RUN, call_script, is_one_error_line, make_trainer
 import ae_train
 from autoencoders.evaluation.pca import PCA_FILE, fit_pca, n_components_file, write_pca
 from autoencoders.recipes import RECIPES
-from autoencoders.runtime import cli
+from autoencoders.runtime import signals
 from autoencoders.runtime.errors import RunError, UsageError
 from autoencoders.runtime.files import locked
 from autoencoders.training.checkpoint import load_checkpoint, read_record, save_checkpoint
@@ -113,7 +113,7 @@ def test_a_signal_after_the_last_epoch_is_not_forgotten(few, tmp_path, monkeypat
     monkeypatch.setattr(run.trainer, "epochs", no_more_epochs)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with pytest.raises(cli.Stopped, match="stopped") as caught:
+        with pytest.raises(signals.Stopped, match="stopped") as caught:
             list(run.epochs(lambda *_: None, 10))
     finally:
         for number, handler in before.items():
