@@ -8,7 +8,7 @@ import pytest
 from conftest import call_script
 
 from autoencoders.runtime.errors import RunError
-from benchmarks import code_sizes, showcase
+from benchmarks import code_sizes, recipes, showcase
 from benchmarks.common import run_python, sized
 from benchmarks.parallel import largest_difference
 
@@ -38,6 +38,14 @@ def test_the_largest_difference_is_relative_and_named_and_times_do_not_count():
     assert largest_difference(one, one)[0] == 0
     assert largest_difference({**one, "parts": [1.0, 3.0], "seconds": 9.0}, one) == (0.25, "parts 2")
     assert largest_difference({**one, "zero": 1e-9}, one) == (1.0, "zero")
+
+
+def test_the_table_of_recipes_has_a_row_for_each_with_pca_beside_it(tmp_path, capsys):
+    flags = ("--dataset", "digits", "--only", "bce", "speedrun", "--output-dir", tmp_path, "--quiet")
+    status, out, err = call_script(capsys, recipes.main, *flags)
+    head, _, *rows = out.split("\n\n")[0].splitlines()
+    assert status == 0 and [row.split("`")[1] for row in rows] == ["bce", "speedrun"], err
+    assert head.count("|") == rows[0].count("|") and "pixels in [0, 1]" in out
 
 
 def test_the_study_of_code_sizes_puts_pca_beside_each_recipe(tmp_path, capsys):
