@@ -107,7 +107,7 @@ def train(
     settings     override the recipe's, by the names of the flags of ae_train.py: epochs, hidden_sizes, lr, seed, ...
 
     As in the scripts, fewer than 10,000 images get ten times the recipe's epochs unless `epochs` is given, and a code
-    size of None is the number of components that PCA needs for 95 % of the variance. Floats are rounded to 256 levels
+    size of None is the number of components that PCA needs for 95% of the variance. Floats are rounded to 256 levels
     for the training. With `quiet` no progress bar is drawn on a terminal. ValueError for wrong images or settings,
     RunError when the training diverges. torch's random state is left as it was.
     """

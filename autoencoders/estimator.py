@@ -20,7 +20,7 @@ class AutoencoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
     """Rows (n, n_features) to codes (n, code_size), and back.
 
     recipe         a recipe of the table with a code size, as of `ae_train.py --list-recipes`
-    code_size      columns of the result; None for as many as PCA needs for 95 % of the variance
+    code_size      columns of the result; None for as many as PCA needs for 95% of the variance
     epochs, hidden_sizes, batch_size, lr     None for the recipe's; ten times its epochs for fewer than 10,000 rows
     random_state   a seed, a RandomState or None; the same seed and number of threads give the same bits
     device         cpu, cuda, cuda:N, mps or auto

@@ -30,7 +30,7 @@ class Recipe:
 
     `model_args` are the model's keyword arguments, but `hidden_sizes` and `code_size` become `layer_sizes = (pixels,
     *hidden_sizes, code_size)`; any other model gets `image_size`, the pixels along a side. A code size of None means
-    the number of components that PCA needs for 95 % of the variance.
+    the number of components that PCA needs for 95% of the variance.
     """
 
     name: str

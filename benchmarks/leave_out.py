@@ -11,7 +11,7 @@ from typing import Any
 from autoencoders.runtime import cli
 from benchmarks.common import run_python
 
-HEAD = ("left out", "AUROC", "average precision", "found at 95 % specificity", "PCA, AUROC", "trained on it, AUROC")
+HEAD = ("left out", "AUROC", "average precision", "found at 95% specificity", "PCA, AUROC", "trained on it, AUROC")
 
 
 def detect(run: Path, digit: int, output: Path, images: list[Any]) -> dict[str, Any]:

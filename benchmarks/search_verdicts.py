@@ -1,6 +1,6 @@
 """How often does ae_search.py distinguish two candidates that are the same model, but for one hidden unit of 65?
 
-Many small searches on the digits, each with its own seed. At 95 %, about one in twenty should. Finished folds in the
+Many small searches on the digits, each with its own seed. At 95%, about one in twenty should. Finished folds in the
 output folder are used as they are.
 """
 

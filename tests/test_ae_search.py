@@ -149,7 +149,7 @@ def test_few_folds_distinguish_candidates_only_by_many_standard_errors(folds, di
 
 
 def test_a_lead_that_only_independent_folds_would_show_is_too_little():
-    """4 standard errors if the five folds shared no training images, and 2.7 as they do: 95 % takes 2.8."""
+    """4 standard errors if the five folds shared no training images, and 2.7 as they do: 95% takes 2.8."""
     spread = np.array([-2, -1, 0, 1, 2])
     behind = 4 * spread.std(ddof=1) / 5**0.5 + spread
     assert "too little to distinguish" in ae_search.format_best(two_ranked(behind))

@@ -1,7 +1,7 @@
 """The published numbers, by recipe, with the tolerance within which a run reproduces them.
 
 The tolerance is computed, not chosen: a published number is one more draw from the runs over seeds, rounded in print.
-It is reproduced when it lies within half a unit of its last digit plus the 95 % prediction interval of one draw
+It is reproduced when it lies within half a unit of its last digit plus the 95% prediction interval of one draw
 (Student's t), from the spread over at least three seeds. One claim in twenty may miss that by chance.
 """
 
@@ -68,7 +68,7 @@ class Claim:
 # fmt: off
 CLAIMS: dict[str, tuple[Claim, ...]] = {
     "symmetric": (
-        Claim("components for 95 % of the variance", "pca.components", 154),
+        Claim("components for 95% of the variance", "pca.components", 154),
         Claim("code of 150: compression", "compression.150", 5.2, 0.05, unit=": 1"),
         Claim("test MSE, pixels in [-1, 1]", "metrics.test_mse", 0.0142, 0.00005, 0.000246, kind=REFERENCE),
         Claim("average batch loss, epoch 1", "1.train_loss", 0.0989, 0.00005, 0.00201, kind=REFERENCE),
