@@ -13,6 +13,7 @@ PACKAGE = ROOT / "autoencoders"
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py") if path.stem != "ae_models")
 # What a module of each room may import of ours, besides its own room and ae_models.
 BESIDE = {"recipes", "sparse", "figures"}
+PYTHON = {"api", "estimator"}  # what a Python program imports; the scripts do without
 ALLOWED = {
     "runtime": set(),
     "data": {"runtime"},
@@ -22,6 +23,8 @@ ALLOWED = {
     "recipes": {"runtime"},
     "sparse": set(),
     "figures": set(),
+    "api": {"runtime", "data", "evaluation", "training", *BESIDE},
+    "estimator": {"api"},
 }
 
 
@@ -110,8 +113,8 @@ def test_the_models_need_torch_alone():
 
 
 def test_a_lazy_import_stands_once_a_script_and_elsewhere_only_for_optional_packages():
-    """Torch in modules that `--help` imports; the packages that only a download or a tracker needs."""
-    allowed = {"torch", "torchvision", "sklearn", "wandb", "swanlab"}
+    """Torch in modules that `--help` imports; the packages that only a download, a tracker or an export needs."""
+    allowed = {"torch", "torchvision", "sklearn", "wandb", "swanlab", "onnx", "onnxruntime", "safetensors"}
     for name, path in modules().items():
         functions = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef)]
         lazy = {f.name: [n for n in ast.walk(f) if isinstance(n, ast.Import | ast.ImportFrom)] for f in functions}
@@ -126,8 +129,8 @@ def test_a_lazy_import_stands_once_a_script_and_elsewhere_only_for_optional_pack
 
 
 def test_the_main_job_can_be_read_in_one_sitting():
-    assert lines(rests_on("ae_train")) <= 4050
-    assert lines(rests_on("ae_pca")) <= 1850
+    assert lines(rests_on("ae_train")) <= 4100
+    assert lines(rests_on("ae_pca")) <= 1900
 
 
 def test_no_file_and_no_function_is_too_long_to_read():
@@ -174,6 +177,8 @@ print(before == after, "torch" in sys.modules)
 
 def test_every_module_has_its_test_file():
     tests = {path.stem.removeprefix("test_") for path in Path(ROOT / "tests").rglob("test_*.py")}
-    rooms = {"autoencoders", *(f"autoencoders.{name}" for name in ALLOWED)} - {f"autoencoders.{n}" for n in BESIDE}
+    rooms = {"autoencoders", *(f"autoencoders.{name}" for name in ALLOWED)} - {
+        f"autoencoders.{n}" for n in BESIDE | PYTHON
+    }
     wanted = {name.split(".")[-1] for name in modules() if name not in rooms and name.split(".")[-1] != "errors"}
     assert wanted <= tests, wanted - tests
