@@ -50,6 +50,7 @@ def test_fp32_is_never_tf32_and_cudnn_is_deterministic(decide, monkeypatch):
     decide()
     assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "ieee"
     assert torch.backends.cudnn.deterministic
+    assert torch.backends.cudnn.allow_tf32 is False  # reading it is an error where it contradicts the new switch
 
 
 def test_mixed_precision_on_a_cpu_is_bf16_without_scaling():
