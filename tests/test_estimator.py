@@ -26,7 +26,7 @@ def table():
 
 
 def test_a_table_of_any_width_comes_back_nearly_as_it_was(table):
-    model = AutoencoderTransformer(code_size=3, hidden_sizes=(32,), epochs=300, random_state=0).fit(table)
+    model = AutoencoderTransformer(code_size=3, hidden_sizes=(64,), batch_size=16, random_state=0).fit(table)
     back = model.inverse_transform(model.transform(table))
     assert back.shape == table.shape
     assert np.square(back - table).mean() < 0.02 * table.var(axis=0).mean()

@@ -53,8 +53,8 @@ def keep_freed_memory() -> None:
 
 def use_exact_kernels() -> None:
     """On CUDA: fp32 without TF32, whose mantissa has 10 bits, and convolutions that sum in a fixed order."""
-    # Not `fp32_precision`: after it, torch.export raises, because it reads these.
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False  # the older switch: torch.compile and torch.export fail unless both agree
+    torch.backends.fp32_precision = "ieee"  # type: ignore[attr-defined]
     torch.backends.cudnn.deterministic = True
 
 

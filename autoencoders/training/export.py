@@ -51,12 +51,12 @@ def _onnx_file(run: TrainedRun, file: str, module: torch.nn.Module, source: str,
     axes = {example.ndim - 2: torch.export.Dim("batch")}
     program: Any = torch.onnx.export(module, (example[..., :2, :],), input_names=[source], output_names=[target],
                                      dynamic_shapes=(axes,), dynamo=True, verbose=False)  # fmt: skip
+    graph = program.model_proto  # made anew each time
     ranges = {"images": "[0, 1]", "reconstruction": "[0, 1]", "code": "the recipe's own"}
     facts = metadata(run) | {"input_range": ranges[source], "output_range": ranges[target]}
-    proto = program.model_proto  # made anew at each access
-    onnx.helper.set_model_props(proto, facts)
-    onnx.checker.check_model(proto)
-    data = proto.SerializeToString()
+    onnx.helper.set_model_props(graph, facts)
+    onnx.checker.check_model(graph)
+    data = graph.SerializeToString()
     found, shapes = _run_onnx(data, example)
     with torch.no_grad():
         text = compare(file, found, module(example).numpy())

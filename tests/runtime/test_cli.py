@@ -16,6 +16,7 @@ from conftest import ROOT, TRAIN, call_script, is_one_error_line, only_warnings,
 from PIL import Image
 
 import ae_eval
+import ae_export
 import ae_generate
 import ae_pca
 import ae_reproduce
@@ -177,6 +178,7 @@ SCRIPTS = {
     "mnist_sae_train.py": mnist_sae_train,
     "ae_generate.py": ae_generate,
     "ae_eval.py": ae_eval,
+    "ae_export.py": ae_export,
     "ae_search.py": ae_search,
     "ae_reproduce.py": ae_reproduce,
 }
@@ -186,7 +188,7 @@ GIVEN = {"image_size": "28", "test_fraction": "0.5", "code_size": "7", "hidden_s
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_flag_of_every_script_may_be_spelt_with_underscores(script):
     parser = SCRIPTS[script].parser()
-    needed = ["--run", "x"] if script in ("ae_generate.py", "ae_eval.py") else []
+    needed = ["--run", "x"] if script in ("ae_generate.py", "ae_eval.py", "ae_export.py") else []
     for action in parser._actions:
         dashed = max(action.option_strings, key=len)
         if "-" not in dashed.strip("-") or not action.option_strings:

@@ -45,12 +45,12 @@ def test_a_cpu_computes_in_fp32_unless_asked(mode):
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("decide", [lambda: Precision("off", CPU), lambda: pick_device("cpu")])
 def test_fp32_is_never_tf32_and_cudnn_is_deterministic(decide, monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    torch.backends.cuda.matmul.allow_tf32 = True  # which is no attribute that could be put back
+    monkeypatch.setattr(torch.backends, "fp32_precision", "tf32")
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
     decide()
-    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+    assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "ieee"
     assert torch.backends.cudnn.deterministic
+    assert torch.backends.cudnn.allow_tf32 is False  # reading it is an error where it contradicts the new switch
 
 
 def test_mixed_precision_on_a_cpu_is_bf16_without_scaling():
