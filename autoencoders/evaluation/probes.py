@@ -42,6 +42,7 @@ def linear_probe(
     model = LogisticRegression(max_iter=iterations)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # `converged` says so
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)  # they are labels
         if counts.min() >= 2 and len(train) >= 6 * len(counts):
             held_out = StratifiedShuffleSplit(1, test_size=1 / 6, random_state=seed)
             search = GridSearchCV(model, {"C": (1e-3, 1e-2, 1e-1, 1.0)}, cv=held_out)
@@ -54,7 +55,9 @@ def linear_probe(
 
 def knn(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray) -> Numbers:
     """Test accuracy of the vote of the five nearest training images, by the distance between unscaled features."""
-    model = KNeighborsClassifier(min(NEIGHBOURS, len(train)), algorithm="brute").fit(train, train_labels)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)  # they are labels
+        model = KNeighborsClassifier(min(NEIGHBOURS, len(train)), algorithm="brute").fit(train, train_labels)
     return accuracy(model.predict(test) == test_labels)
 
 
