@@ -13,7 +13,7 @@ from autoencoders.runtime import cli
 from autoencoders.runtime.device import keep_freed_memory, pick_device
 from autoencoders.runtime.files import locked
 
-HEAD = ("recipe", "idea", "code", "epochs", "test MSE", "PCA, same code", "minutes")
+HEAD = ("recipe", "idea", "code", "epochs", "test MSE", "PCA, same code", "seconds")
 
 
 def parser() -> cli.Parser:
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
             run.train()
             model, pca = (run.measured(f"metrics.{metric}") for metric in ("test_mse_unit", "pca_test_mse_unit"))
             rows.append([f"`{name}`", run.recipe.summary, str(run.recipe.code_size), str(run.recipe.epochs),
-                         f"{model:.4f}", f"{pca:.4f}", f"{run.record['seconds'] / 60:.1f}"])  # fmt: skip
+                         f"{model:.4f}", f"{pca:.4f}", f"{run.record['seconds']:.0f}"])  # fmt: skip
     print(cli.format_table(HEAD, rows, markdown=True))
     print(f"\n{images.title}, one seed, MSE of pixels in [0, 1], {machine_name()}")
 
