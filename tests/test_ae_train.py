@@ -130,8 +130,7 @@ def test_pictures_name_the_images_the_recipe_and_the_number(tmp_path, capsys, fi
     rows_title = rows.get_suptitle()
     for title in (loss_title, rows_title):
         assert "scikit-learn digits" in title and "symmetric" in title
-    assert f"{metrics['test_loss']:.4f}" in loss_title
-    assert f"{metrics['test_mse_unit']:.4f}" in rows_title
+        assert f"{metrics['test_mse_unit']:.4f}" in title
 
 
 def test_the_same_seed_twice_gives_the_same_weights_bit_for_bit(trained, weights, tmp_path, capsys):

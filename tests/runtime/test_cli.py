@@ -260,7 +260,7 @@ def test_a_repeated_tracker_is_added_and_another_repeated_list_replaced():
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_names_of_other_projects_are_taken_where_the_script_has_the_flag(script):
     parser, parse = SCRIPTS[script].parser(), SCRIPTS[script].parser().parse_args
-    needed = ["--run", "x"] if script in ("ae_generate.py", "ae_eval.py") else []
+    needed = ["--run", "x"] if script in ("ae_generate.py", "ae_eval.py", "ae_export.py") else []
     flags = {name: action for action in parser._actions for name in action.option_strings}
     for alias, flag in cli.ALIASES.items():
         assert alias not in flags
