@@ -7,7 +7,7 @@ from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.ticker import EngFormatter
 
 from autoencoders.figures import Captions, Rows, label_bar, labelled_dots, squares, strips
-from autoencoders.style import BLUE, GREY, ORANGE, colours, log_ticks, png, styled_figure
+from autoencoders.style import BLUE, GREY, MAX_NAMED, ORANGE, colours, log_ticks, png, styled_figure
 
 Scored = tuple[np.ndarray, Sequence[float]]  # images (n, pixels) and the error of each
 
@@ -16,7 +16,7 @@ def search(
     parameters: np.ndarray, errors: np.ndarray, spreads: np.ndarray, names: Sequence[str], series: Sequence[str],
     title: str, y_label: str,
 ) -> bytes:  # fmt: skip
-    """Errors of candidates, with standard errors, against their parameters; those on the Pareto front are named."""
+    """Errors of candidates, with standard errors, against their parameters; of many only the Pareto front is named."""
     order = np.lexsort((errors, parameters))
     best = np.minimum.accumulate(errors[order])
     front = order[np.flatnonzero(np.diff(best, prepend=np.inf))]
@@ -30,6 +30,8 @@ def search(
         for i in front:  # no candidate lies below and to the left of these
             point = parameters[i], errors[i]
             axes.annotate(names[i], point, (-6, -4), textcoords="offset points", ha="right", va="top")
+        for i in set(range(len(names))).difference(front if len(names) <= MAX_NAMED else range(len(names))):
+            axes.annotate(names[i], (parameters[i], errors[i]), (6, 4), textcoords="offset points", color="#5a5f66")
         axes.set(xscale="log", yscale="log")  # not before: error bars on such axes give the range of one dot some width
         axes.margins(0.15)
         log_ticks(axes.xaxis, EngFormatter())

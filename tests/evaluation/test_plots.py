@@ -49,7 +49,15 @@ def test_the_pareto_front_names_the_candidates_that_no_other_beats_in_both(figur
     axes = figures[0].axes[0]
     front = next(line for line in axes.lines if line.get_label() == "Pareto front")
     assert list(zip(front.get_xdata(), front.get_ydata())) == [(1, 0.9), (3, 0.4), (3, 0.4), (5, 0.2), (9, 0.2)]
-    assert sorted((text.get_text(), *text.xy) for text in axes.texts) == [("a", 5, 0.2), ("b", 1, 0.9), ("d", 3, 0.4)]
+    places = {text.get_text(): text.xy for text in axes.texts}
+    assert places == {name: (size[i], error[i]) for i, name in enumerate("abcde")}
+    assert {text.get_text() for text in axes.texts if text.get_color() == "black"} == set("abd")
+
+
+def test_of_many_candidates_only_the_pareto_front_is_named(figures):
+    size = np.arange(1, 30)
+    draw.search(size, 0.1 * size, 0.01 * size, list(map(str, size)), ["one"] * 29, "title", "MSE")
+    assert [text.get_text() for text in figures[0].axes[0].texts] == ["1"]
 
 
 @pytest.mark.parametrize("spread", [0, 0.1, 0.9])
