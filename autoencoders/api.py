@@ -23,7 +23,7 @@ from autoencoders.data.sets import DATASETS, load_images
 from autoencoders.evaluation.metrics import to_pixels
 from autoencoders.evaluation.pca import fit_pca
 from autoencoders.recipes import RECIPES, SETTINGS, Recipe
-from autoencoders.runtime.device import pick_device
+from autoencoders.runtime.device import check_memory, pick_device
 from autoencoders.training.trained import UnitPixels, load_run
 from autoencoders.training.trainer import Row, Trainer
 
@@ -117,9 +117,10 @@ def train(
         row = row.override({"epochs": data.epochs(row.epochs)})
     if row.code_size is None:
         row = row.override({"code_size": fit_pca(data).components_for(0.95)})
-    target = pick_device(device)
+    target, row = pick_device(device), replace(row, image_size=data.side)
+    check_memory(row.count_parameters())
     with torch.random.fork_rng([target] if target.type == "cuda" else []):
-        trainer = Trainer(replace(row, image_size=data.side), data, target)
+        trainer = Trainer(row, data, target)
         for _ in tqdm(trainer.epochs(), total=row.epochs, unit="epoch", leave=False, disable=True if quiet else None):
             pass
     return Model(trainer.model, trainer.recipe, history=trainer.history)
@@ -172,9 +173,11 @@ def _uint8(images: Any, side: int | None = None) -> np.ndarray:
 def _as_tensor(values: Any) -> Tensor:
     """A tensor of the numbers of an array, without a copy where that is possible."""
     if isinstance(values, Tensor):
+        if values.layout != torch.strided or values.is_meta:
+            raise ValueError(f"a tensor of layout {values.layout} on {values.device}: expected a dense one with values")
         return values.detach()
     array = np.asarray(values)
-    if array.dtype.kind not in "fu":
+    if array.dtype.kind not in "fu" or array.dtype.itemsize > 8:
         raise ValueError(f"an array of {array.dtype}: expected uint8 or floats")
     if not (array.flags.writeable and array.flags.c_contiguous and array.dtype.isnative):
         array = array.astype(array.dtype.newbyteorder("="), order="C")

@@ -172,3 +172,23 @@ def test_a_model_can_be_pickled(tuned, digits):
     again = pickle.loads(pickle.dumps(tuned))
     assert np.array_equal(again.encode(digits.test_images), tuned.encode(digits.test_images))
     assert repr(again) == "<Model tuned: 28 x 28 images, codes of 4>"
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.zeros(3, 784, device="meta"),
+        torch.zeros(3, 784).to_sparse(),
+        np.zeros((3, 784), np.longdouble),
+        np.zeros((3, 784), complex),
+    ],
+    ids=["without values", "sparse", "long doubles", "complex"],
+)
+def test_numbers_that_torch_cannot_compute_with_are_refused(trained, images):
+    with pytest.raises(ValueError, match="expected"):
+        load(trained[1]).encode(images)
+
+
+def test_a_model_that_does_not_fit_into_memory_is_refused_before_it_is_built(few):
+    with pytest.raises(ValueError, match="GB"):
+        train("simple", few.train_images, epochs=1, hidden_sizes=(10**9,), quiet=True)
