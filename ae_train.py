@@ -164,6 +164,8 @@ def print_plan(run: "Run") -> None:
     print(f"Recipe {recipe.name}: {recipe.summary}, {int(recipe.count_parameters()):,} weights")
     print("\n".join(f"  {name}: {layer}" for name, layer in leaves))
     print(f"Settings: {', '.join(f'{name} {value}' for name, value in used.items())}")
+    scale = ", pixels in [-1, 1], four times that in [0, 1]" if trainer.model.output_range == "signed" else ""
+    print(f"Loss: {trainer.model.loss_unit}{scale}")
     print(f"Images: {images.title}, {len(images.train_images):,} for training, {len(images.test_images):,} for testing")
     print(f"Training: epochs {len(trainer.history) + 1} to {recipe.epochs} of {len(trainer.batch_sizes)} batches, "
           f"device {trainer.device}, {trainer.precision}; results go into {run.folder}", flush=True)  # fmt: skip
