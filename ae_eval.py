@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autoencoders.data.images import Images, ImageSet
+from autoencoders.data.binary import BINARIZED, static_draw
+from autoencoders.data.images import Images, ImageSet, MappedImages
 from autoencoders.data.own import read_images
 from autoencoders.data.sets import DATASETS, dataset_type, load_images
 from autoencoders.runtime import cli, processes
@@ -41,19 +42,22 @@ def parser() -> cli.Parser:
                       help="codes drawn per image; 0 skips the likelihood (default: 1000)")
     nats.add_argument("--binarize", choices=("none", "static", "dynamic"),
                       help="grey levels as they are, one fixed draw of binary pixels, or a draw by --seed "
-                      "(default: none)")
+                      "(default: as the run was trained)")
 
     codes = parser.add_argument_group("codes (of an ensemble, those of the first autoencoder)")
     codes.add_argument("--probe", action="store_true",
-                       help="linear probe and k-NN: predict labels from codes, PCA's codes and pixels")
+                       help="linear probe, k-NN and k-means: find labels from codes, PCA's codes and pixels")
+    codes.add_argument("--features", choices=("code", "dense"), default="code",
+                       help="what --probe reads of a sparse code: the code, or all activations before the selection "
+                       "of the largest (default: code)")
     codes.add_argument("--map", action="store_true", help="draw the test codes in the plane, by PCA and by t-SNE")
 
-    errors = parser.add_argument_group("outliers, by reconstruction error").add_mutually_exclusive_group()
+    errors = parser.add_argument_group("outliers, by reconstruction").add_mutually_exclusive_group()
     errors.add_argument("--outliers", type=dataset_type, metavar="SET",
                         help="the outliers are the test images of this set, or all images at this path (default: none)")
     errors.add_argument("--leave-out", type=cli.integer(0, 65535), metavar="LABEL",
                         help="the outliers are the test images of this label (default: the label that the run was "
-                        "trained without, if any)")
+                        "trained without, if any, or all labels but the one it was trained on)")
     return parser
 # fmt: on
 
@@ -74,19 +78,19 @@ def main(arguments: list[str] | None = None) -> None:
     keep_freed_memory()
     processes.setup()
     run = load_run(args.run, pick_device(args.device))
-    samples = importance_samples(run, args)
     images = run.load_images(args.dataset, args.data_root)
-    check_enough_images(images, args)
+    samples, binarize = importance_samples(run, args), pixels_of_likelihood(run, images, args.binarize)
+    check_analyses(run, images, args)
     split = outlier_split(images, args)
     folder = processes.on_main(lambda: prepare_folder(args.output_dir or args.run))
 
     test_images = torch.tensor(images.test_images, device=run.device)
-    options = args.binarize or "none", args.seed, processes.rank(), processes.size(), processes.all_reduce
-    nats = likelihood(run.model, test_images, samples, *options) if samples else {}  # takes longest: processes share it
+    options = samples, binarize, args.seed, processes.rank(), processes.size(), processes.all_reduce
+    nats = likelihood(run.model, test_images, *options) if samples else {}  # takes longest: processes share it
     if not processes.is_main():
         return
     pca = load_or_fit_pca(args.run, images, run.recipe.code_size or 0)
-    subject = analyses.Subject(run.model, run.recipe, images, test_images, pca, args.seed, nats, split)
+    subject = analyses.Subject(run.model, run.recipe, images, test_images, pca, args.seed, nats, split, args.features)
     requested = {analyses.reconstruction: True, analyses.likelihood: nats, analyses.probe: args.probe,
                  analyses.code_map: args.map, analyses.outliers: split}  # fmt: skip
     results = {
@@ -111,22 +115,36 @@ def write_analysis(analysis: "Analysis", folder: Path) -> dict[str, Any]:
 
 def importance_samples(run: "TrainedRun", args: argparse.Namespace) -> int:
     """Samples per image of the likelihood, 0 for none; UsageError for a likelihood that the model does not have."""
-    if run.model.generative:
+    if run.model.generative and run.model.loss_name == "bce":
         if args.binarize and args.importance_samples == 0:
             raise UsageError("--binarize: has no effect with --importance-samples 0; drop one of them")
         return 1000 if args.importance_samples is None else int(args.importance_samples)
     if args.importance_samples is not None or args.binarize:
         flag = "binarize" if args.binarize else "importance-samples"
-        raise UsageError(f"--{flag} is for variational autoencoders: the recipe {run.recipe.name} has no likelihood")
+        raise UsageError(f"--{flag} is for variational autoencoders of binary pixels: the recipe {run.recipe.name} has "
+                         "no likelihood")  # fmt: skip
     return 0
 
 
-def check_enough_images(images: ImageSet, args: argparse.Namespace) -> None:
-    """UsageError where an analysis needs more images or labels."""
+def pixels_of_likelihood(run: "TrainedRun", images: ImageSet, flag: str | None) -> str:
+    """The pixels of the likelihood, as `likelihood` takes them; UsageError for grey levels of binary images."""
+    pixels = "published" if images.name == BINARIZED else str(run.recipe.model_args.get("binarize"))
+    if flag in ("none", "dynamic") and pixels in ("static", "published"):
+        raise UsageError(f"--binarize {flag}: the images of this run are one fixed draw of binary pixels; drop it")
+    return pixels if flag is None or pixels == "published" else flag
+
+
+def check_analyses(run: "TrainedRun", images: ImageSet, args: argparse.Namespace) -> None:
+    """UsageError where an analysis needs more images or labels, or another model."""
     if args.probe and len(np.unique(images.train_labels)) < 2:
         raise UsageError(f"--probe: the training images ({images.title}) need at least two labels")
     if args.probe and not np.isin(images.test_labels, images.train_labels).any():
         raise UsageError(f"--probe: no test image ({images.title}) has a label that was trained on")
+    if args.features == "dense":
+        if not args.probe:
+            raise UsageError("--features dense: is for --probe; add it")
+        if not run.model.selects:
+            raise UsageError(f"--features dense: the code of the recipe {run.recipe.name} is not sparse; drop it")
     if args.map and len(images.test_images) < 3:  # t-SNE needs neighbours
         raise UsageError(f"--map: needs at least 3 test images; there are {len(images.test_images)}")
 
@@ -134,21 +152,26 @@ def check_enough_images(images: ImageSet, args: argparse.Namespace) -> None:
 def outlier_split(images: ImageSet, args: argparse.Namespace) -> "OutlierSplit | None":
     """The outliers that the flags or the run name, and the inliers: test images of labels that were trained on."""
     label = images.left_out if args.leave_out is None else args.leave_out
-    if label is None and not args.outliers:
+    if label is None and images.only is None and not args.outliers:
         return None
-    inlier = images.test_labels != images.left_out  # all True for None
+    inlier = np.isin(images.test_labels, images.train_labels)
     outliers: Images
     if args.outliers in DATASETS:
         others = load_images(args.outliers, args.data_root, images.side)
         name, outliers = others.title, others.test_images
     elif args.outliers:
         name, outliers = load_all_images(Path(args.outliers), images.side, args.data_root)
+    elif label is None:
+        name, outliers = f"all labels but {images.only}, never trained on", images.test_images[~inlier]
     else:
-        name = f"label {label}, {'never' if label == images.left_out else 'also'} trained on"
+        name = f"label {label}, {'also' if np.isin(label, images.train_labels) else 'never'} trained on"
         outliers, inlier = images.test_images[images.test_labels == label], inlier & (images.test_labels != label)
+    inliers = images.test_images[inlier]
+    if set(np.unique(inliers)) <= {0, 255} and not isinstance(outliers, MappedImages):
+        outliers = static_draw(outliers, "test")  # else the grey levels would tell them apart
     if not (inlier.any() and len(outliers)):
         raise UsageError(f"{name}: {len(outliers)} outliers and {inlier.sum()} inliers; both need at least one image")
-    return name, images.test_images[inlier], outliers
+    return name, inliers, outliers
 
 
 def load_all_images(path: Path, side: int, root: Path) -> tuple[str, Images]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.special import stdtrit  # the quantile of Student's t
 
+from autoencoders.data.binary import binarized
 from autoencoders.data.images import ImageSet
 from autoencoders.data.sets import add_data_flags, data_arguments, load_images, preparation_notice
 from autoencoders.evaluation import plots
@@ -105,7 +106,7 @@ def parser(recipe: Recipe = RECIPES[DEFAULT]) -> cli.Parser:
                         help="of each fold; another number may change the last digits")
     search.add_argument("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu")
     search.add_argument("--output-dir", type=cli.path, default="outputs/search", help="where results go")
-    add_data_flags(parser.add_argument_group("data"))
+    add_data_flags(parser.add_argument_group("data"), default=recipe.dataset)
     return parser
 # fmt: on
 
@@ -121,7 +122,7 @@ def main(arguments: list[str] | None = None) -> None:
     from autoencoders.training.folds import Fold, cross_validate
 
     device, folder = pick_device(args.device), args.output_dir
-    images = load_images(**data_arguments(args))
+    images = binarized(load_images(**data_arguments(args)), RECIPES[args.recipe].model_args.get("binarize"))
     if args.folds > len(images.train_images):
         raise UsageError(f"--folds {args.folds}: there are only {len(images.train_images)} training images")
     candidates = make_grid(args, images)

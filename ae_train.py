@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from autoencoders.data.binary import binarized
 from autoencoders.data.images import ImageSet, MappedImages
 from autoencoders.data.sets import add_data_flags, data_arguments, load_images, preparation_notice
 from autoencoders.recipes import (
@@ -37,10 +38,14 @@ def parser(recipe: Recipe = RECIPES[DEFAULT], only_own: bool = False) -> cli.Par
     """The command line, with the defaults of `recipe`; `only_own` is for a script that trains that recipe alone."""
     parser = cli.Parser(__doc__, dry_run=True)
     data = parser.add_argument_group("data")
-    add_data_flags(data, stream=True)
-    data.add_argument("--leave-out", type=cli.integer(0, 65535), metavar="LABEL",
-                      help="train without the images of this label; ae_eval.py then measures how well their "
-                      "reconstruction error detects them")
+    add_data_flags(data, stream=True, default=recipe.dataset)
+    labels = data.add_mutually_exclusive_group()
+    labels.add_argument("--leave-out", type=cli.integer(0, 65535), metavar="LABEL",
+                        help="train without the images of this label; ae_eval.py then measures how well they are "
+                        "detected")
+    labels.add_argument("--only", type=cli.integer(0, 65535), metavar="LABEL",
+                        help="train on the images of this label alone; ae_eval.py then measures how well all others "
+                        "are detected (with fewer than 10,000 images the recipe's epochs are ten times as many)")
     data.add_argument("--workers", type=cli.integer(0, 256), default=0,
                       help="DataLoader processes that fetch the batches; 0 keeps the images on the device")
 
@@ -65,7 +70,7 @@ def parser(recipe: Recipe = RECIPES[DEFAULT], only_own: bool = False) -> cli.Par
     output.add_argument("--checkpoint-minutes", type=cli.number(0), default=10.0, metavar="X",
                         help="minutes between checkpoints inside an epoch; one is also saved after every epoch")
     output.add_argument("--log-interval", type=cli.integer(1), metavar="N",
-                        help="print the loss of every N-th batch, and every epoch (default: about 20 epochs, no batch)")
+                        help="print the loss of every N-th batch, and every epoch (default: at most 20 epochs)")
     output.add_argument("--pictures-every", type=cli.integer(1), metavar="N",
                         help="write a picture of the reconstructions every N epochs (default: at the end only)")
     output.add_argument("--weights-every", type=cli.integer(1), metavar="N",
@@ -102,7 +107,7 @@ def train(recipe: Recipe, args: argparse.Namespace) -> None:
 
     processes.setup()
     device, folder, started = pick_device(args.device), args.output_dir or Path(recipe.default_folder), time.monotonic()
-    images = load_training_images(args)
+    images = load_training_images(recipe, args)
     recipe = fit_to_images(recipe, args, images)
     check_memory(recipe.count_parameters())
     recipe, pca, pca_is_new = processes.on_main(lambda: resolve_code_size(recipe, images, folder))
@@ -142,11 +147,13 @@ def check_flags(recipe: Recipe, args: argparse.Namespace) -> bool:
     return not notice
 
 
-def load_training_images(args: argparse.Namespace) -> ImageSet:
-    """The images that the flags select, without the label of --leave-out."""
-    images = load_images(**data_arguments(args))
+def load_training_images(recipe: Recipe, args: argparse.Namespace) -> ImageSet:
+    """The images that the flags select, in binary pixels for --binarize static."""
+    images = binarized(load_images(**data_arguments(args)), recipe.model_args.get("binarize"))
     if args.workers and isinstance(images.train_images, MappedImages):
         raise UsageError("--workers: does not work with streamed images; drop it, or use --stream off")
+    if args.only is not None:
+        return images.keeping_only(args.only)
     return images if args.leave_out is None else images.leaving_out(args.leave_out)
 
 
@@ -180,7 +187,7 @@ def print_dry_run(run: "Run", args: argparse.Namespace) -> None:
 
 
 def print_epoch(row: dict[str, Any], epochs: int, always: bool) -> None:
-    """Print one epoch in one line, unless --quiet; of an ensemble the mean. Not `always`: 20 epochs up to the last."""
+    """Print one epoch in one line, unless --quiet; of an ensemble the mean. Not `always`: 20 epochs at most."""
     titles = {"train_loss": "average loss", "test_loss": "test loss"}
     hidden = ("epoch", "seconds", "images_per_second")
     means = {name: fmean(v if isinstance(v, list) else [v]) for name, v in row.items() if name not in hidden}

@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
         args.device = "cpu"
     if args.analyze_loss and not args.dry_run:
         processes.setup()
-        device, images = pick_device(args.device), ae_train.load_training_images(args)
+        device, images = pick_device(args.device), ae_train.load_training_images(recipe, args)
         untrained = replace(recipe, image_size=images.side)
         check_memory(untrained.count_parameters())
         analysis, total = analyse_untrained(untrained, images.train_images, device), len(images.train_images)

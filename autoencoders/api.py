@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ae_models import Autoencoder
+from autoencoders.data.binary import binarized
 from autoencoders.data.images import ImageSet
 from autoencoders.data.sets import DATASETS, load_images
 from autoencoders.evaluation.metrics import to_pixels
@@ -102,7 +103,7 @@ def train(
 ) -> Model:  # fmt: skip
     """Train a recipe and write nothing; the model, with its history.
 
-    images       an array of images, or the name of a set in `data_root`: mnist, fashion-mnist, kmnist, digits, auto
+    images       an array of images, or the name of a set in `data_root`: mnist, fashion-mnist, kmnist, digits, ...
     test_images  are measured after every epoch; of an array a tenth is held out for that, drawn by the seed
     settings     override the recipe's, by the names of the flags of ae_train.py: epochs, hidden_sizes, lr, seed, ...
 
@@ -112,7 +113,7 @@ def train(
     RunError when the training diverges. torch's random state is left as it was.
     """
     row = _recipe(recipe, settings)
-    data = _image_set(images, test_images, Path(data_root), row.seed)
+    data = binarized(_image_set(images, test_images, Path(data_root), row.seed), row.model_args.get("binarize"))
     if "epochs" not in settings:
         row = row.override({"epochs": data.epochs(row.epochs)})
     if row.code_size is None:

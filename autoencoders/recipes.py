@@ -41,6 +41,7 @@ class Recipe:
     shape: str = ""  # the architecture in words, unless it is pixels-hidden-code and back
     objective: str = ""  # the loss in words, unless `loss` names it
     pictures: tuple[str, ...] = ()  # beyond the two of every run: names in training/report.py
+    dataset: str = "mnist"  # the image set where no flag names one
     epochs: int = 10
     batch_size: int = 128
     optimizer: str = "adam"
@@ -99,7 +100,8 @@ class Recipe:
     def as_dict(self) -> dict[str, Any]:
         """The recipe in JSON types, for `run.json`."""
         arguments = {name: list(v) if isinstance(v, tuple) else v for name, v in self.model_args.items()}
-        return {k: v for k, v in vars(self).items() if k != "pictures"} | {"model_args": arguments}
+        known_by_name = ("pictures", "dataset")
+        return {k: v for k, v in vars(self).items() if k not in known_by_name} | {"model_args": arguments}
 
     @staticmethod
     def from_dict(plain: Mapping[str, Any]) -> "Recipe":
@@ -150,14 +152,22 @@ SETTINGS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
                          {"type": cli.sizes, "action": cli.ListAction, "metavar": "N"}),
         "code_size": ("a number, or auto for the number of components that PCA needs",
                       {"type": cli.code_size, "metavar": "N"}),
-        "activation": ("between the layers of a fully connected model", {"choices": ("relu", "gelu")}),
+        "activation": ("between the layers of a fully connected model",
+                       {"choices": ("relu", "gelu", "tanh", "leaky-relu")}),
         "code_activation": ("after the last layer of the encoder", {"choices": ("relu", "none")}),
         "linear_path": ("linear skip connections around the layers of encoder and decoder", {"action": "store_true"}),
         "loss": ("mse: squared error; bce: cross-entropy", {"choices": ("mse", "bce")}),
+        "shift": ("pixels by which training images are moved at most, in each direction",
+                  {"type": cli.integer(0, 28), "metavar": "N"}),
         "noise_factor": ("standard deviation of the noise added to training images", _NUMBER),
         "test_noise": ("add the noise to the test images too", {"action": "store_true"}),
         "kl_weight": ("beta, the weight of the KL term", _NUMBER),
         "kl_anneal": ("how beta grows over the epochs", {"choices": ("linear", "none")}),
+        "binarize": ("train on binary pixels: one fixed draw for each image, or a new one at every step, with the grey "
+                     "levels as probabilities", {"choices": ("none", "static", "dynamic")}),
+        "init": ("first weights: torch's own, or those of Glorot & Bengio with a decoder that starts at the mean image",
+                 {"choices": ("default", "mean-image")}),
+        "importance_samples": ("codes drawn per image for the importance-weighted bound; 1 is the ELBO", _COUNT),
         "num_saes": ("number of autoencoders trained together", {"type": cli.integer(1, 100), "metavar": "N"}),
         "features": ("number of features of each sparse autoencoder", _COUNT),
         "k": ("number of active features of a code", _COUNT),
@@ -184,11 +194,19 @@ DEFAULT, BEST = "symmetric", "tuned"  # BEST is what a warning recommends: the l
 
 # Arguments that every fully connected row shares; a row says what differs.
 _DENSE = {"activation": "relu", "code_activation": "relu", "linear_path": False, "output": "sigmoid", "loss": "mse",
-          "noise_factor": 0.0, "test_noise": False}
+          "noise_factor": 0.0, "test_noise": False, "shift": 0}
 _TUTORIAL = {**_DENSE, "hidden_sizes": (128, 64), "code_size": 32}
 _OURS = {**_DENSE, "activation": "gelu", "code_activation": "none", "linear_path": True, "output": "tanh"}
 
+_VAE = {"activation": "relu", "loss": "bce", "kl_weight": 1.0, "kl_anneal": "none", "binarize": "none",
+        "importance_samples": 1, "init": "default"}
+
 _FIRST = "a PyTorch tutorial without a known address, which prints no number; "
+
+_BURDA = "Burda et al. 2016, https://arxiv.org/abs/1509.00519; schedule ours"
+_BURDAS_NETWORK = {"hidden_sizes": (200, 200), "code_size": 50, "activation": "tanh", "binarize": "dynamic",
+                   "init": "mean-image"}
+_BINARY: dict[str, Any] = {"objective": "bce + KL(q(code | x) || N(0, I)) of binary pixels", "pictures": ("samples",)}
 
 _ROWS = (
     Recipe("symmetric", "PCA-guided symmetric autoencoder",
@@ -201,7 +219,7 @@ _ROWS = (
     Recipe("conv", "convolutional autoencoder",
            _FIRST + "idea: Masci et al. 2011, https://doi.org/10.1007/978-3-642-21735-7_7",
            "ae_models.ConvAutoencoder",
-           {"code_size": 64, "loss": "mse", "noise_factor": 0.0, "test_noise": False},
+           {"code_size": 64, "loss": "mse", "noise_factor": 0.0, "test_noise": False, "shift": 0},
            shape="convolutions 1-16-32 to a code of 64 x 1 x 1, and back"),
     Recipe("denoising", "denoising autoencoder",
            _FIRST + "idea: Vincent et al. 2010, https://jmlr.org/papers/v11/vincent10a.html",
@@ -212,9 +230,20 @@ _ROWS = (
                                               "code_activation": "none", "loss": "bce", "pixels": "signed"}),
     Recipe("vae", "variational autoencoder", "a write-up with SwanLab of https://github.com/owenliang/torch-vae; "
            "idea: Kingma & Welling 2014, https://arxiv.org/abs/1312.6114", "ae_models.VAE",
-           {"hidden_sizes": (256,), "code_size": 20, "kl_weight": 1.0, "kl_anneal": "linear"},
+           {**_VAE, "hidden_sizes": (256,), "code_size": 20, "kl_anneal": "linear"},
            objective="bce + beta KL(q(code | x) || N(0, I))", pictures=("samples",),
            epochs=50, optimizer="adamw", weight_decay=0.01),
+    Recipe("vae_static", "variational autoencoder of binary pixels that are drawn once",
+           "network of pythae, https://github.com/clementchadebec/benchmark_VAE; schedule ours", "ae_models.VAE",
+           {**_VAE, "hidden_sizes": (400,), "code_size": 40, "binarize": "static", "init": "mean-image"}, **_BINARY,
+           dataset="binarized-mnist", epochs=60, lr=2e-3, lr_schedule="one-cycle"),
+    Recipe("vae_dynamic", "variational autoencoder of binary pixels that are drawn anew at every step",
+           "network of " + _BURDA, "ae_models.VAE",
+           {**_VAE, **_BURDAS_NETWORK}, **_BINARY, epochs=600, lr=1.5e-3, lr_schedule="one-cycle"),
+    Recipe("iwae", "importance-weighted autoencoder of binary pixels", "network of " + _BURDA, "ae_models.VAE",
+           {**_VAE, **_BURDAS_NETWORK, "importance_samples": 5},
+           objective="importance-weighted bound of binary pixels", pictures=("samples",),
+           epochs=600, lr=1.5e-3, lr_schedule="one-cycle"),
     Recipe("sparse", "ensemble of k-sparse autoencoders",
            '"MNIST稀疏自编码器 (Sparse Autoencoder)", https://github.com/electrixoul/sae_demo; '
            "idea: Makhzani & Frey 2014, https://arxiv.org/abs/1312.5663", "autoencoders.sparse.SparseEnsemble",
@@ -222,6 +251,10 @@ _ROWS = (
             "revive": "lift", "reinit_threshold": None},
            shape="5 times 784-1024, 50 active features, tied decoder", objective="mse + consistency + revival",
            pictures=("training_metrics", "sae_features", "feature_activity"), epochs=5),
+    Recipe("hinton", "a code of 30 through the network of Hinton & Salakhutdinov",
+           "widths: Hinton & Salakhutdinov 2006, https://doi.org/10.1126/science.1127647; all else ours",
+           "ae_models.SymmetricAutoencoder", {**_OURS, "hidden_sizes": (1000, 500, 250), "code_size": 30, "shift": 1},
+           epochs=16, batch_size=64, lr=2e-3, lr_schedule="one-cycle"),
     Recipe("tuned", "best test MSE within the training budget of symmetric", "ours", "ae_models.SymmetricAutoencoder",
            {**_OURS, "hidden_sizes": (1024,), "code_size": None},
            shape="784-1024-PCA-1024-784, with linear skip connections",

@@ -136,6 +136,7 @@ class SparseEnsemble(Autoencoder):
     The training state is in non-persistent buffers: a state dict holds the model alone, a checkpoint stores both.
     """
 
+    selects = True
     epoch_metrics = ("pearson", "dead_features", "mean_activity")
     loss_unit = "squared error, summed over the autoencoders"
     matches_per_step = 64
@@ -193,6 +194,10 @@ class SparseEnsemble(Autoencoder):
         pre = torch.matmul(x, self.weight.mT) + self.bias[:, None]
         value, index = pre.topk(self.k)
         return torch.zeros_like(pre).scatter(-1, index, value)
+
+    def dense_code(self, x: Tensor) -> Tensor:
+        """relu(W x + b) (S, B, F) of images (B, P): the activations before the k largest are selected."""
+        return F.relu(torch.matmul(x, self.weight.mT) + self.bias[:, None])
 
     def decode(self, code: Tensor) -> Tensor:
         """Reconstructions (S, B, P) of codes (S, B, F)."""

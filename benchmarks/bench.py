@@ -27,7 +27,7 @@ from autoencoders.runtime import cli
 from autoencoders.runtime.device import keep_freed_memory
 from autoencoders.runtime.files import write_json
 from benchmarks import scaling
-from benchmarks.common import make_trainer, run_python, sized
+from benchmarks.common import SYSTEMS, make_trainer, run_python, sized
 from benchmarks.plain import build, plain_epoch, plain_loader
 
 RESULTS = Path(__file__).with_name("results.json")
@@ -129,7 +129,9 @@ def bench_memory(recipe: Recipe, root: Path) -> dict[str, Any]:
     flags = ["--recipe", recipe.name, "--data-root", root, "--epochs", 1]
     code = ["--code-size", 154] if RECIPES[recipe.name].code_size is None else []
     with tempfile.TemporaryDirectory() as folder:
-        ours = run_python("ae_train.py", *flags, *code, "--output-dir", folder, "--log-interval", 1)
+        ours = run_python(
+            "ae_train.py", *flags, "--dataset", "mnist", *code, "--output-dir", folder, "--log-interval", 1
+        )
     plain = run_python("-m", "benchmarks.plain", *flags, "--images", recipe.batch_size)
     imports = run_python("-c", IMPORTS).peak
     own = 12 * recipe.count_parameters() + 55e6
@@ -169,7 +171,7 @@ def format_results(results: list[dict[str, Any]]) -> str:
     return cli.format_table(("", *columns), rows, markdown=True)
 
 
-NAMES = (*PROCESSES, *(f"{name} epochs" for name in RECIPES), "scaling")
+NAMES = (*PROCESSES, *(f"{name} epochs" for name in SYSTEMS), "scaling")
 
 
 def parser() -> cli.Parser:

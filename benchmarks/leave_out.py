@@ -6,12 +6,13 @@ same digit detected by a model that was trained on all digits.
 
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from autoencoders.runtime import cli
 from benchmarks.common import run_python
 
-HEAD = ("left out", "AUROC", "average precision", "found at 95% specificity", "PCA, AUROC", "trained on it, AUROC")
+HEAD = ("left out", "AUROC, error", "SAP", "NAP", "found at 95% specificity", "PCA's error", "trained on it, error")
 
 
 def detect(run: Path, digit: int, output: Path, images: list[Any]) -> dict[str, Any]:
@@ -19,6 +20,13 @@ def detect(run: Path, digit: int, output: Path, images: list[Any]) -> dict[str, 
     run_python("ae_eval.py", "--run", run, *images, "--leave-out", digit, "--output-dir", output)
     outliers: dict[str, Any] = json.loads((output / "evaluation.json").read_text())["outliers"]
     return outliers
+
+
+def format_row(name: str, values: list[float]) -> list[str]:
+    return [
+        name,
+        *(f"{value:.1%}" if head.startswith("found") else f"{value:.4f}" for head, value in zip(HEAD[1:], values)),
+    ]
 
 
 def parser() -> cli.Parser:
@@ -33,7 +41,7 @@ def parser() -> cli.Parser:
 
 def main() -> None:
     args = parser().parse_args()
-    folder, rows = args.output_dir, []
+    folder, rows, found = args.output_dir, [], []
     images = ["--dataset", args.dataset, "--data-root", args.data_root]
     train = ["ae_train.py", "--recipe", args.recipe, *images, "--resume", *args.flags]
     run_python(*train, "--output-dir", folder / "all")
@@ -43,10 +51,11 @@ def main() -> None:
         unseen = detect(run, digit, run, images)
         seen = detect(folder / "all", digit, folder / "all" / f"find_{digit}", images)
         model = unseen["model"]
-        values = (model["auroc"], model["average_precision"], unseen["pca"]["auroc"], seen["model"]["auroc"])
-        auroc, precision, pca, trained = (f"{value:.4f}" for value in values)
-        rows.append([str(digit), auroc, precision, f"{model['sensitivity']:.1%}", pca, trained])
+        found.append([*(unseen[f"auroc_{score}"] for score in ("error", "sap", "nap")), model["sensitivity"],
+                      unseen["pca"]["auroc"], seen["model"]["auroc"]])  # fmt: skip
+        rows.append(format_row(str(digit), found[-1]))
         cli.log.info(" ".join(rows[-1]))
+    rows.append(format_row("mean", [fmean(column) for column in zip(*found)]))
     print(cli.format_table(HEAD, rows, markdown=True))
 
 

@@ -26,7 +26,7 @@ from autoencoders.runtime.files import write_json
 from autoencoders.training.checkpoint import load_checkpoint, read_record
 from autoencoders.training.trained import load_run
 from autoencoders.training.trainer import Trainer
-from benchmarks.common import run_python
+from benchmarks.common import SYSTEMS, run_python
 
 HEAD = ("recipe", "processes", "losses of epochs", "of batches", "metrics", "ms a step", "times one", "bytes sent",
         "measured")  # fmt: skip
@@ -121,7 +121,7 @@ def format_row(recipe: str, row: dict[str, Any]) -> list[str]:
 def parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
     parser.add_argument("--only", type=cli.items(cli.one_of(RECIPES)), action=cli.ListAction, metavar="NAME",
-                        default=tuple(RECIPES), help="recipes")  # fmt: skip
+                        default=SYSTEMS, help="recipes")  # fmt: skip
     parser.add_argument("--ranks", type=cli.items(cli.integer(1)), action=cli.ListAction, metavar="N",
                         default=(2, 4), help="numbers of processes")  # fmt: skip
     parser.add_argument("--epochs", type=cli.integer(1), default=2, help="passes over the images")

@@ -12,6 +12,7 @@ from autoencoders.reproduction.runs import Setup, machine_name, make_training
 from autoencoders.runtime import cli
 from autoencoders.runtime.device import keep_freed_memory, pick_device
 from autoencoders.runtime.files import locked
+from benchmarks.common import SYSTEMS
 
 HEAD = ("recipe", "idea", "code", "epochs", "test MSE", "PCA, same code", "seconds")
 
@@ -19,7 +20,7 @@ HEAD = ("recipe", "idea", "code", "epochs", "test MSE", "PCA, same code", "secon
 def parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
     parser.add_argument("--only", type=cli.items(cli.one_of(RECIPES)), action=cli.ListAction, metavar="NAME",
-                        default=tuple(RECIPES), help="what to train")  # fmt: skip
+                        default=SYSTEMS, help="what to train (default: all but those of the papers)")  # fmt: skip
     parser.add_argument("--dataset", choices=DATASETS, default="mnist", help="a small set is a smoke test")
     parser.add_argument("--data-root", type=Path, default=Path("data"), help="where the images are")
     parser.add_argument("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu")

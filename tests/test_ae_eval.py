@@ -16,6 +16,7 @@ from sklearn.metrics import roc_auc_score
 import ae_eval
 import ae_generate
 import ae_train
+from autoencoders.data.binary import binarized
 from autoencoders.evaluation.analyses import format_accuracy
 from autoencoders.evaluation.metrics import reconstruct
 from autoencoders.evaluation.pca import PCA_FILE, fit_pca, write_pca
@@ -247,8 +248,8 @@ def test_a_probe_needs_two_labels_and_test_images_of_them(digits):
     single = replace(digits, train_labels=np.zeros(len(digits.train_labels)))
     for images, message in ((unknown, "no test image"), (single, "two labels")):
         with pytest.raises(UsageError, match=message):
-            ae_eval.check_enough_images(images, arguments("--probe"))
-    ae_eval.check_enough_images(digits, arguments("--probe"))
+            ae_eval.check_analyses(None, images, arguments("--probe"))
+    ae_eval.check_analyses(None, digits, arguments("--probe"))
 
 
 def test_labels_are_predicted_from_the_codes_of_the_first_autoencoder_and_these_are_drawn(evaluate, digits):
@@ -318,3 +319,75 @@ def test_a_refused_flag_does_not_wait_for_torch():
     )
     process = run_script("-c", code, "--run", "nowhere", "--leave-out", 65536)
     assert process.returncode == 2 and process.stdout == "False\n" and is_one_error_line(process.stderr)
+
+
+@pytest.fixture(scope="module")
+def more_runs(tmp_path_factory):
+    """Runs of one label, of binary pixels and of squared error."""
+    root = tmp_path_factory.mktemp("more")
+    small = ("--hidden-sizes", 32, "--code-size", 4)
+    for name, flags in {
+        "only": ("--recipe", "simple", "--only", 3), "static": ("--recipe", "vae", *small, "--binarize", "static"),
+        "dynamic": ("--recipe", "vae", *small, "--binarize", "dynamic", "--importance-samples", 3),
+        "squared": ("--recipe", "vae", *small, "--loss", "mse"),
+    }.items():  # fmt: skip
+        cli.run(
+            lambda flags=flags, name=name: ae_train.main([*map(str, (*DIGITS, *flags, "--output-dir", root / name))])
+        )
+    return root
+
+
+def evaluated(capsys, folder, *flags):
+    status, out, err = call_script(capsys, ae_eval.main, "--run", folder, "--device", "cpu", *flags)
+    path = folder / "evaluation.json"
+    return status, out, err, json.loads(path.read_text()) if path.exists() else None
+
+
+def test_a_run_of_one_label_is_tested_on_all_others(capsys, more_runs, digits):
+    status, out, _, found = evaluated(capsys, more_runs / "only")
+    outliers = found["outliers"]
+    assert status == 0 and "all labels but 3, never trained on" in out
+    assert outliers["usual_images"] == (digits.test_labels == 3).sum()
+    assert outliers["usual_images"] + outliers["strange_images"] == len(digits.test_images)
+    assert found["dataset"]["only"] == 3 and found["dataset"]["leave_out"] is None
+    for name in ("auroc_error", "auroc_sap", "auroc_nap"):
+        assert 0 <= outliers[name] <= 1
+    assert outliers["auroc_sap"] == outliers["sap"]["auroc"]
+
+
+def test_every_likelihood_names_its_protocol(capsys, more_runs):
+    for name, protocol in (("static", "static: one fixed draw"), ("dynamic", "dynamic: binary pixels drawn by seed 0")):
+        status, out, _, found = evaluated(capsys, more_runs / name, "--importance-samples", 5)
+        assert status == 0 and found["likelihood"]["protocol"].startswith(protocol)
+        assert f"protocol: {protocol}" in out and "5 importance samples, 297 images" in out
+    status, out, _, found = evaluated(capsys, more_runs / "dynamic", "--importance-samples", 5, "--binarize", "none")
+    assert status == 0 and found["likelihood"]["protocol"].startswith("grey")
+
+
+@pytest.mark.parametrize("pixels", ["none", "dynamic"])
+def test_binary_images_have_no_grey_likelihood(capsys, more_runs, pixels):
+    status, _, err, _ = evaluated(capsys, more_runs / "static", "--binarize", pixels)
+    assert status == 2 and is_one_error_line(err) and "binary" in err
+
+
+def test_outliers_of_a_run_on_binary_pixels_are_binary_too(digits):
+    images = binarized(digits, "static")
+    _, inliers, outliers = ae_eval.outlier_split(images, arguments("--outliers", "digits"))
+    assert set(np.unique(inliers)) == set(np.unique(outliers)) == {0, 255}
+
+
+def test_squared_error_has_no_likelihood_of_binary_pixels(capsys, more_runs):
+    status, out, _, found = evaluated(capsys, more_runs / "squared")
+    assert status == 0 and "likelihood" not in found and "Likelihood" not in out
+    status, _, err, _ = evaluated(capsys, more_runs / "squared", "--importance-samples", 5)
+    assert status == 2 and is_one_error_line(err)
+
+
+def test_the_probe_reads_the_activations_before_the_selection(evaluate):
+    status, out, _, found, _ = evaluate("sparse", "--probe", "--features", "dense")
+    assert status == 0 and "activations before the selection, 64" in out
+    _, _, _, of_code, _ = evaluate("sparse", "--probe")
+    assert found["probe"]["code"]["linear"] != of_code["probe"]["code"]["linear"]
+    assert 0 < of_code["probe"]["code"]["k_means"]["accuracy"] <= 1
+    status, _, err, _, _ = evaluate("plain", "--probe", "--features", "dense")
+    assert status == 2 and is_one_error_line(err) and "--features dense" in err

@@ -1,4 +1,6 @@
+import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -6,8 +8,17 @@ import torch.nn.functional as F
 from conftest import make_trainer
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
+from torch.distributions import Bernoulli, Normal
 
-from ae_models import VAE, ConvAutoencoder, SymmetricAutoencoder, kl_to_standard_normal, to_range
+from ae_models import (
+    VAE,
+    ConvAutoencoder,
+    CrossEntropy,
+    SymmetricAutoencoder,
+    kl_to_standard_normal,
+    softplus,
+    to_range,
+)
 from autoencoders.recipes import RECIPES
 
 
@@ -236,3 +247,135 @@ def test_our_own_recipes_keep_the_budget_of_the_published_one():
     assert weights <= most and few <= most
     assert tuned.epochs <= published.epochs and speedrun.epochs <= published.epochs
     assert {model.output_range for model in (published.build(), tuned.build(), speedrun.build())} == {"signed"}
+
+
+def importance_vae(samples, **settings):
+    torch.manual_seed(3)
+    model = VAE((784, 6, 3), "tanh", kl_anneal="none", importance_samples=samples, **settings)
+    with torch.no_grad():
+        model.mean.weight.mul_(4)  # a posterior that is not the prior
+    return model
+
+
+def bound_of(model, x, noise):
+    """log 1/K sum_k p(x, z_k) / q(z_k | x), (batch,), by the distributions of torch; noise (batch, K, code)."""
+    mean, logvar = (part[:, None] for part in model.posterior(x))
+    z = mean + noise * torch.exp(0.5 * logvar)
+    log_px = Bernoulli(logits=model.decoder[:-1](z)).log_prob(x[:, None]).sum(-1)
+    log_prior_to_q = Normal(0, 1).log_prob(z).sum(-1) - Normal(mean, torch.exp(0.5 * logvar)).log_prob(z).sum(-1)
+    log_w = log_px + model.beta * log_prior_to_q
+    return log_w.logsumexp(1) - math.log(noise.shape[1])
+
+
+@pytest.fixture
+def binary_x(unit_x):
+    return unit_x.round()
+
+
+def test_the_importance_weighted_loss_is_minus_the_bound(binary_x):
+    model = importance_vae(7)
+    torch.manual_seed(5)
+    loss, _ = model.loss(binary_x)
+    torch.manual_seed(5)
+    noise = torch.randn(len(binary_x), 7, 3)
+    assert loss.item() == pytest.approx(-bound_of(model, binary_x, noise).mean().item(), rel=1e-5)
+
+
+def test_the_bound_is_the_elbo_at_one_sample_and_grows_with_their_number(binary_x):
+    @torch.no_grad()
+    def draws(loss):
+        torch.manual_seed(6)
+        return torch.stack([loss() for _ in range(400)])
+
+    def of_model(samples):
+        model = importance_vae(samples)
+        return draws(lambda: model.loss(binary_x)[0])
+
+    model = importance_vae(1)
+    one = draws(lambda: -bound_of(model, binary_x, torch.randn(len(binary_x), 1, 3)).mean())
+    losses = [of_model(samples) for samples in (1, 2, 5, 50)]
+    assert abs(losses[0].mean() - one.mean()) < 4 * (losses[0].std() + one.std()) / 400**0.5
+    assert all(fewer.mean() > more.mean() for fewer, more in pairwise(losses))
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0, 2.0])
+def test_the_gradient_of_the_bound_is_right_for_the_decoder_and_on_average_for_the_encoder(binary_x, beta):
+    model = importance_vae(3, kl_weight=beta)
+    ours, plain = [], []
+    for seed in range(300):
+        torch.manual_seed(seed)
+        model.zero_grad()
+        model.loss(binary_x)[0].backward()
+        ours.append((model.decoder[0].weight.grad.clone(), model.mean.weight.grad.clone()))
+        torch.manual_seed(seed)
+        model.zero_grad()
+        (-bound_of(model, binary_x, torch.randn(len(binary_x), 3, 3)).mean()).backward()
+        plain.append((model.decoder[0].weight.grad.clone(), model.mean.weight.grad.clone()))
+    assert all(torch.allclose(a[0], b[0], atol=1e-4) for a, b in zip(ours, plain))
+    differences = torch.stack([a[1] - b[1] for a, b in zip(ours, plain)])
+    errors = differences.mean(0) / (differences.std(0) / len(ours) ** 0.5 + 1e-6)
+    assert errors.abs().max() < 5.5  # another estimate with the same mean
+    if beta == 1:
+        spreads = [torch.stack([each[1] for each in of]).std(0).mean() for of in (ours, plain)]
+        assert spreads[0] < spreads[1]
+
+
+def test_squared_error_is_summed_over_the_pixels_of_a_vae(unit_x):
+    model = VAE((784, 8, 2), loss="mse", kl_anneal="none").eval()
+    torch.manual_seed(1)
+    loss, parts = model.loss(unit_x)
+    torch.manual_seed(1)
+    mean, logvar = model.posterior(unit_x)
+    code = mean + torch.randn_like(mean) * torch.exp(0.5 * logvar)
+    expected = (model.decode(code) - unit_x).square().sum(1).mean() + kl_to_standard_normal(mean, logvar).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert loss.item() == pytest.approx((parts["recon_loss"] + parts["kl_loss"]).item(), rel=1e-5)
+
+
+def test_dynamic_pixels_are_drawn_anew_with_the_grey_levels_as_probabilities(unit_x):
+    model = VAE((784, 8, 2), binarize="dynamic", kl_anneal="none")
+    seen = []
+    model.posterior = lambda x: (seen.append(x), (x[:, :2] * 0, x[:, :2] * 0))[1]
+    with torch.no_grad():
+        for _ in range(200):
+            model.loss(unit_x)
+    draws = torch.stack(seen)
+    assert set(draws.unique().tolist()) == {0, 1} and (draws[0] != draws[1]).any()
+    assert (draws.mean(0) - unit_x).abs().max() < 5 * 0.5 / 200**0.5
+
+
+@pytest.mark.parametrize("pixels", ["unit", "signed"])
+def test_training_images_are_moved_by_whole_pixels_and_test_images_are_not(pixels):
+    model = SymmetricAutoencoder([784, 8, 2], output="sigmoid", pixels=pixels, shift=2)
+    black = 0.0 if pixels == "unit" else -1.0
+    x = torch.full((500, 28, 28), black)
+    x[:, 10, 12] = 1.0
+    moved = model.shifted(x.flatten(1)).view(-1, 28, 28)
+    assert (moved.flatten(1).sum(1) == x.flatten(1).sum(1)).all()
+    rows, columns = (moved == 1).nonzero()[:, 1:].T
+    assert set(rows.tolist()) == set(range(8, 13)) and set(columns.tolist()) == set(range(10, 15))
+    unit = torch.rand(9, 784)
+    assert model.eval().loss(unit)[0] == model.loss(unit)[0] != model.train().loss(unit)[0]
+
+
+def test_a_decoder_can_start_at_the_mean_image():
+    model, image = VAE((784, 12, 3), init="mean-image"), torch.rand(784) * 0.8 + 0.1
+    model.on_start(lambda: image)
+    assert torch.allclose(model.decode(torch.zeros(1, 3))[0], image, atol=1e-5)
+    default = VAE((784, 12, 3))
+    before = [weight.clone() for weight in default.parameters()]
+    default.on_start(lambda: image)
+    assert all(map(torch.equal, before, default.parameters()))
+
+
+def test_the_cross_entropy_and_its_gradient_are_torchs_also_far_from_0():
+    logits = torch.cat((torch.linspace(-200, 200, 700), torch.randn(84))).repeat(3, 1).requires_grad_()
+    for x in (torch.rand(3, 784), torch.rand(3, 784).round()):
+        ours = CrossEntropy.apply(logits, x)
+        theirs = F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1)
+        assert torch.allclose(ours, theirs, rtol=1e-6)
+        weights = torch.tensor([1.0, -2.0, 0.5])
+        (mine,), (other,) = (torch.autograd.grad((loss * weights).sum(), logits) for loss in (ours, theirs))
+        assert torch.allclose(mine, other, rtol=1e-5, atol=1e-7)
+    assert torch.autograd.gradcheck(lambda z: CrossEntropy.apply(z, x[:, :20].double()), logits[:, 700:720].double())
+    assert torch.allclose(softplus(logits), F.softplus(logits), atol=2e-7)

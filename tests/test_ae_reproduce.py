@@ -14,7 +14,7 @@ from conftest import call_script, is_one_error_line, run_script
 
 import ae_reproduce
 from autoencoders.evaluation.pca import fit_pca
-from autoencoders.reproduction.claims import CLAIMS, Claim
+from autoencoders.reproduction.claims import CLAIMS, OUR_WAY, THEIR_WAY, Claim
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ("--dataset", "digits", "--only", "bce", "--device", "cpu")
@@ -104,6 +104,37 @@ def test_recipes_are_listed_by_name_in_the_order_of_the_claims():
     for text in ("", "bce,", "tuned"):
         with pytest.raises(ArgumentTypeError):
             ae_reproduce.recipe_names(text)
+
+
+def test_recipes_of_the_papers_need_literature_and_the_others_do_not_take_it(capsys, tmp_path):
+    for flags in (("--only", "hinton"), ("--only", "bce", "--literature")):
+        arguments = ("--dataset", "digits", *flags, "--output-dir", tmp_path / "new")
+        status, _, err = call_script(capsys, ae_reproduce.main, *arguments)
+        assert status == 2 and is_one_error_line(err) and not (tmp_path / "new").exists()
+    arguments = (
+        "--dataset",
+        "digits",
+        "--literature",
+        "--only",
+        "hinton",
+        "--dry-run",
+        "--output-dir",
+        tmp_path / "new",
+    )
+    status, out, _ = call_script(capsys, ae_reproduce.main, *arguments)
+    assert status == 0 and "Would train: python ae_train.py --recipe hinton" in out and not (tmp_path / "new").exists()
+
+
+def test_a_paper_s_number_that_is_not_reached_is_status_1_and_its_source_is_on_the_page(copied, capsys):
+    claims = {"bce": [
+        Claim("near", "image_error.test_mse_unit", 784.0, relation="<", kind=THEIR_WAY, source="https://example.org/near"),
+        Claim("far", "-1.test_loss", 1.0, relation="<", kind=OUR_WAY, source="https://example.org/far"),
+    ]}  # fmt: skip
+    main = partial(ae_reproduce.main, claims=claims, claimed_for="digits")
+    status, out, err = call_script(capsys, main, *FLAGS, "--output-dir", copied)
+    assert status == 1 and "not reached" in err and "1 of 1 papers' numbers in their setting reached" in out
+    page = (copied / "reproduction.html").read_text(encoding="utf-8")
+    assert 'class="not-reached"' in page and "https://example.org/near" in page
 
 
 PROBE = """<!doctype html><iframe src="reproduction.html"></iframe><script>

@@ -15,12 +15,15 @@ from autoencoders.recipes import RECIPES
 FLAGS = {
     "symmetric": ("--hidden-sizes", 32),
     "tuned": ("--hidden-sizes", 32),
+    "hinton": ("--hidden-sizes", "32,16"),
+    **{name: ("--hidden-sizes", 32, "--code-size", 4) for name in ("vae_static", "vae_dynamic", "iwae")},
     "sparse": ("--features", 64, "--k", 8, "--num-saes", 2),
     "vae": ("--hidden-sizes", "128,64", "--code-size", 2, "--kl-anneal", "none", "--log-interval", 5,
             "--pictures-every", 2, "--weights-every", 1),
 }  # fmt: skip
 EVERY_EPOCH = {"reconstructions_epoch_002.png", "mnist_vae_epoch_001.pt", "mnist_vae_epoch_002.pt"}
-EXTRA = {"vae": {"samples.png", "latent_map.png"} | EVERY_EPOCH,
+EXTRA = {**{name: {"samples.png"} for name in ("vae_static", "vae_dynamic", "iwae")},
+         "vae": {"samples.png", "latent_map.png"} | EVERY_EPOCH,
          "sparse": {"training_metrics.png", "sae_features.png", "feature_activity.png"}}  # fmt: skip
 PUBLISHED = {  # SPEC: hidden sizes, code, pixels, loss, optimizer, batch, epochs, seed
     "symmetric": ((2500,), None, "signed", "mse", "adam", 256, 10, 0),

@@ -81,6 +81,7 @@ class ImageSet:
     test_images: np.ndarray
     test_labels: np.ndarray
     left_out: int | None = None  # the label that no training image has
+    only: int | None = None  # the one label of all training images
     source: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -100,14 +101,22 @@ class ImageSet:
 
     def leaving_out(self, label: int) -> "ImageSet":
         """This set without the training images of one label; the test images stay complete."""
+        return replace(self._training_on("--leave-out", label, "without"), left_out=label)
+
+    def keeping_only(self, label: int) -> "ImageSet":
+        """This set with the training images of one label alone; the test images stay complete."""
+        return replace(self._training_on("--only", label, "only"), only=label)
+
+    def _training_on(self, flag: str, label: int, word: str) -> "ImageSet":
         if isinstance(self.train_images, MappedImages):
-            raise UsageError("--leave-out: needs the training images in memory; use --stream off")
-        others = self.train_labels != label
-        if others.all() or not others.any():
-            which, known = "no" if others.all() else "every", np.unique(self.train_labels)[:20].tolist()
-            raise UsageError(f"--leave-out {label}: {which} training image has this label; there are {known}")
-        title, images, labels = f"{self.title} without {label}", self.train_images[others], self.train_labels[others]
-        return replace(self, title=title, left_out=label, train_images=images, train_labels=labels)
+            raise UsageError(f"{flag}: needs the training images in memory; use --stream off")
+        has_label = self.train_labels == label
+        if has_label.all() or not has_label.any():
+            which, known = "every" if has_label.all() else "no", np.unique(self.train_labels)[:20].tolist()
+            raise UsageError(f"{flag} {label}: {which} training image has this label; there are {known}")
+        chosen = has_label if word == "only" else ~has_label
+        title, images, labels = f"{self.title} {word} {label}", self.train_images[chosen], self.train_labels[chosen]
+        return replace(self, title=title, train_images=images, train_labels=labels)
 
     def epochs(self, epochs: int) -> int:
         """A recipe's number of epochs, ten times as many for a set much smaller than MNIST."""

@@ -1,8 +1,9 @@
 """Image sets by name: 28 x 28 grey levels, flattened to (N, 784) uint8, and labels (N,).
 
 The names are `mnist`, `fashion-mnist` and `kmnist` (IDX files in ROOT/<Set>/raw, downloaded by torchvision if missing),
-`digits` (inside scikit-learn), `auto` (MNIST if available, else digits with a warning), and any path of a person's own
-images (see data/own.py). The IDX files are read here, because importing torchvision takes seconds.
+`digits` (inside scikit-learn), `binarized-mnist` (see data/binary.py), `auto` (MNIST if available, else digits with a
+warning), and any path of a person's own images (see data/own.py). The IDX files are read here, because importing
+torchvision takes seconds.
 """
 
 import argparse
@@ -13,12 +14,15 @@ import os
 import socket
 import sys
 import textwrap
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from autoencoders.data import binary
+from autoencoders.data.binary import BINARIZED
 from autoencoders.data.images import ImageSet, MappedImages
 from autoencoders.data.own import conversion_notice, load_own_images
 from autoencoders.data.pictures import resized
@@ -28,7 +32,7 @@ from autoencoders.runtime.files import read_bytes
 
 log = logging.getLogger(__name__)
 
-DATASETS = ("mnist", "fashion-mnist", "kmnist", "digits", "auto")
+DATASETS = ("mnist", "fashion-mnist", "kmnist", "digits", BINARIZED, "auto")
 OWN = "own"  # the source of a person's own images, whose path no file keeps
 _IDX_SETS = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "kmnist": "KMNIST", "auto": "MNIST"}
 _TORCHVISION = {name: title.replace("-", "") for name, title in _IDX_SETS.items()}  # its classes and folders
@@ -68,6 +72,8 @@ def load_images(
 def _load_known(name: str, root: Path, side: int) -> ImageSet:
     if name == "digits":
         return _load_digits(side)
+    if name == BINARIZED:
+        return binary.load_binarized(root, side, download_file)
     try:
         folder = _ensure_downloaded(name, root)
     except RunError as error:
@@ -120,6 +126,8 @@ def _read_idx(path: Path, item: tuple[int, ...], hint: str) -> tuple[np.ndarray,
 
 def is_on_disk(name: str, root: Path) -> bool:
     """Whether `load_images` would find this set without a download."""
+    if name == BINARIZED:
+        return binary.is_on_disk(root)
     return name not in _IDX_SETS or all((root / _TORCHVISION[name] / "raw" / file).is_file() for file in _IDX_FILES)
 
 
@@ -130,7 +138,7 @@ def preparation_notice(source: str, root: Path, image_size: int = 28, stream: st
     if is_on_disk(source, root):
         return ""
     fallback = "; if that fails, scikit-learn's digits would be used" if source == "auto" else ""
-    return f"{_IDX_SETS[source]} is not in {root}: it would be downloaded{fallback}"
+    return f"{_IDX_SETS.get(source, source)} is not in {root}: it would be downloaded{fallback}"
 
 
 def _ensure_downloaded(name: str, root: Path) -> Path:
@@ -149,6 +157,15 @@ def _ensure_downloaded(name: str, root: Path) -> Path:
 
 def download(name: str, root: Path, timeout: float = 20.0) -> str:
     """Let torchvision download a set; why it failed, such as no byte for `timeout` seconds, or an empty string."""
+    return _downloading(lambda datasets: getattr(datasets, _TORCHVISION[name])(str(root), download=True), timeout)
+
+
+def download_file(address: str, path: Path) -> str:
+    """Download one file; why it failed, or an empty string."""
+    return _downloading(lambda datasets: datasets.utils.download_url(address, str(path.parent), path.name))
+
+
+def _downloading(action: Callable[[Any], Any], timeout: float = 20.0) -> str:
     if not (sys.stderr.isatty() and cli.is_verbose()):
         os.environ.setdefault("TQDM_DISABLE", "1")  # torchvision's bar has no switch of its own
     default = socket.getdefaulttimeout()
@@ -156,7 +173,7 @@ def download(name: str, root: Path, timeout: float = 20.0) -> str:
     try:
         from torchvision import datasets
 
-        getattr(datasets, _TORCHVISION[name])(str(root), download=True)
+        action(datasets)
     except Exception as error:  # torchvision and the network may raise anything
         return textwrap.shorten(str(error), 200) or type(error).__name__
     finally:
@@ -173,11 +190,12 @@ def dataset_type(text: str) -> str:
 
 
 # fmt: off
-def add_data_flags(parser: argparse._ActionsContainer, stream: bool = False) -> None:
+def add_data_flags(parser: argparse._ActionsContainer, stream: bool = False, default: str = "mnist") -> None:
     """Add the flags that select the images; `data_arguments` turns them into arguments of `load_images`."""
-    parser.add_argument("--dataset", type=dataset_type, default="mnist", metavar="SET",
-                        help="mnist, fashion-mnist, kmnist, digits, auto (mnist if available, else digits), a folder "
-                        "of pictures whose sub-folders are the labels, or a .npy file of images (N, H, W)")
+    parser.add_argument("--dataset", type=dataset_type, default=default, metavar="SET",
+                        help="mnist, fashion-mnist, kmnist, digits, binarized-mnist (without labels), auto (mnist if "
+                        "available, else digits), a folder of pictures whose sub-folders are the labels, or a .npy "
+                        "file of images (N, H, W)")
     parser.add_argument("--data-root", type=cli.path, default="data", help="where known sets are, or are downloaded")
     parser.add_argument("--image-size", type=cli.integer(4, 128), default=28, metavar="N",
                         help="pixels along the side of the squares that images are resized to")

@@ -11,6 +11,7 @@ from ae_models import Autoencoder
 from autoencoders.data.images import Images, ImageSet
 from autoencoders.evaluation import metrics, plots, probes
 from autoencoders.evaluation.metrics import Numbers
+from autoencoders.evaluation.novelty import Novelty
 from autoencoders.evaluation.pca import Pca
 from autoencoders.evaluation.scores import Scores, image_scores, summary
 from autoencoders.recipes import Recipe
@@ -31,7 +32,7 @@ _ERRORS = {
     "nll_fall_from_tenth": "fall from a tenth of the samples",
 }  # fmt: skip
 _DETECTION = {
-    "auroc": "AUROC", "average_precision": "average precision", "threshold": "threshold (MSE, pixels in [0, 1])",
+    "auroc": "AUROC", "average_precision": "average precision", "threshold": "threshold",
     "specificity": "specificity at threshold", "sensitivity": "sensitivity at threshold",
 }  # fmt: skip
 
@@ -51,6 +52,7 @@ class Subject:
     seed: int
     likelihood: Numbers  # of the test images; empty for none
     split: OutlierSplit | None
+    features: str = "code"  # or `dense`: what the probe reads of a sparse code
 
     @property
     def title(self) -> str:
@@ -101,7 +103,7 @@ def reconstruction(subject: Subject) -> Analysis:
     rows = [(text, *(format(np.mean(each[key]), form) if key in each else "" for each in (ours, pca)))
             for key, (text, form) in _SCORES.items() if key in ours]  # fmt: skip
     rows += [(f"MSE of label {label}", f"{error:.5f}", f"{pca['mse_by_label'][label]:.5f}")
-             for label, error in mean_by_label.items()]  # fmt: skip
+             for label, error in mean_by_label.items() if len(mean_by_label) > 1]  # fmt: skip
     text = (f"{subject.title}: {len(images.test_images):,} test images, {subject.recipe.code_size} numbers per code\n"
             + format_table(("", name, subject.pca_title), rows) + "\n")  # fmt: skip
     bars = {name: mean_by_label, subject.pca_title: pca["mse_by_label"]}
@@ -127,8 +129,10 @@ def _best_and_worst(subject: Subject, errors: np.ndarray, bars: dict[str, dict[i
 def likelihood(subject: Subject) -> Analysis:
     """ELBO and importance-weighted likelihood of the test images."""
     found = subject.likelihood
+    pixels = {"none": "grey", "dynamic": "dynamic"}.get(found["binarize"], "static")
+    protocol = f"{pixels}, {found['importance_samples']:,} samples, {found['images']:,} images"
     rows = (
-        [(text, f"{found[key]:.3f}") for key, text in _NATS.items() if key in found]
+        [(f"{text} ({protocol})", f"{found[key]:.3f}") for key, text in _NATS.items() if key in found]
         + [(text, "undefined" if found[key] is None else f"{found[key]:.3f}") for key, text in _ERRORS.items()]
         + [
             ("effective samples, mean", f"{found['effective_samples']:.1f}"),
@@ -140,13 +144,14 @@ def likelihood(subject: Subject) -> Analysis:
 
 
 def probe(subject: Subject) -> Analysis:
-    """Accuracy of linear probe and k-NN on codes, PCA's codes and pixels, for the labels that were trained on."""
+    """Linear probe, k-NN and k-means on codes, PCA's codes and pixels, for the labels that were trained on."""
     images, seed = subject.images, subject.seed
     known = np.isin(images.test_labels, images.train_labels)
     labels, sets = (images.train_labels, images.test_labels[known]), (images.train_images[:], images.test_images[known])
-    codes = [first_member_codes(subject.model, subject.to_device(part)).numpy() for part in sets]
+    codes = [first_member_codes(subject.model, subject.to_device(part), subject.features).numpy() for part in sets]
+    name = "code" if subject.features == "code" else "activations before the selection"
     features = {
-        "code": (f"code, {codes[0].shape[1]}", codes),
+        "code": (f"{name}, {codes[0].shape[1]}", codes),
         "pca": (subject.pca_title, [subject.pca.encode(part, subject.components) for part in sets]),
         "pixels": (f"pixels, {subject.recipe.pixels}", [part / np.float32(255) for part in sets]),
     }
@@ -155,24 +160,34 @@ def probe(subject: Subject) -> Analysis:
     for key, (name, (train, test)) in features.items():
         linear = probes.linear_probe(train, labels[0], test, labels[1], seed)
         nearest = probes.knn(train, labels[0], test, labels[1])
-        found[key] = {"features": train.shape[1], "linear": linear, "nearest": nearest}
-        rows.append((name, format_accuracy(linear), format_accuracy(nearest)))
-    header = ("", "logistic regression", f"{probes.NEIGHBOURS} nearest neighbours")
+        clusters = probes.k_means(train, test, labels[1], seed)
+        found[key] = {"features": train.shape[1], "linear": linear, "nearest": nearest, "k_means": clusters}
+        rows.append((name, format_accuracy(linear), format_accuracy(nearest), format_clusters(clusters)))
+    header = ("", "logistic regression", f"{probes.NEIGHBOURS} nearest neighbours", "k-means: accuracy / NMI")
     text = (f"\nLabels predicted from features: {len(sets[0]):,} training images, accuracy on {len(sets[1]):,} test "
             f"images [95%]\n{format_table(header, rows)}\n")  # fmt: skip
     return {"probe": found}, text, {}
 
 
-def first_member_codes(model: Autoencoder, images: Tensor) -> Tensor:
-    """Codes (n, code_size) on the CPU; of an ensemble those of its first autoencoder."""
-    codes = (code.reshape(-1, *code.shape[-2:])[0] for _, _, code in metrics.outputs(model, images))
-    return torch.cat([code.to("cpu", copy=True) for code in codes])  # a view would keep all autoencoders' codes
+@torch.no_grad()
+def first_member_codes(model: Autoencoder, images: Tensor, features: str = "code") -> Tensor:
+    """Codes (n, code_size) on the CPU, or the `dense` activations before the selection of the largest; of an ensemble
+    those of its first autoencoder."""
+    encode = model.encode if features == "code" else model.dense_code
+    codes = (encode(metrics.to_pixels(batch, model.input_range)) for batch in images.split(_BATCH))
+    # A view would keep all autoencoders' codes.
+    return torch.cat([code.reshape(-1, *code.shape[-2:])[0].to("cpu", copy=True) for code in codes])
 
 
 def format_accuracy(found: Numbers) -> str:
     """An accuracy with its interval; says where a fit has not converged."""
     low, high = found["interval"]
     return f"{found['accuracy']:.4f} [{low:.4f}, {high:.4f}]{'' if found.get('converged', True) else ', not converged'}"
+
+
+def format_clusters(found: Numbers) -> str:
+    """Accuracy and NMI of k-means: mean and spread of the starts."""
+    return " / ".join(f"{found[name]:.4f} ± {found[f'{name}_spread']:.4f}" for name in ("accuracy", "nmi"))
 
 
 def code_map(subject: Subject) -> Analysis:
@@ -186,15 +201,20 @@ def code_map(subject: Subject) -> Analysis:
 
 
 def outliers(subject: Subject) -> Analysis:
-    """How well the reconstruction error, and PCA's, detects the outliers among the inliers."""
+    """How well the reconstruction error, SAP, NAP and PCA's error detect the outliers among the inliers."""
     assert subject.split
     name, *sets = subject.split
     scores = [subject.scores(images) for images in sets]
     errors, pca_errors = ([each["mse"][0].numpy() for each in of] for of in zip(*scores))
+    layers = Novelty.fit(subject.model, subject.images.train_images, subject.test_images.device)
+    novelty = [layers.scores(images) for images in sets]
     ours, pca = probes.detection(*errors), probes.detection(*pca_errors)
-    rows = [(text, f"{ours[key]:.4f}", f"{pca[key]:.4f}") for key, text in _DETECTION.items()]
-    text = (f"\nOutliers: {len(sets[1]):,} images ({name}) among {len(sets[0]):,} test images\n"
-            + format_table(("", subject.recipe.name, subject.pca_title), rows) + "\n")  # fmt: skip
+    by_layers = {key: probes.detection(novelty[0][key], novelty[1][key]) for key in novelty[0]}
+    columns = (ours, *by_layers.values(), pca)
+    rows = [(text, *(f"{each[key]:.4f}" for each in columns)) for key, text in _DETECTION.items()]
+    header = ("", "error", *(key.upper() for key in by_layers), f"error of {subject.pca_title}")
+    text = (f"\nOutliers, by {subject.recipe.name}: {len(sets[1]):,} images ({name}) among {len(sets[0]):,} test images"
+            f"\n{format_table(header, rows)}\n")  # fmt: skip
 
     kinds, shown = ("inliers", "outliers"), {}
     for kind, extreme, sign in ((1, "largest", -1), (1, "smallest", 1), (0, "largest", -1)):
@@ -202,5 +222,7 @@ def outliers(subject: Subject) -> Analysis:
         shown[f"{kinds[kind]},\n{extreme} error"] = (sets[kind][index] / 255, errors[kind][index].tolist())
     title = f"{subject.title}: {name}; AUROC {ours['auroc']:.4f}"
     png = plots.outliers(dict(zip(kinds, errors)), ours["threshold"], shown, title)
-    results = {"strange": name, "usual_images": len(sets[0]), "strange_images": len(sets[1]), "model": ours, "pca": pca}
+    results = {"strange": name, "usual_images": len(sets[0]), "strange_images": len(sets[1]), "model": ours, "pca": pca,
+               **by_layers, "auroc_error": ours["auroc"],
+               **{f"auroc_{key}": found["auroc"] for key, found in by_layers.items()}}  # fmt: skip
     return {"outliers": results}, text, {"outliers.png": png}

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ae_models import kl_to_standard_normal
+from ae_models import kl_to_standard_normal, softplus
+from autoencoders.data.binary import static_draw
 from autoencoders.evaluation.metrics import Numbers, to_pixels
 from autoencoders.evaluation.scores import Scores
 from autoencoders.runtime.cli import is_verbose
@@ -26,9 +26,10 @@ LogLikelihood = Callable[[Tensor, Tensor], Tensor]
 _CHUNK = 32  # images whose noise has a seed of its own
 _GROUPS = 10  # of the samples of an image
 _PIXELS = {
-    "none": "grey levels as they are, which have no likelihood of their own: cross-entropy",
-    "static": "one fixed draw of binary pixels",
-    "dynamic": "binary pixels drawn by seed {seed}",
+    "none": "grey: levels as they are, which have no likelihood of their own: cross-entropy",
+    "static": "static: one fixed draw of binary pixels, ours",
+    "published": "static: the pixels of binarized-mnist",
+    "dynamic": "dynamic: binary pixels drawn by seed {seed}",
 }
 
 
@@ -42,7 +43,7 @@ def bernoulli(model: Any) -> LogLikelihood:
 
     def log_likelihood(z: Tensor, x: Tensor) -> Tensor:
         h = body(z)
-        return (h * (x @ last.weight)).sum(dim=-1) + x @ last.bias - F.softplus(last(h)).sum(dim=-1)
+        return (h * (x @ last.weight)).sum(dim=-1) + x @ last.bias - softplus(last(h)).sum(dim=-1)
 
     return log_likelihood
 
@@ -106,13 +107,16 @@ def _log_mean(log_w: Tensor) -> Tensor:
     return log_w.logsumexp(dim=0) - math.log(len(log_w))
 
 
-def binarized(x: Tensor, binarize: str, seed: int) -> Tensor:
-    """Unit pixels as they are (`none`), or drawn as 0 or 1 with the grey level as probability (Salakhutdinov & Murray
-    2008): always the same draw (`static`; ours, not the published file) or a draw of the seed (`dynamic`).
+def binarized(images: Tensor, binarize: str, seed: int) -> Tensor:
+    """uint8 test images as unit pixels: grey (`none`), or 0 or 1 with the grey level as probability (Salakhutdinov &
+    Murray 2008): always the same draw (`static`) or a draw of the seed (`dynamic`). `published` images are binary.
     """
-    if binarize == "none":
+    if binarize == "static":
+        images = torch.tensor(static_draw(images.cpu().numpy(), "test"), device=images.device)
+    x = to_pixels(images, "unit")
+    if binarize != "dynamic":
         return x
-    generator = torch.Generator().manual_seed(seed_for(0, 3) if binarize == "static" else seed_for(seed, 4))
+    generator = torch.Generator().manual_seed(seed_for(seed, 4))
     return torch.bernoulli(x.cpu(), generator=generator).to(x.device)
 
 
@@ -134,7 +138,7 @@ def likelihood(
     ten): where it is not small, more samples would lower it further. `active_units` are the dimensions of the code
     whose mean varies by more than 0.01 over the images (Burda et al.).
     """
-    x = binarized(to_pixels(images, "unit"), binarize, seed)
+    x = binarized(images, binarize, seed)
     mean, logvar = model.posterior(x)
     terms = importance_weighted(x, mean, logvar, bernoulli(model), samples, seed, part, parts, decoded)
     log_px, log_px_z, effective, over_draws, tenth = add_up(terms).values()

@@ -167,7 +167,7 @@ def read_pca(folder: Path, images: ImageSet) -> Pca | None:
     if not path.exists():
         return None
     hint = f"run ae_pca.py --output-dir {folder} again, with these images"
-    if images.left_out is not None:  # ae_pca.py leaves none out
+    if (images.left_out, images.only) != (None, None) or "binary pixels" in images.title:  # ae_pca.py has none of these
         hint = "use another --output-dir, or give a --code-size"
     shapes: dict[str, tuple[int, ...]] = {"mean": (pixels,), "components": (-1, pixels), "cumulative_variance": (-1,)}
     shapes |= {"dataset": (), "fingerprint": (), "samples": ()}

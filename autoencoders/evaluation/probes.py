@@ -6,12 +6,15 @@ Features are (n, d) float32, labels (n,). Every random choice follows from a see
 import warnings
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 from scipy.stats import binomtest
+from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.manifold import TSNE
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, normalized_mutual_info_score, roc_auc_score
+from sklearn.metrics.cluster import contingency_matrix
 from sklearn.model_selection import GridSearchCV, StratifiedShuffleSplit
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
@@ -59,6 +62,36 @@ def knn(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labe
         warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)  # they are labels
         model = KNeighborsClassifier(min(NEIGHBOURS, len(train)), algorithm="brute").fit(train, train_labels)
     return accuracy(model.predict(test) == test_labels)
+
+
+def k_means(train: np.ndarray, test: np.ndarray, test_labels: np.ndarray, seed: int, starts: int = 10) -> Numbers:
+    """k-means on training features, as many clusters as the test images have labels, and how well the clusters of the
+    test images match these labels: `accuracy` by the best matching of clusters and labels, and `nmi`, normalised by the
+    arithmetic mean of the entropies. Mean and standard deviation of several starts; `best` is the accuracy and NMI of
+    the start with the smallest sum of squares, for which no label is needed.
+    """
+    clusters, found = len(np.unique(test_labels)), []
+    for start in range(starts):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than clusters
+            random = np.random.RandomState([seed, start])
+            model = KMeans(min(clusters, len(train)), n_init=1, random_state=random).fit(train)
+        assigned = model.predict(test)
+        nmi = normalized_mutual_info_score(test_labels, assigned)
+        found.append((model.inertia_, matching_accuracy(test_labels, assigned), nmi))
+    _, accuracies, nmis = np.array(found).T
+    _, *best = min(found)
+    return {
+        "accuracy": float(accuracies.mean()), "accuracy_spread": float(accuracies.std(ddof=1)),
+        "nmi": float(nmis.mean()), "nmi_spread": float(nmis.std(ddof=1)), "starts": starts,
+        "best": dict(zip(("accuracy", "nmi"), map(float, best))),
+    }  # fmt: skip
+
+
+def matching_accuracy(labels: np.ndarray, clusters: np.ndarray) -> float:
+    """The share of images whose cluster has their label, under the best one-to-one matching (Kuhn 1955)."""
+    counts = contingency_matrix(labels, clusters)
+    return float(counts[linear_sum_assignment(counts, maximize=True)].sum() / len(labels))
 
 
 def embed_2d(codes: np.ndarray, seed: int) -> dict[str, np.ndarray]:

@@ -6,7 +6,16 @@ from typing import Any
 
 import jinja2
 
-from autoencoders.reproduction.claims import NOT_APPLICABLE, OURS, PUBLISHED, REFERENCE, REPRODUCED
+from autoencoders.reproduction.claims import (
+    NOT_APPLICABLE,
+    OUR_WAY,
+    OURS,
+    PUBLISHED,
+    REACHED,
+    REFERENCE,
+    REPRODUCED,
+    THEIR_WAY,
+)
 from autoencoders.runtime.cli import format_table
 from autoencoders.runtime.files import read_bytes
 from autoencoders.training.report import PICTURES
@@ -14,6 +23,8 @@ from autoencoders.training.report import PICTURES
 HEAD = ("recipe", "claim", "published", "measured", "difference", "verdict", "training", "command")
 
 
+_KINDS = {REFERENCE: " (reference value)", OURS: " (our comparison)", OUR_WAY: " (our way)"}
+_GOOD = {PUBLISHED: REPRODUCED, REFERENCE: REPRODUCED, OURS: REPRODUCED, THEIR_WAY: REACHED, OUR_WAY: REACHED}
 _PICTURES = ("reconstructions", *PICTURES, "latent_map")
 
 
@@ -36,16 +47,16 @@ def cells(row: dict[str, Any]) -> list[str]:
             if row["tolerance"] is not None:
                 difference += f" (tolerance {row['tolerance']:.2g})"
     verdict = row["verdict"] + (f": {row['why']}" if row["why"] else "")
-    claim = row["claim"] + {REFERENCE: " (reference value)", OURS: " (our comparison)"}.get(row["kind"], "")
+    claim = row["claim"] + _KINDS.get(row["kind"], "")
     return [row["recipe"], claim, published, measured, difference, verdict, f"{row['seconds']:.0f} s", row["command"]]
 
 
 def format_counts(report: dict[str, Any]) -> str:
     """How many claims of each kind are reproduced; empty where none could be judged."""
-    judged = [(row["kind"], row["verdict"] == REPRODUCED) for row in report["rows"] if row["verdict"] != NOT_APPLICABLE]
-    counts = [f"{judged.count((kind, True))} of {sum(kind == k for k, _ in judged)} {kind}"
-              for kind in (PUBLISHED, REFERENCE, OURS) if kind in dict(judged)]  # fmt: skip
-    return f"{', '.join(counts)} reproduced" if counts else ""
+    judged = [(row["kind"], row["verdict"]) for row in report["rows"] if row["verdict"] != NOT_APPLICABLE]
+    counts = [f"{judged.count((kind, good))} of {sum(kind == k for k, _ in judged)} {kind} {good}"
+              for kind, good in _GOOD.items() if kind in dict(judged)]  # fmt: skip
+    return ", ".join(counts)
 
 
 def format_conditions(report: dict[str, Any]) -> str:
@@ -58,6 +69,9 @@ def format_conditions(report: dict[str, Any]) -> str:
 
 def format_markdown(report: dict[str, Any]) -> str:
     """The report as a Markdown table, with its conditions below."""
+    if not report["rows"]:
+        names = ", ".join(system["name"] for system in report["systems"])
+        return f"The sources print no number about {names}. {format_conditions(report)}"
     rows = [[*texts, f"`{command}`"] for *texts, command in map(cells, report["rows"])]
     counts = format_counts(report)
     return f"{format_table(HEAD, rows, markdown=True)}\n\n{counts}{'. ' * bool(counts)}{format_conditions(report)}"

@@ -4,6 +4,8 @@ import argparse
 import logging
 import os
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,14 +16,16 @@ from typing import Any
 
 import torch
 
+from autoencoders.data.binary import binarized
 from autoencoders.data.images import ImageSet
+from autoencoders.data.sets import load_images
 from autoencoders.evaluation.loss_analysis import analyse_untrained
-from autoencoders.evaluation.pca import Pca
+from autoencoders.evaluation.pca import Pca, fit_pca
 from autoencoders.recipes import RECIPES, Recipe, add_setting_flags, recipe_of
-from autoencoders.reproduction.claims import Claim
+from autoencoders.reproduction.claims import Claim, Flags, runs_of
 from autoencoders.runtime import signals
 from autoencoders.runtime.errors import RunError, UsageError
-from autoencoders.runtime.files import locked
+from autoencoders.runtime.files import locked, read_json
 from autoencoders.training import health, report
 from autoencoders.training.checkpoint import read_record
 from autoencoders.training.run import Run, training_progress
@@ -30,7 +34,7 @@ from autoencoders.training.trainer import Row, Trainer
 
 log = logging.getLogger(__name__)
 
-Flags = tuple[str, ...]  # a recipe's name, then flags of ae_train.py
+_LABEL_FLAGS = {"--leave-out": ImageSet.leaving_out, "--only": ImageSet.keeping_only}
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,17 @@ class Setup:
     folder: Path
     device: torch.device
     amp: str = "auto"
+    root: Path = Path("data")
+
+    def images_for(self, recipe: Recipe, flags: Flags) -> ImageSet:
+        """The report's images, or those that the recipe names instead of MNIST, as the flags and the recipe select."""
+        named = self.images.name == "mnist" != recipe.dataset
+        images = load_images(recipe.dataset, self.root) if named else self.images
+        images = binarized(images, recipe.model_args.get("binarize"))
+        for flag, select in _LABEL_FLAGS.items():
+            if flag in flags:
+                images = select(images, int(flags[flags.index(flag) + 1]))
+        return images
 
 
 @dataclass
@@ -53,6 +68,16 @@ class Training:
     setup: Setup
     record: dict[str, Any] = field(default_factory=dict)
     history: list[Row] = field(default_factory=list)
+
+    @cached_property
+    def images(self) -> ImageSet:
+        """The images that the flags and the recipe name."""
+        return self.setup.images_for(self.recipe, self.flags)
+
+    @cached_property
+    def pca(self) -> Pca:
+        """Of the run's images; of the report's own it is the report's."""
+        return self.setup.pca if self.images is self.setup.images else fit_pca(self.images)
 
     @property
     def name(self) -> str:
@@ -72,13 +97,13 @@ class Training:
 
     def restore(self) -> tuple[Run, bool]:
         """The run, resumed from the folder's checkpoint if that is of the same run, and whether it is finished."""
-        trainer = Trainer(self.recipe, self.setup.images, self.setup.device, self.setup.amp)
-        run = Run(trainer, self.setup.images, self.folder)
+        trainer = Trainer(self.recipe, self.images, self.setup.device, self.setup.amp)
+        run = Run(trainer, self.images, self.folder)
         try:
             return run, run.path.exists() and run.resume()
         except UsageError as error:  # other settings or images; nothing was restored
             log.info(f"{error}: training it anew")
-            return Run(trainer, self.setup.images, self.folder), False
+            return Run(trainer, self.images, self.folder), False
 
     def train(self) -> None:
         """Train what the folder's checkpoint does not have, and write the results; nothing to do for a finished run."""
@@ -101,13 +126,41 @@ class Training:
             except signals.Stopped as stop:
                 raise signals.Stopped(f"stopped; {run.path} holds the progress; the same command continues it",
                                   stop.status) from stop  # fmt: skip
-        report.write_results(run, self.setup.pca, Trackers(run, [], "", 1))
+        report.write_results(run, self.pca, Trackers(run, [], "", 1))
         log.info(f"{self.name}, seed {self.recipe.seed}: done in {time.monotonic() - started:.0f} s")
 
     @cached_property
     def analysis(self) -> dict[str, Any]:
         """`loss_analysis` of the untrained ensemble."""
-        return analyse_untrained(self.recipe, self.setup.images.train_images, self.setup.device)
+        return analyse_untrained(self.recipe, self.images.train_images, self.setup.device)
+
+    def evaluation(self, flags: Flags) -> dict[str, Any]:
+        """evaluation.json of ae_eval.py with `flags`, which is run unless its results are there."""
+        folder = self.folder / "-".join(("evaluation", *(flag.strip("-") for flag in flags)))
+        path, hint = folder / "evaluation.json", f"delete {folder} and run again"
+        if not path.exists() or read_json(path, hint).get("weights_sha256") != self.record["weights_sha256"]:
+            log.info(f"{self.name}, seed {self.recipe.seed}: evaluating")
+            script, root = Path(__file__).parents[2] / "ae_eval.py", self.setup.root
+            command = [sys.executable, script, "--run", self.folder, "--output-dir", folder, "--data-root", root,
+                       "--device", self.setup.device, *flags]  # fmt: skip
+            done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+            if done.returncode:
+                reason = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
+                raise RunError(f"{self.folder}: the evaluation failed: {reason}")
+        return read_json(path, hint)
+
+    def value_of(self, claim: Claim, applicable: bool = True) -> float:
+        """What the claim is about, measured; where it is `applicable`, RunError for a likelihood under another
+        protocol than the claim's."""
+        if not claim.metric.startswith("evaluation."):
+            return self.measured(claim.metric)
+        found: Any = self.evaluation(claim.evaluate)
+        if claim.protocol and applicable and found["likelihood"]["protocol"] != claim.protocol:
+            raise RunError(f"{self.folder}: likelihoods of two protocols do not compare: {claim.name} is of "
+                           f"{claim.protocol}, this run of {found['likelihood']['protocol']}")  # fmt: skip
+        for name in claim.metric.split(".")[1:]:
+            found = found[name]
+        return float(found)
 
     def measured(self, metric: str) -> float:
         """The value of a metric as `Claim.metric` names it; of an ensemble the mean."""
@@ -118,7 +171,7 @@ class Training:
 
     def _measured(self, kind: str, name: str) -> float:
         if kind == "pca":
-            return self.setup.pca.components_for(0.95)
+            return self.pca.components_for(0.95)
         if kind == "compression":
             model = self.recipe.override({"code_size": int(name)}).build()
             return self.recipe.pixels / model.encode(torch.zeros(1, self.recipe.pixels)).shape[-1]
@@ -126,14 +179,18 @@ class Training:
             value = self.analysis[name]
         elif kind == "metrics":
             value = self.record["metrics"][name]
+        elif kind == "image_error":
+            value = self.record["metrics"][name] * self.recipe.pixels
         else:
-            value = self.history[int(kind) - 1][name]
+            value = self.history[int(kind) - (int(kind) > 0)][name]
         return fmean(value) if isinstance(value, list) else float(value)
 
 
 def make_training(flags: Flags, number: int, setup: Setup) -> Training:
     """Run `number` (from 0) of the recipe under `flags`: its seed is that many above the recipe's."""
     parser = argparse.ArgumentParser()
+    for flag in _LABEL_FLAGS:
+        parser.add_argument(flag)
     for group in ("model", "training"):
         add_setting_flags(parser.add_argument_group(), group, RECIPES[flags[0]])
     recipe = recipe_of(parser.parse_args(flags[1:], argparse.Namespace(recipe=flags[0])))
@@ -147,7 +204,10 @@ def plan(claims: Mapping[str, Sequence[Claim]], seeds: int, setup: Setup) -> dic
     """The runs that the claims need, one per seed, by their flags; a recipe without claims is run too."""
     needed = [(name, *claim.flags) for name, its in claims.items() for claim in its or (Claim("", ""),)]
     needed += [claim.baseline for its in claims.values() for claim in its if claim.baseline]
-    return {flags: [make_training(flags, number, setup) for number in range(seeds)] for flags in dict.fromkeys(needed)}
+    return {
+        flags: [make_training(each, number, setup) for number in range(seeds) for each in runs_of(flags)]
+        for flags in dict.fromkeys(needed)
+    }
 
 
 def machine_name() -> str:

@@ -184,5 +184,6 @@ def batch_slice(batch: int, rank: int, size: int) -> tuple[slice, float]:
 def noise_of_slice(model: Any, batch: int, part: slice) -> Iterator[None]:
     """Inside, the model draws noise for the whole batch and uses that of its slice: the noise of one process."""
     model.randn_like = lambda x: x.new_empty(batch, *x.shape[1:]).normal_()[part]
+    model.rand_like = lambda x: x.new_empty(batch, *x.shape[1:]).uniform_()[part]
     yield
-    del model.randn_like  # the class's own again
+    del model.randn_like, model.rand_like  # the class's own again

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from autoencoders.data.sets import DATASETS, OWN
-from autoencoders.recipes import Recipe
+from autoencoders.recipes import RECIPES, Recipe
 from autoencoders.runtime import checks
 from autoencoders.runtime.errors import RunError, UsageError
 from autoencoders.runtime.files import check_archive, read_bytes, read_json, write_atomic, write_json
@@ -63,7 +63,10 @@ def read_record(folder: Path) -> dict[str, Any]:
     """The content of run.json; UsageError when there is none, RunError when it was damaged or changed."""
     path, hint = folder / RUN_FILE, f"train again with ae_train.py --output-dir {folder}"
     if not path.exists():
-        raise UsageError(f"{path}: does not exist; train first, with ae_train.py --output-dir {folder}")
+        named = f" --recipe {folder.name}" if folder.name in RECIPES else ""
+        first = f"train first, with ae_train.py{named} --output-dir {folder}"
+        unfinished = "the run is not finished: repeat its command with --resume"
+        raise UsageError(f"{path}: does not exist; {unfinished if (folder / CHECKPOINT_FILE).exists() else first}")
     record = read_json(path, hint)
     if record.pop("sha256", None) != checksum(record):
         raise RunError(f"{path}: was changed after the run wrote it: its checksum does not match; {hint}")
@@ -82,14 +85,15 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def _checked_dataset(plain: dict[str, Any]) -> dict[str, Any]:
     """What a record says about its image set. Files of earlier versions also name paths, which are not used."""
-    source, fraction, label = plain.get("source", plain["name"]), plain.get("test_fraction"), plain.get("leave_out")
+    source, fraction = plain.get("source", plain["name"]), plain.get("test_fraction")
+    labels = {name: plain.get(name) for name in ("leave_out", "only")}
     return {
         "name": checks.text(plain["name"]), "title": checks.text(plain["title"]),
         "fingerprint": checks.text(plain["fingerprint"]),
         "source": source if source in DATASETS else OWN,
         "test_fraction": None if fraction is None else checks.number(fraction, 1e-9, 0.9),
         "split_seed": checks.integer(plain.get("split_seed", 0), 0, 2**31 - 1), "stream": plain.get("stream") is True,
-        "leave_out": None if label is None else checks.integer(label, 0, 65535),
+        **{name: None if label is None else checks.integer(label, 0, 65535) for name, label in labels.items()},
     }  # fmt: skip
 
 

@@ -30,8 +30,8 @@ def posterior_collapse(trainer: Trainer) -> str:
 
 def _test_losses(trainer: Trainer) -> list[float]:
     """The test loss of every epoch, with the KL term at full weight: annealing it in makes the loss itself rise."""
-    return [row["test_recon_loss"] + row["test_kl_loss"] if "test_kl_loss" in row else row["test_loss"]
-            for row in trainer.history]  # fmt: skip
+    annealed = trainer.recipe.model_args.get("kl_anneal") == "linear"
+    return [row["test_recon_loss"] + row["test_kl_loss"] if annealed else row["test_loss"] for row in trainer.history]
 
 
 def not_learning(trainer: Trainer) -> str:
@@ -71,9 +71,9 @@ def dead_units(trainer: Trainer) -> str:
 
 
 def warn_if_behind_pca(trainer: Trainer, metrics: dict[str, Any]) -> None:
-    """Warn about a test error larger than PCA's, unless the model was trained to remove noise."""
+    """Warn about a test error larger than PCA's, unless the model was trained for noisy images or a likelihood."""
     error, pca = float(np.mean(metrics["test_mse_unit"])), metrics["pca_test_mse_unit"]
-    if error > pca and not trainer.model.noise_factor:
+    if error > pca and not (trainer.model.noise_factor or trainer.model.generative):
         advice = [f"--recipe {BEST}"] * (trainer.recipe.name != BEST)
         if pca < 1e-4:
             advice = ["a smaller --code-size: with this one PCA is almost exact"]

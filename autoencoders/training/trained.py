@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ae_models import Autoencoder, to_range
+from autoencoders.data.binary import binarized
 from autoencoders.data.images import ImageSet
 from autoencoders.data.sets import DATASETS, OWN, load_images
 from autoencoders.recipes import Recipe
@@ -50,8 +51,11 @@ class TrainedRun:
             arguments = {"test_fraction": dataset["test_fraction"], "split_seed": dataset["split_seed"],
                          "stream": "on" if dataset["stream"] else "off"}  # fmt: skip  # the order depends on it
         images = load_images(source, root, self.recipe.image_size, **arguments)
+        images = binarized(images, self.recipe.model_args.get("binarize"))
         if dataset["leave_out"] is not None:
             images = images.leaving_out(dataset["leave_out"])
+        if dataset["only"] is not None:
+            images = images.keeping_only(dataset["only"])
         if images.fingerprint != dataset["fingerprint"]:
             raise UsageError(
                 f"{self.folder}: was trained on other images ({dataset['title']}) than those found ({images.title}); "

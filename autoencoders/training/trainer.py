@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
 from ae_models import Autoencoder
 from autoencoders.data.batches import epoch_batches, to_device
-from autoencoders.data.images import ImageSet
+from autoencoders.data.images import ImageSet, MappedImages
 from autoencoders.evaluation.metrics import evaluation_means, evaluation_sums, to_pixels
 from autoencoders.recipes import Recipe
 from autoencoders.runtime import checks, processes
@@ -43,9 +43,11 @@ class Trainer:
         self.recipe, self.device, self.workers = recipe, torch.device(device), workers
         self.precision = Precision(amp, self.device)
         torch.manual_seed(recipe.seed)
-        self.model = recipe.build().to(self.device)
+        self.model = recipe.build()
         self.train_images = to_device(images.train_images, torch.device("cpu") if workers else self.device)
         self.test_images = torch.as_tensor(to_device(images.test_images, self.device))
+        self.model.on_start(lambda: mean_image(self.train_images))
+        self.model.to(self.device)
         whole, rest = divmod(len(self.train_images), recipe.batch_size)
         self.batch_sizes = [recipe.batch_size] * whole + [rest] * (rest > 0)
         self.optimizer = make_optimizer(self.model, recipe)
@@ -256,6 +258,14 @@ class _Adam(torch.optim.Adam):
     add_param_group = inspect.unwrap(torch.optim.Adam.add_param_group)
     state_dict = inspect.unwrap(torch.optim.Adam.state_dict)
     load_state_dict = inspect.unwrap(torch.optim.Adam.load_state_dict)
+
+
+def mean_image(images: Tensor | MappedImages) -> Tensor:
+    """The mean (784,) of uint8 images, in [0, 1]."""
+    total = torch.zeros(images.shape[1], dtype=torch.double)
+    for start in range(0, len(images), 4096):
+        total += torch.as_tensor(images[slice(start, start + 4096)]).cpu().sum(dim=0)
+    return (total / (255 * len(images))).float()
 
 
 def make_optimizer(model: Autoencoder, recipe: Recipe) -> Optimizer:

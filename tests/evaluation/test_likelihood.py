@@ -15,6 +15,7 @@ from autoencoders.evaluation.likelihood import (
     importance_weighted,
     likelihood,
 )
+from autoencoders.evaluation.metrics import to_pixels
 
 SIZE, PIXELS, NOISE = 3, 12, 0.7
 
@@ -162,13 +163,16 @@ def test_one_image_has_no_spread(model, images):
 
 
 def test_binary_pixels_follow_their_grey_levels_and_static_ones_no_seed():
-    x = torch.linspace(0, 1, 784).expand(400, 784)
-    static, again, dynamic, other = (binarized(x, *how) for how in
+    images = torch.linspace(0, 255, 784).to(torch.uint8).repeat(400, 1)
+    x = to_pixels(images, "unit")
+    static, again, dynamic, other = (binarized(images, *how) for how in
                                      (("static", 0), ("static", 9), ("dynamic", 0), ("dynamic", 9)))  # fmt: skip
     assert torch.equal(static, again) and not torch.equal(dynamic, other) and not torch.equal(static, dynamic)
     for draw in (static, dynamic):
         assert set(draw.unique().tolist()) == {0, 1} and (draw.mean(0) - x[0]).abs().max() < 0.15
-    assert binarized(x, "none", 0) is x
+    assert torch.equal(binarized(images, "none", 0), x)
+    binary = (images > 99).to(torch.uint8) * 255
+    assert torch.equal(binarized(binary, "published", 0), to_pixels(binary, "unit"))
 
 
 def test_no_decoder_is_below_the_entropy_floor():

@@ -1,9 +1,20 @@
+import itertools
+
 import numpy as np
 import pytest
 from scipy.stats import mannwhitneyu
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from autoencoders.evaluation.probes import accuracy, detection, embed_2d, knn, linear_probe, pick_thumbnails
+from autoencoders.evaluation.probes import (
+    accuracy,
+    detection,
+    embed_2d,
+    k_means,
+    knn,
+    linear_probe,
+    matching_accuracy,
+    pick_thumbnails,
+)
 
 
 @pytest.mark.parametrize(("right", "count"), [(0, 5), (1, 7), (95, 100), (9083, 10_000), (40, 40)])
@@ -115,3 +126,26 @@ def test_no_smaller_inlier_error_would_do_for_the_threshold():
     below = inliers[inliers < found["threshold"]]
     assert (inliers <= found["threshold"]).mean() == found["specificity"] >= 0.95 > (inliers <= below.max()).mean()
     assert found["sensitivity"] == (outliers > found["threshold"]).mean()
+
+
+def test_matching_accuracy_does_not_depend_on_the_names_of_the_clusters():
+    labels = np.random.default_rng(0).integers(0, 5, 300)
+    assert matching_accuracy(labels, (labels * 3 + 1) % 5 + 20) == 1
+    merged = np.where(labels == 4, 3, labels)  # two labels in one cluster: the larger counts
+    counts = np.bincount(labels)
+    assert matching_accuracy(labels, merged) == pytest.approx(1 - min(counts[3], counts[4]) / 300)
+
+
+def test_the_best_matching_is_that_of_all_permutations():
+    random = np.random.default_rng(1)
+    labels, clusters = random.integers(0, 4, (2, 200))
+    best = max((labels == np.array(order)[clusters]).mean() for order in itertools.permutations(range(4)))
+    assert matching_accuracy(labels, clusters) == pytest.approx(best)
+
+
+def test_k_means_finds_separate_clouds_and_reports_every_start(clouds):
+    train, _, test, labels = clouds
+    found = k_means(train, test, labels, seed=0)
+    assert found["best"] == {"accuracy": 1.0, "nmi": pytest.approx(1.0)} and found["starts"] == 10
+    assert found["accuracy"] <= 1 and found["accuracy_spread"] >= 0
+    assert k_means(train, test, labels, seed=0) == found != k_means(train[:, 2:], test[:, 2:], labels, seed=0)

@@ -3,6 +3,7 @@ import pytest
 
 from autoencoders.recipes import RECIPES
 from autoencoders.reproduction.claims import CLAIMS, EXPECTED_MISS, FAILED, REPRODUCED, Claim
+from autoencoders.reproduction.literature import LITERATURE
 
 EVERY = [(name, claim) for name, claims in CLAIMS.items() for claim in claims]
 
@@ -52,7 +53,7 @@ def test_every_claim_can_be_measured_and_judged(name, claim):
 
 
 def test_the_published_recipes_are_those_that_are_not_ours():
-    assert list(CLAIMS) == [name for name, row in RECIPES.items() if row.source != "ours"]
+    assert {*CLAIMS, *LITERATURE} >= {name for name, row in RECIPES.items() if row.source != "ours"}
 
 
 def test_every_number_that_the_write_ups_print_is_claimed():

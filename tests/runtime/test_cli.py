@@ -269,7 +269,7 @@ def test_names_of_other_projects_are_taken_where_the_script_has_the_flag(script)
                 with pytest.raises(UsageError, match=f"unknown flag {spelling}[ ;]"):
                     parse([*needed, spelling, "3"])
                 continue
-            value = "wandb" if flag == "--tracker" else "3"
+            value = "wandb" if flag == "--tracker" else "dense" if flags[flag].choices else "3"
             assert parse([*needed, spelling, value]) == parse([*needed, flag, value])
             assert parse([*needed, f"{spelling}={value}"]) == parse([*needed, flag, value])
     assert set(cli.ALIASES.values()) <= {
