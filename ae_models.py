@@ -54,8 +54,8 @@ class Autoencoder(nn.Module):
 
     `members` is the number of autoencoders it holds: with more than one, codes and reconstructions get a leading
     dimension. A model that `selects` keeps the largest entries of its `dense_code` alone. A `generative` model also has
-    `posterior(x)` and `sample(count)`. `noise_factor` is the standard deviation of the noise on
-    training images. `epoch_metrics` names the values of `metrics.code_statistics` measured after every epoch.
+    `posterior(x)` and `sample(count)`. `noise_factor` is the standard deviation of the noise on training images.
+    `epoch_metrics` names the values of `metrics.code_statistics` that are measured after every epoch.
     """
 
     members = 1
