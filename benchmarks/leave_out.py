@@ -12,7 +12,8 @@ from typing import Any
 from autoencoders.runtime import cli
 from benchmarks.common import run_python
 
-HEAD = ("left out", "AUROC, error", "SAP", "NAP", "found at 95% specificity", "PCA's error", "trained on it, error")
+HEAD = ("left out", "AUROC, error", "SAP", "NAP", "NAP, hidden", "found at 95% specificity", "PCA's error",
+        "trained on it, error")  # fmt: skip
 
 
 def detect(run: Path, digit: int, output: Path, images: list[Any]) -> dict[str, Any]:
@@ -51,8 +52,8 @@ def main() -> None:
         unseen = detect(run, digit, run, images)
         seen = detect(folder / "all", digit, folder / "all" / f"find_{digit}", images)
         model = unseen["model"]
-        found.append([*(unseen[f"auroc_{score}"] for score in ("error", "sap", "nap")), model["sensitivity"],
-                      unseen["pca"]["auroc"], seen["model"]["auroc"]])  # fmt: skip
+        scores = (unseen[f"auroc_{score}"] for score in ("error", "sap", "nap", "nap_hidden"))
+        found.append([*scores, model["sensitivity"], unseen["pca"]["auroc"], seen["model"]["auroc"]])
         rows.append(format_row(str(digit), found[-1]))
         cli.log.info(" ".join(rows[-1]))
     rows.append(format_row("mean", [fmean(column) for column in zip(*found)]))

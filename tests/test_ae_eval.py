@@ -350,7 +350,7 @@ def test_a_run_of_one_label_is_tested_on_all_others(capsys, more_runs, digits):
     assert outliers["usual_images"] == (digits.test_labels == 3).sum()
     assert outliers["usual_images"] + outliers["strange_images"] == len(digits.test_images)
     assert found["dataset"]["only"] == 3 and found["dataset"]["leave_out"] is None
-    for name in ("auroc_error", "auroc_sap", "auroc_nap"):
+    for name in ("auroc_error", "auroc_sap", "auroc_nap", "auroc_nap_hidden"):
         assert 0 <= outliers[name] <= 1
     assert outliers["auroc_sap"] == outliers["sap"]["auroc"]
 

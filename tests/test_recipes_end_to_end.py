@@ -15,7 +15,7 @@ from autoencoders.recipes import RECIPES
 FLAGS = {
     "symmetric": ("--hidden-sizes", 32),
     "tuned": ("--hidden-sizes", 32),
-    "hinton": ("--hidden-sizes", "32,16"),
+    **{name: ("--hidden-sizes", "32,16") for name in ("hinton", "novelty")},
     **{name: ("--hidden-sizes", 32, "--code-size", 4) for name in ("vae_static", "vae_dynamic", "iwae")},
     "sparse": ("--features", 64, "--k", 8, "--num-saes", 2),
     "vae": ("--hidden-sizes", "128,64", "--code-size", 2, "--kl-anneal", "none", "--log-interval", 5,

@@ -31,6 +31,7 @@ _ERRORS = {
     "nll_standard_error": "standard error over images", "nll_monte_carlo_error": "Monte Carlo error",
     "nll_fall_from_tenth": "fall from a tenth of the samples",
 }  # fmt: skip
+_SCORES_BY_LAYERS = {"sap": "SAP", "nap": "NAP", "nap_hidden": "NAP, hidden"}
 _DETECTION = {
     "auroc": "AUROC", "average_precision": "average precision", "threshold": "threshold",
     "specificity": "specificity at threshold", "sensitivity": "sensitivity at threshold",
@@ -212,7 +213,7 @@ def outliers(subject: Subject) -> Analysis:
     by_layers = {key: probes.detection(novelty[0][key], novelty[1][key]) for key in novelty[0]}
     columns = (ours, *by_layers.values(), pca)
     rows = [(text, *(f"{each[key]:.4f}" for each in columns)) for key, text in _DETECTION.items()]
-    header = ("", "error", *(key.upper() for key in by_layers), f"error of {subject.pca_title}")
+    header = ("", "error", *(_SCORES_BY_LAYERS[key] for key in by_layers), f"error of {subject.pca_title}")
     text = (f"\nOutliers, by {subject.recipe.name}: {len(sets[1]):,} images ({name}) among {len(sets[0]):,} test images"
             f"\n{format_table(header, rows)}\n")  # fmt: skip
 

@@ -2,7 +2,8 @@
 
 With h_0(x) = x, h_1(x), ..., h_L(x) the input, the activations of the encoder's layers and the code, and x' the
 reconstruction of x, d(x) is the concatenation of h_i(x) - h_i(x'). SAP(x) = |d(x)|^2. NAP(x) is the squared length of
-d(x) in units of its spread over the training images: (d - mean)^T C^-1 (d - mean) with their covariance C.
+d(x) in units of its spread over the training images: (d - mean)^T C^-1 (d - mean) with their covariance C. The hidden
+NAP is ours: it leaves h_0 out, whose hundreds of pixels with little spread outweigh the layers.
 """
 
 from collections.abc import Iterator
@@ -38,28 +39,30 @@ class Novelty:
     model: Autoencoder
     device: torch.device
     mean: Tensor  # (d,)
-    whitening: Tensor | None  # (d, rank): C^-1 = whitening @ whitening.T
+    whitenings: dict[str, Tensor]  # by score: W (n, rank) with W W^T = C^-1 of the last n entries of d
 
     @staticmethod
     def fit(model: Autoencoder, train_images: Images, device: torch.device) -> "Novelty":
         total, products, count = torch.zeros(()), torch.zeros(()), len(train_images)
         for difference in layer_differences(model, train_images, device):
             if difference.shape[1] > _MOST:
-                return Novelty(model, device, total, None)
+                return Novelty(model, device, total, {})
             d = difference.cpu().double()  # in single precision the products would add noise to the smallest directions
             total, products = total + d.sum(dim=0), products + d.T @ d
-        mean = total / count
-        return Novelty(model, device, mean, whitening(products / count - torch.outer(mean, mean)))
+        mean, pixels = total / count, train_images.shape[1]
+        covariance = products / count - torch.outer(mean, mean)
+        hidden = whitening(covariance[pixels:, pixels:])
+        return Novelty(model, device, mean, {"nap": whitening(covariance), "nap_hidden": hidden})
 
     def scores(self, images: Images) -> dict[str, np.ndarray]:
-        """`sap` and `nap` (n,) of uint8 images (n, 784)."""
-        found: dict[str, list[Tensor]] = {"sap": [], "nap": []}
+        """`sap`, `nap` and `nap_hidden` (n,) of uint8 images (n, 784)."""
+        found: dict[str, list[Tensor]] = {name: [] for name in ("sap", *self.whitenings)}
         for difference in layer_differences(self.model, images, self.device):
             d = difference.cpu().double()
             found["sap"].append(d.square().sum(dim=1))
-            if self.whitening is not None:
-                found["nap"].append(((d - self.mean) @ self.whitening).square().sum(dim=1))
-        return {name: torch.cat(parts).numpy() for name, parts in found.items() if parts}
+            for name, matrix in self.whitenings.items():
+                found[name].append(((d - self.mean)[:, -len(matrix) :] @ matrix).square().sum(dim=1))
+        return {name: torch.cat(parts).numpy() for name, parts in found.items()}
 
 
 def whitening(covariance: Tensor) -> Tensor:

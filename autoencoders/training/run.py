@@ -59,7 +59,8 @@ class Run:
         self.signals = signals.Signals()
         self.saved_at = time.monotonic()
         self.digest = ""  # SHA-256 of the checkpoint that this run wrote or resumed
-        self.reported: set[str] = set()  # problems that health.check has warned about
+        # Problems that health.check does not warn about (again); with --only the test images are of other labels, too.
+        self.reported: set[str] = set() if images.only is None else {"rising_test_loss"}
 
     def resume_or_start(self, resume: bool) -> bool:
         """Resume, as after a restart by torchrun, or start anew, on every process; True for a finished run."""

@@ -46,6 +46,16 @@ def test_a_learning_rate_far_too_small_changes_nothing_and_is_reported_once(name
     assert len(lines) == 1 and "epoch 2" in lines[0]
 
 
+def test_where_a_schedule_ends_the_loss_may_stand_still(few, warnings):
+    settings = {"hidden_sizes": (32,), "lr": 1e-30, "epochs": 4}
+    assert any("epoch 2" in line for line in warnings("bce", few, lr_schedule="one-cycle", **settings))
+    still = [{"epoch": number, "test_loss": 87.0} for number in range(1, 5)]
+    trainer = SimpleNamespace(history=still, recipe=replace(RECIPES["bce"], epochs=4))
+    assert health.not_learning(trainer)
+    trainer.recipe = replace(trainer.recipe, lr_schedule="cosine")
+    assert not health.not_learning(trainer)
+
+
 def test_dead_code_units_are_counted(few, warnings):
     def kill(trainer):
         with torch.no_grad():
