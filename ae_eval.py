@@ -50,6 +50,9 @@ def parser() -> cli.Parser:
     codes.add_argument("--features", choices=("code", "dense"), default="code",
                        help="what --probe reads of a sparse code: the code, or all activations before the selection "
                        "of the largest (default: code)")
+    codes.add_argument("--agree-with", type=cli.path, nargs="*", metavar="FOLDER",
+                       help="runs to match the features of this one with: do they find the same ones? Without a folder "
+                       "the autoencoders of an ensemble are matched")
     codes.add_argument("--map", action="store_true", help="draw the test codes in the plane, by PCA and by t-SNE")
 
     errors = parser.add_argument_group("outliers, by reconstruction").add_mutually_exclusive_group()
@@ -81,7 +84,8 @@ def main(arguments: list[str] | None = None) -> None:
     images = run.load_images(args.dataset, args.data_root)
     samples, binarize = importance_samples(run, args), pixels_of_likelihood(run, images, args.binarize)
     check_analyses(run, images, args)
-    split = outlier_split(images, args)
+    split, others = outlier_split(images, args), [load_run(folder, run.device) for folder in args.agree_with or ()]
+    check_dictionaries([run, *others], args)
     folder = processes.on_main(lambda: prepare_folder(args.output_dir or args.run))
 
     test_images = torch.tensor(images.test_images, device=run.device)
@@ -90,18 +94,23 @@ def main(arguments: list[str] | None = None) -> None:
     if not processes.is_main():
         return
     pca = load_or_fit_pca(args.run, images, run.recipe.code_size or 0)
-    subject = analyses.Subject(run.model, run.recipe, images, test_images, pca, args.seed, nats, split, args.features)
+    subject = analyses.Subject(run.model, run.recipe, images, test_images, pca, args.seed, nats, split, args.features,
+                               {str(each.folder): each.model for each in others})  # fmt: skip
     requested = {analyses.reconstruction: True, analyses.likelihood: nats, analyses.probe: args.probe,
-                 analyses.code_map: args.map, analyses.outliers: split}  # fmt: skip
-    results = {
-        "recipe": run.recipe.as_dict(), "weights_sha256": run.record["weights_sha256"],
-        "dataset": run.record["dataset"], "test_images": len(images.test_images), "device": str(run.device),
-        "versions": versions(),
-    }  # fmt: skip
+                 analyses.agreement: args.agree_with is not None, analyses.code_map: args.map,
+                 analyses.outliers: split}  # fmt: skip
+    results = run_details(run, images) | {"versions": versions()}
     for analysis in (analysis for analysis, wanted in requested.items() if wanted):
         results |= write_analysis(analysis(subject), folder)
     write_json(folder / "evaluation.json", results)
     print(f"\nWrote evaluation.json and the pictures into {folder} ({subject.title})")
+
+
+def run_details(run: "TrainedRun", images: ImageSet) -> dict[str, Any]:
+    """The part of evaluation.json that says what was evaluated."""
+    return {"recipe": run.recipe.as_dict(), "weights_sha256": run.record["weights_sha256"],
+            "dataset": run.record["dataset"], "test_images": len(images.test_images),
+            "device": str(run.device)}  # fmt: skip
 
 
 def write_analysis(analysis: "Analysis", folder: Path) -> dict[str, Any]:
@@ -147,6 +156,24 @@ def check_analyses(run: "TrainedRun", images: ImageSet, args: argparse.Namespace
             raise UsageError(f"--features dense: the code of the recipe {run.recipe.name} is not sparse; drop it")
     if args.map and len(images.test_images) < 3:  # t-SNE needs neighbours
         raise UsageError(f"--map: needs at least 3 test images; there are {len(images.test_images)}")
+
+
+def check_dictionaries(runs: "list[TrainedRun]", args: argparse.Namespace) -> None:
+    """UsageError where --agree-with cannot match the features of the first run with those of the others."""
+    first = runs[0]
+    if args.agree_with is None:
+        return
+    for run in runs:
+        if run.model.dictionaries() is None:
+            raise UsageError(f"--agree-with: the recipe {run.recipe.name} ({run.folder}) has no dictionary; only a "
+                             "decoder that ends in a fully connected layer has one")  # fmt: skip
+        if run.recipe.pixels != first.recipe.pixels:
+            raise UsageError(f"--agree-with {run.folder}: its images have {run.recipe.pixels:,} pixels, those of "
+                             f"{first.folder} {first.recipe.pixels:,}")  # fmt: skip
+    if len({run.record["weights_sha256"] for run in runs}) < len(runs):
+        raise UsageError("--agree-with: names a run twice, which agrees with itself; name runs of other seeds")
+    if len(runs) == 1 and first.model.members == 1:
+        raise UsageError(f"--agree-with: {first.folder} is no ensemble; name the runs that it is compared with")
 
 
 def outlier_split(images: ImageSet, args: argparse.Namespace) -> "OutlierSplit | None":

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure, FigureBase
@@ -35,11 +36,11 @@ def strips(figure: FigureBase, rows: Rows, captions: Captions) -> list[Axes]:
     """Draw rows of images (n, pixels), each next to its label, some with captions."""
     grid = list(figure.subplots(len(rows), squeeze=False)[:, 0])
     for axes, (label, images) in zip(grid, rows.items()):
-        _strip(axes, squares(images), label, captions.get(label, ()))
+        strip(axes, squares(images), label, captions.get(label, ()))
     return grid
 
 
-def _strip(axes: Axes, images: Any, label: str = "", captions: Sequence[str] = ()) -> None:
+def strip(axes: Axes, images: Any, label: str = "", captions: Sequence[str] = ()) -> None:
     """Draw images, grey (h, w) or RGB (h, w, 3), side by side in unit squares: the label left, the captions below."""
     centres = 1.13 * np.arange(len(images))
     for centre, image in zip(centres, images):
@@ -51,6 +52,12 @@ def _strip(axes: Axes, images: Any, label: str = "", captions: Sequence[str] = (
     axes.set_xticks(centres[: len(captions)], captions, fontsize=9)
     axes.set_ylabel(label, rotation=0, ha="right", va="center", labelpad=10)
     axes.tick_params(length=0, grid_alpha=0)
+
+
+def signed_colours(features: np.ndarray) -> np.ndarray:
+    """Features (n, pixels) as RGB (n, side, side, 3): red above 0, blue below; each by its own largest weight."""
+    limits = np.maximum(np.abs(features).max(axis=1, keepdims=True), 1e-30)
+    return np.asarray(colormaps[_SIGNED](0.5 + squares(features / limits) / 2))[..., :3]
 
 
 def _sheet(images: np.ndarray, columns: int, gap: int = 1, blank: float = 0.35) -> np.ndarray:
@@ -138,7 +145,7 @@ def sparse_rows(rows: Rows, codes: np.ndarray, title: str, captions: Captions) -
 def images_in_a_row(panels: Rows, title: str) -> bytes:
     """Images of any size, grey (h, w) in [0, 1] or RGB (h, w, 3), each above its label."""
     with styled_figure(title, 3.2 * len(panels) + 0.3, 3.9) as figure:
-        _strip(figure.add_subplot(), list(panels.values()), captions=list(panels))
+        strip(figure.add_subplot(), list(panels.values()), captions=list(panels))
         return png(figure)
 
 

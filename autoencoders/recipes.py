@@ -174,6 +174,8 @@ SETTINGS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "consistency_weight": ("weight of the term that makes the dictionaries similar", _NUMBER),
         "consistency_warmup": ("steps until that weight is reached", _COUNT_OR_0),
         "revive": ("how dead features are revived", {"choices": ("lift", "off")}),
+        "center": ("subtract the mean training image before encoding", {"action": "store_true"}),
+        "init_scale": ("factor of the first weights", {"type": cli.number(0, exclusive=True), "metavar": "X"}),
         "reinit_threshold": ("re-initialise an autoencoder when mean(|firing rate - 0.0625| / 0.0625)^3 exceeds this",
                              _NUMBER),
     },
@@ -200,6 +202,9 @@ _OURS = {**_DENSE, "activation": "gelu", "code_activation": "none", "linear_path
 
 _VAE = {"activation": "relu", "loss": "bce", "kl_weight": 1.0, "kl_anneal": "none", "binarize": "none",
         "importance_samples": 1, "init": "default"}
+
+_SPARSE = {"num_saes": 5, "features": 1024, "k": 50, "consistency_weight": 0.01, "consistency_warmup": 100,
+           "revive": "lift", "reinit_threshold": None, "center": False, "init_scale": 1.0}
 
 _FIRST = "a PyTorch tutorial without a known address, which prints no number; "
 
@@ -229,26 +234,25 @@ _ROWS = (
            "ae_models.SymmetricAutoencoder", {**_DENSE, "hidden_sizes": (400,), "code_size": 20,
                                               "code_activation": "none", "loss": "bce", "pixels": "signed"}),
     Recipe("vae", "variational autoencoder", "a write-up with SwanLab of https://github.com/owenliang/torch-vae; "
-           "idea: Kingma & Welling 2014, https://arxiv.org/abs/1312.6114", "ae_models.VAE",
+           "idea: Kingma & Welling 2014, https://arxiv.org/abs/1312.6114", "autoencoders.vae.VAE",
            {**_VAE, "hidden_sizes": (256,), "code_size": 20, "kl_anneal": "linear"},
            objective="bce + beta KL(q(code | x) || N(0, I))", pictures=("samples",),
            epochs=50, optimizer="adamw", weight_decay=0.01),
     Recipe("vae_static", "variational autoencoder of binary pixels that are drawn once",
-           "network of pythae, https://github.com/clementchadebec/benchmark_VAE; schedule ours", "ae_models.VAE",
+           "network of pythae, https://github.com/clementchadebec/benchmark_VAE; schedule ours", "autoencoders.vae.VAE",
            {**_VAE, "hidden_sizes": (400,), "code_size": 40, "binarize": "static", "init": "mean-image"}, **_BINARY,
            dataset="binarized-mnist", epochs=60, lr=2e-3, lr_schedule="one-cycle"),
     Recipe("vae_dynamic", "variational autoencoder of binary pixels that are drawn anew at every step",
-           "network of " + _BURDA, "ae_models.VAE",
+           "network of " + _BURDA, "autoencoders.vae.VAE",
            {**_VAE, **_BURDAS_NETWORK}, **_BINARY, epochs=600, lr=1.5e-3, lr_schedule="one-cycle"),
-    Recipe("iwae", "importance-weighted autoencoder of binary pixels", "network of " + _BURDA, "ae_models.VAE",
+    Recipe("iwae", "importance-weighted autoencoder of binary pixels", "network of " + _BURDA, "autoencoders.vae.VAE",
            {**_VAE, **_BURDAS_NETWORK, "importance_samples": 5},
            objective="importance-weighted bound of binary pixels", pictures=("samples",),
            epochs=600, lr=1.5e-3, lr_schedule="one-cycle"),
     Recipe("sparse", "ensemble of k-sparse autoencoders",
            '"MNIST稀疏自编码器 (Sparse Autoencoder)", https://github.com/electrixoul/sae_demo; '
            "idea: Makhzani & Frey 2014, https://arxiv.org/abs/1312.5663", "autoencoders.sparse.SparseEnsemble",
-           {"num_saes": 5, "features": 1024, "k": 50, "consistency_weight": 0.01, "consistency_warmup": 100,
-            "revive": "lift", "reinit_threshold": None},
+           _SPARSE,
            shape="5 times 784-1024, 50 active features, tied decoder", objective="mse + consistency + revival",
            pictures=("training_metrics", "sae_features", "feature_activity"), epochs=5),
     Recipe("hinton", "a code of 30 through the network of Hinton & Salakhutdinov",
@@ -264,6 +268,11 @@ _ROWS = (
            {**_OURS, "hidden_sizes": (1024,), "code_size": None},
            shape="784-1024-PCA-1024-784, with linear skip connections",
            batch_size=64, lr=2e-3, lr_schedule="one-cycle", seed=0),
+    Recipe("sparse_tuned", "one k-sparse autoencoder, the best correlation within the budget of sparse", "ours",
+           "autoencoders.sparse.SparseEnsemble", {**_SPARSE, "num_saes": 1, "init_scale": 0.01},
+           shape="784-1024, 50 active features, tied decoder", objective="mse + revival",
+           pictures=("training_metrics", "sae_features", "feature_activity"), epochs=5, batch_size=64, lr=6e-3,
+           lr_schedule="one-cycle"),
     Recipe("speedrun", "the test MSE of symmetric in the least time", "ours", "ae_models.SymmetricAutoencoder",
            {**_OURS, "hidden_sizes": (128,), "code_size": 154},
            shape="784-128-154-128-784, with linear skip connections",

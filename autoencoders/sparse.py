@@ -19,6 +19,7 @@ and for the cosine c_f = W_f . W_g / (n_f n_g) between row f and its partner, ro
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -133,6 +134,9 @@ class SparseEnsemble(Autoencoder):
 
     reinit_threshold: the published rule, off by default. Every `reinit_every` steps an autoencoder with
     mean_f (|rate_f - 0.0625| / 0.0625)^3 above it is re-initialised.
+    center: the mean training image is subtracted first and added at the end; features are deviations from it.
+    init_scale: the factor of the first, orthogonal weights. What training leaves of them in a row is noise: the smaller
+    they are, the less is left.
     The training state is in non-persistent buffers: a state dict holds the model alone, a checkpoint stores both.
     """
 
@@ -149,6 +153,7 @@ class SparseEnsemble(Autoencoder):
     images: Tensor
     fires: Tensor
     silent: Tensor
+    mean: Tensor
     matches: Tensor
 
     def __init__(
@@ -161,6 +166,8 @@ class SparseEnsemble(Autoencoder):
         consistency_warmup: int = 100,
         revive: str = "lift",
         reinit_threshold: float | None = None,
+        center: bool = False,
+        init_scale: float = 1.0,
     ) -> None:
         super().__init__()
         if min(num_saes, features, image_size) < 1 or not 1 <= k <= features:
@@ -170,6 +177,7 @@ class SparseEnsemble(Autoencoder):
         self.consistency_weight = consistency_weight if num_saes > 1 else 0.0
         self.consistency_warmup = consistency_warmup
         self.revive, self.reinit_threshold = revive, reinit_threshold
+        self.center, self.init_scale = center, init_scale
         shape = (num_saes, features)
         self.weight = nn.Parameter(torch.empty(*shape, image_size**2))
         self.bias = nn.Parameter(torch.zeros(shape))
@@ -181,9 +189,11 @@ class SparseEnsemble(Autoencoder):
             "matches": torch.zeros(num_saes - 1, *shape, dtype=torch.long),  # rows; see `_partner`
         }.items():
             self.register_buffer(name, buffer, persistent=False)
+        if center:
+            self.register_buffer("mean", torch.zeros(image_size**2))
         if not self.weight.is_meta:  # a model on the meta device has shapes only
             for weight in self.weight:
-                nn.init.orthogonal_(weight)
+                nn.init.orthogonal_(weight, init_scale)
             self.refresh_matches()
 
     def extra_repr(self) -> str:
@@ -191,17 +201,28 @@ class SparseEnsemble(Autoencoder):
 
     def encode(self, x: Tensor) -> Tensor:
         """Codes (S, B, F) of images (B, P): exactly k entries of each row are selected, also in a tie."""
-        pre = torch.matmul(x, self.weight.mT) + self.bias[:, None]
+        pre = torch.matmul(self._centred(x), self.weight.mT) + self.bias[:, None]
         value, index = pre.topk(self.k)
         return torch.zeros_like(pre).scatter(-1, index, value)
 
     def dense_code(self, x: Tensor) -> Tensor:
         """relu(W x + b) (S, B, F) of images (B, P): the activations before the k largest are selected."""
-        return F.relu(torch.matmul(x, self.weight.mT) + self.bias[:, None])
+        return F.relu(torch.matmul(self._centred(x), self.weight.mT) + self.bias[:, None])
 
     def decode(self, code: Tensor) -> Tensor:
         """Reconstructions (S, B, P) of codes (S, B, F)."""
-        return torch.matmul(code, F.normalize(self.weight, dim=-1).to(code.dtype))
+        images = torch.matmul(code, F.normalize(self.weight, dim=-1).to(code.dtype))
+        return images + self.mean if self.center else images
+
+    def _centred(self, x: Tensor) -> Tensor:
+        return x - self.mean if self.center else x
+
+    def on_start(self, mean_image: Callable[[], Tensor]) -> None:
+        if self.center:
+            self.mean.copy_(mean_image())
+
+    def dictionaries(self) -> Tensor:
+        return self.weight
 
     def loss(self, x: Tensor) -> tuple[Tensor, Parts]:
         """The scalar to minimise over images x (B, P), and its detached parts.
@@ -212,6 +233,7 @@ class SparseEnsemble(Autoencoder):
         if not self.training:
             recon_loss = (self(x)[0] - x).square().mean((1, 2))
             return recon_loss.sum(), {"recon_loss": recon_loss}
+        x = self._centred(x)
         output, mean_pre, active = _SparsePass.apply(x, self.weight, self.bias, self.k)
         recon_loss = (output - x).square().mean((1, 2))
         parts = {"recon_loss": recon_loss.detach(), "firing_rate": self._count(active) / len(x)}
@@ -297,7 +319,7 @@ class SparseEnsemble(Autoencoder):
         deviation = ((rate - self.target_rate).abs() / self.target_rate).mean(1) ** 3
         far_off: list[int] = (deviation > self.reinit_threshold).nonzero().flatten().tolist()
         for sae in far_off:
-            nn.init.orthogonal_(self.weight[sae])
+            nn.init.orthogonal_(self.weight[sae], self.init_scale)
             self.bias[sae].zero_()
             self.silent[sae].zero_()
             self.refresh_matches()

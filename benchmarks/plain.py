@@ -14,8 +14,9 @@ from matplotlib import pyplot as plt
 from torch import Tensor
 from torchvision import datasets, transforms
 
-from ae_models import VAE, Autoencoder
+from ae_models import Autoencoder
 from autoencoders.recipes import Recipe
+from autoencoders.vae import VAE
 from benchmarks.common import sized
 from benchmarks.plain_sparse import PlainEnsemble
 

@@ -129,7 +129,8 @@ def _train(*more: str) -> Callable[[Path], list[str]]:
 class Kind:
     """A kind of file: its name, how its content is read and written again, and the script that reads it.
 
-    `examples` is a share of 510 in the quick tests, the smaller the longer the script takes; torture has ten times it.
+    `examples` is a share of 510, the smaller the longer the script takes; the quick tests take half of it, torture ten
+    times it.
     """
 
     examples: int

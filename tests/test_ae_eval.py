@@ -391,3 +391,27 @@ def test_the_probe_reads_the_activations_before_the_selection(evaluate):
     assert 0 < of_code["probe"]["code"]["k_means"]["accuracy"] <= 1
     status, _, err, _, _ = evaluate("plain", "--probe", "--features", "dense")
     assert status == 2 and is_one_error_line(err) and "--features dense" in err
+
+
+def test_features_are_matched_with_those_of_other_runs_and_inside_an_ensemble(capsys, runs, tmp_path):
+    other = tmp_path / "other"
+    flags = (*DIGITS, *RUNS["sparse"], "--seed", 7, "--output-dir", other)
+    cli.run(lambda: ae_train.main([*map(str, flags)]))
+    status, out, _, found = evaluated(capsys, other, "--agree-with", runs / "sparse")
+    rows = found["agreement"]
+    assert status == 0 and "PW-MCC" in out and "most stable quarter" in out and (other / "agreement.png").exists()
+    assert rows["independent runs"]["pairs"] == 2 == rows["autoencoders of one run"]["pairs"]
+    assert rows["untrained"]["pw_mcc"] < 1 and rows["independent runs"]["mmcs"] >= rows["independent runs"]["pw_mcc"]
+    header, *features = (other / "features.csv").read_text().splitlines()
+    assert header == "feature,stability,firing_rate,explained,selectivity" and len(features) == 64
+    status, _, _, found = evaluated(capsys, other, "--agree-with")
+    assert status == 0 and "independent runs" not in found["agreement"]
+    assert found["agreement"]["autoencoders of one run"]["pairs"] == 1
+    status, _, _, found = evaluated(capsys, other, "--agree-with", runs / "plain")  # 64 features against 128
+    assert status == 0 and found["agreement"]["independent runs"]["pairs"] == 1
+
+
+@pytest.mark.parametrize(("name", "others", "reason"), [("sparse", ("sparse",), "twice"), ("plain", (), "no ensemble")])
+def test_features_need_other_runs_to_be_matched_with(evaluate, runs, name, others, reason):
+    status, _, err, found, _ = evaluate(name, "--agree-with", *(runs / other for other in others))
+    assert status == 2 and is_one_error_line(err) and reason in err and found is None

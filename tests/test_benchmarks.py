@@ -5,10 +5,13 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from conftest import call_script
 
+from autoencoders.evaluation import dictionaries
 from autoencoders.runtime.errors import RunError
-from benchmarks import code_sizes, recipes, showcase
+from autoencoders.sparse import SparseEnsemble
+from benchmarks import code_sizes, recipes, seeds, showcase
 from benchmarks.common import run_python, sized
 from benchmarks.parallel import largest_difference
 
@@ -56,6 +59,28 @@ def test_the_study_of_code_sizes_puts_pca_beside_each_recipe(tmp_path, capsys):
     assert {name: tuple(points) for name, points in errors.items()} == {"bce": ("2", "16"), "pca": ("2", "16")}
     assert errors["pca"]["16"] < errors["pca"]["2"] and (tmp_path / "code_size.png").exists()
     assert "bce is ahead of PCA at the code sizes 2\n" in out
+
+
+def test_the_study_of_seeds_has_the_agreement_of_independent_runs(tmp_path, capsys):
+    flags = ("--dataset", "digits", "--seeds", 2, "--only", "centred", "--output-dir", tmp_path)
+    status, out, err = call_script(capsys, seeds.main, *flags)
+    assert status == 0, err
+    row = json.loads((tmp_path / "seeds.json").read_text())["agreement"]["centred"]
+    assert row["pairs"] == 1 and 0 < row["pw_mcc"] <= row["mmcs"] < 1
+    assert f"`{row['command']}`" in out and "--center" in row["command"]
+
+
+def test_the_most_stable_features_are_pooled_and_none_twice():
+    torch.manual_seed(0)
+    runs = [SparseEnsemble(1, features=6, k=2, image_size=4) for _ in range(2)]
+    with torch.no_grad():
+        runs[1].weight[0, :3] = 2 * runs[0].weight[0, :3]  # three features that both have found
+        runs[0].bias.uniform_()
+    stable = dictionaries.stability([run.weight[0] for run in runs])
+    found = dictionaries.unit_rows(seeds.pooled(runs, stable).weight[0])
+    first = dictionaries.unit_rows(runs[0].weight[0])
+    assert torch.allclose(found[:3].sum(0), first[:3].sum(0), atol=1e-5)
+    assert len(found) == 6 and ((found @ found.T).fill_diagonal_(0) < dictionaries.SHARED).all()
 
 
 def test_the_showcase_draws_the_first_digits_through_each_system(tmp_path, capsys, digits, figures):

@@ -19,7 +19,7 @@ def sound(tmp_path_factory):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_changed_value_under_a_right_checksum_is_used_or_refused_in_a_line(name, sound, tmp_path, capsys):
-    @settings(max_examples=KINDS[name].examples, deadline=None, derandomize=True, database=None,
+    @settings(max_examples=KINDS[name].examples // 2, deadline=None, derandomize=True, database=None,
               suppress_health_check=list(HealthCheck))  # fmt: skip
     @given(st.data())
     def property(data):

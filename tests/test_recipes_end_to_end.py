@@ -18,13 +18,15 @@ FLAGS = {
     **{name: ("--hidden-sizes", "32,16") for name in ("hinton", "novelty")},
     **{name: ("--hidden-sizes", 32, "--code-size", 4) for name in ("vae_static", "vae_dynamic", "iwae")},
     "sparse": ("--features", 64, "--k", 8, "--num-saes", 2),
+    "sparse_tuned": ("--features", 64, "--k", 8),
     "vae": ("--hidden-sizes", "128,64", "--code-size", 2, "--kl-anneal", "none", "--log-interval", 5,
             "--pictures-every", 2, "--weights-every", 1),
 }  # fmt: skip
 EVERY_EPOCH = {"reconstructions_epoch_002.png", "mnist_vae_epoch_001.pt", "mnist_vae_epoch_002.pt"}
 EXTRA = {**{name: {"samples.png"} for name in ("vae_static", "vae_dynamic", "iwae")},
          "vae": {"samples.png", "latent_map.png"} | EVERY_EPOCH,
-         "sparse": {"training_metrics.png", "sae_features.png", "feature_activity.png"}}  # fmt: skip
+         **{name: {"training_metrics.png", "sae_features.png", "feature_activity.png"}
+            for name in ("sparse", "sparse_tuned")}}  # fmt: skip
 PUBLISHED = {  # SPEC: hidden sizes, code, pixels, loss, optimizer, batch, epochs, seed
     "symmetric": ((2500,), None, "signed", "mse", "adam", 256, 10, 0),
     "simple": ((128, 64), 32, "unit", "mse", "adam", 128, 10, 42),

@@ -37,9 +37,10 @@ def everything(model):
     return {**model.state_dict(), **dict(model.named_buffers())}
 
 
-@pytest.mark.parametrize("members", [1, 3])
-def test_value_and_gradient_equal_brute_force(members):
-    model = small(num_saes=members, consistency_warmup=0, consistency_weight=0.7)
+@pytest.mark.parametrize(("members", "center"), [(1, False), (3, False), (3, True)])
+def test_value_and_gradient_equal_brute_force(members, center):
+    model = small(num_saes=members, consistency_warmup=0, consistency_weight=0.7, center=center)
+    model.on_start(lambda: X.mean(0))
     model.revive_weight = 0.3
     model.silent.copy_((torch.rand(members, 40) < 0.3) * 10.0)
     losses, gradients = [], []
@@ -48,7 +49,7 @@ def test_value_and_gradient_equal_brute_force(members):
         model.step.fill_(turn)
         losses.append(model.loss(X)[0])
         gradients.append(torch.autograd.grad(losses[-1], (model.weight, model.bias)))
-    pre = X @ model.weight.mT + model.bias[:, None]
+    pre = (X - X.mean(0) if center else X) @ model.weight.mT + model.bias[:, None]
     lift = ((model.silent >= 2)[:, None] * pre).mean((1, 2)).sum()
     expected = (model(X)[0] - X).square().mean((1, 2)).sum() - 0.3 * lift
     if members > 1:
@@ -56,6 +57,20 @@ def test_value_and_gradient_equal_brute_force(members):
     torch.testing.assert_close(sum(losses) / turns, expected)
     for found, reference in zip(zip(*gradients), torch.autograd.grad(expected, (model.weight, model.bias))):
         torch.testing.assert_close(sum(found) / turns, reference, rtol=1e-4, atol=1e-7)
+
+
+def test_a_centred_model_answers_an_empty_code_with_the_mean_image_and_keeps_it_in_its_state():
+    model = small(center=True)
+    model.on_start(lambda: X.mean(0))
+    assert torch.equal(model.decode(torch.zeros(3, 1, 40)), X.mean(0).expand(3, 1, 36))
+    assert torch.equal(model.state_dict()["mean"], X.mean(0))
+    assert "mean" not in small().state_dict()
+
+
+def test_the_first_weights_are_orthogonal_and_as_long_as_the_scale_says():
+    torch.manual_seed(0)
+    rows = SparseEnsemble(num_saes=2, features=20, k=3, image_size=6, init_scale=0.01).weight
+    assert torch.allclose(rows @ rows.mT, 1e-4 * torch.eye(20).expand(2, 20, 20), atol=1e-9)
 
 
 def test_firing_rates_are_those_of_the_codes():

@@ -428,7 +428,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--rank-kills", type=int, default=10)
     parser.add_argument("--mutations", type=int, default=500)
-    parser.add_argument("--sealed", type=int, default=10, help="times the examples of the quick tests")
+    parser.add_argument("--sealed", type=int, default=10, help="times the examples that tests/mutations.py names")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="kills,ranks,starve,disk,permissions,mutations,sealed")
     args = parser.parse_args()

@@ -1,7 +1,9 @@
 """The analyses of `ae_eval.py`: each measures a trained model and returns results, a table and pictures."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -9,13 +11,13 @@ from torch import Tensor
 
 from ae_models import Autoencoder
 from autoencoders.data.images import Images, ImageSet
-from autoencoders.evaluation import metrics, plots, probes
+from autoencoders.evaluation import dictionaries, metrics, plots, probes
 from autoencoders.evaluation.metrics import Numbers
 from autoencoders.evaluation.novelty import Novelty
 from autoencoders.evaluation.pca import Pca
 from autoencoders.evaluation.scores import Scores, image_scores, summary
 from autoencoders.recipes import Recipe
-from autoencoders.runtime.cli import format_table
+from autoencoders.runtime.cli import format_csv, format_table
 
 _SHOWN = 8  # images per row of a figure
 _BATCH = 500  # images read at a time
@@ -54,6 +56,7 @@ class Subject:
     likelihood: Numbers  # of the test images; empty for none
     split: OutlierSplit | None
     features: str = "code"  # or `dense`: what the probe reads of a sparse code
+    others: Mapping[str, Autoencoder] = field(default_factory=dict)  # the models of other runs, by name
 
     @property
     def title(self) -> str:
@@ -227,3 +230,59 @@ def outliers(subject: Subject) -> Analysis:
                **by_layers, "auroc_error": ours["auroc"],
                **{f"auroc_{key}": found["auroc"] for key, found in by_layers.items()}}  # fmt: skip
     return {"outliers": results}, text, {"outliers.png": png}
+
+
+def agreement(subject: Subject) -> Analysis:
+    """How far the dictionaries of this run and of the others agree, beside what chance gives, and what each feature of
+    this run's first autoencoder is worth."""
+    runs = {"this run": dictionaries.of_model(subject.model)}
+    runs |= {name: dictionaries.of_model(model) for name, model in subject.others.items()}
+    ours = next(iter(runs.values()))
+    kinds = {"independent runs": [pair for a, b in combinations(runs.values(), 2) for pair in zip(a, b)]}
+    kinds["autoencoders of one run"] = [pair for its in runs.values() for pair in combinations(its, 2)]
+    seeds = 2 * subject.seed, 2 * subject.seed + 1
+    first, second = (dictionaries.untrained(subject.recipe, seed) for seed in seeds)
+    kinds["untrained"] = [(first, second)]
+    first, second = (dictionaries.random(subject.images.train_images, len(ours[0]), seed) for seed in seeds)
+    kinds["random, with the images' covariance"] = [(first, second)]
+    found = {kind: dictionaries.compare(pairs) for kind, pairs in kinds.items() if pairs}
+    rows = [(kind, f"{each['pw_mcc']:.4f}", f"{each['shared']:.2%}", f"{each['mmcs']:.4f}", str(each["pairs"]))
+            for kind, (each, _) in found.items()]  # fmt: skip
+    text = (f"\nAgreement of dictionaries, {len(ours[0]):,} features each\n"
+            + format_table(("", "PW-MCC", f"above {dictionaries.SHARED}", "MMCS", "pairs"), rows) + "\n")  # fmt: skip
+
+    compared = [its[0] for its in runs.values()] if subject.others else ours
+    features = {"stability": dictionaries.stability(compared)[0]}
+    if subject.model.selects:
+        features |= dictionaries.feature_statistics(subject.model, subject.test_images, subject.images.test_labels)[0]
+        text += format_quarters(features)
+    title = f"{subject.title}: matched features, PW-MCC {next(iter(found.values()))[0]['pw_mcc']:.3f}"
+    cosines = {kind: matched for kind, (_, matched) in found.items()}
+    picture = plots.agreement(*shown_pairs(*compared[:2]), cosines, dictionaries.SHARED, title)
+    numbered = zip(*(values.tolist() for values in features.values()))
+    table = format_csv([{"feature": number, **dict(zip(features, row))} for number, row in enumerate(numbered)])
+    results = {kind: numbers for kind, (numbers, _) in found.items()}
+    return {"agreement": results}, text, {"agreement.png": picture, "features.csv": table}
+
+
+def shown_pairs(a: Tensor, b: Tensor) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
+    """Some matched features of two dictionaries, from the most to the least similar: (n, P) each, and captions; nothing
+    for features that are no pictures."""
+    if math.isqrt(a.shape[1]) ** 2 != a.shape[1]:
+        return {}, {}
+    rows, columns, cosines = dictionaries.match(a, b)
+    shown = np.argsort(-cosines, kind="stable")[np.linspace(0, len(cosines) - 1, min(14, len(cosines))).astype(int)]
+    first, second = a[rows[shown]].detach().cpu().numpy(), b[columns[shown]].detach().cpu().numpy()
+    label = "its match,\nand the cosine"
+    return {"feature": first, label: second}, {label: [f"{cosine:.3f}" for cosine in cosines[shown]]}
+
+
+def format_quarters(features: dict[str, np.ndarray]) -> str:
+    """A table of what the features of each quarter by stability are worth."""
+    order = np.argsort(-features["stability"], kind="stable")
+    header = ("features by stability", "stability", "firing rate", "explained variance, sum", "selectivity")
+    quarters = zip(("most stable quarter", "second", "third", "least stable quarter"), np.array_split(order, 4))
+    rows = [(name, f"{features['stability'][part].mean():.4f}", f"{features['firing_rate'][part].mean():.4f}",
+             f"{features['explained'][part].sum():.4f}", f"{features['selectivity'][part].mean():.4f}")
+            for name, part in quarters]  # fmt: skip
+    return f"\n{format_table(header, rows)}\n"

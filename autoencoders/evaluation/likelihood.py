@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ae_models import kl_to_standard_normal, softplus
+from ae_models import softplus
 from autoencoders.data.binary import static_draw
 from autoencoders.evaluation.metrics import Numbers, to_pixels
 from autoencoders.evaluation.scores import Scores
 from autoencoders.runtime.cli import is_verbose
 from autoencoders.runtime.device import seed_for
+from autoencoders.vae import kl_to_standard_normal
 
 # log p(x | z), (samples, batch), of codes z (samples, batch, code_size) and images x (batch, pixels)
 LogLikelihood = Callable[[Tensor, Tensor], Tensor]

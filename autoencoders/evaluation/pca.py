@@ -76,7 +76,7 @@ def check_memory(images: int, pixels: int) -> None:
                          "use a smaller --image-size")  # fmt: skip
 
 
-def _moments(images: Images) -> tuple[np.ndarray, np.ndarray]:
+def moments(images: Images) -> tuple[np.ndarray, np.ndarray]:
     """Sums over uint8 images (n, p) of their pixels (p,) and of the products of any two (p, p): float64, exact.
 
     256 products of two bytes stay below 2^24, up to which float32 holds every integer: the fast product is exact.
@@ -94,7 +94,7 @@ def _principal_axes(images: Images) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     """Mean (p,), axes (min(n, p), p) as rows, and the variance along each axis, of uint8 images (n, p)."""
     count, pixels = images.shape
     if count >= pixels:
-        sums, products = _moments(images)
+        sums, products = moments(images)
         mean = sums / count
         variances, axes = np.linalg.eigh(products / count - np.outer(mean, mean))
         variances, axes = variances[::-1].clip(0), axes.T[::-1]

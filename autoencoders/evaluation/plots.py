@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.ticker import EngFormatter
 
-from autoencoders.figures import Captions, Rows, label_bar, labelled_dots, squares, strips
+from autoencoders.figures import Captions, Rows, label_bar, labelled_dots, signed_colours, squares, strip, strips
 from autoencoders.style import BLUE, GREY, MAX_NAMED, ORANGE, colours, log_ticks, png, styled_figure
 
 Scored = tuple[np.ndarray, Sequence[float]]  # images (n, pixels) and the error of each
@@ -97,4 +97,24 @@ def outliers(errors: Rows, threshold: float, rows: Mapping[str, Scored], title: 
         top.legend(loc="outside upper center", ncols=3)
         captions = {label: [f"MSE {mark:.4f}" for mark in marks] for label, (_, marks) in rows.items()}
         strips(bottom, {label: images for label, (images, _) in rows.items()}, captions)
+        return png(figure)
+
+
+def agreement(pairs: Rows, notes: Captions, cosines: Rows, same: float, title: str) -> bytes:
+    """Rows of features (n, pixels), with captions, above histograms of matched cosines (m,): of two runs first, then of
+    what chance gives; above the cosine `same` two features count as one. Features that are no pictures have no row."""
+    height, bins = 1.25 * len(pairs), np.linspace(min(0.0, *map(np.min, cosines.values())), 1, 61).tolist()
+    with styled_figure(title, 12.5, 3.9 + height) as figure:
+        *above, below = figure.subfigures(1 + bool(pairs), 1, squeeze=False,
+                                          height_ratios=[height] * bool(pairs) + [3.4]).flat  # fmt: skip
+        for part in above:
+            for axes, (label, features) in zip(part.subplots(len(pairs), squeeze=False)[:, 0], pairs.items()):
+                strip(axes, signed_colours(features), label, notes.get(label, ()))
+        axes = below.add_subplot(xlabel="cosine of two matched features", ylabel="share of the features")
+        for (name, values), colour in zip(cosines.items(), (BLUE, ORANGE, GREY, "black")):
+            style = {"alpha": 0.6} if colour == BLUE else {"histtype": "step"}
+            weights, label = np.full(len(values), 1 / len(values)), f"{name}: mean {values.mean():.3f}"
+            axes.hist(values, bins, weights=weights, label=label, linewidth=1.5, color=colour, **style)
+        axes.axvline(same, color=GREY, linestyle="--", label=f"counted as the same above {same}")
+        below.legend(loc="outside upper center", ncols=3)
         return png(figure)

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
-from ae_models import VAE
 from autoencoders.evaluation.likelihood import (
     bernoulli,
     binarized,
@@ -16,6 +15,7 @@ from autoencoders.evaluation.likelihood import (
     likelihood,
 )
 from autoencoders.evaluation.metrics import to_pixels
+from autoencoders.vae import VAE
 
 SIZE, PIXELS, NOISE = 3, 12, 0.7
 

@@ -10,7 +10,7 @@ from conftest import same_bits
 from scipy.stats import pearsonr
 from torchvision import transforms
 
-from ae_models import VAE, SymmetricAutoencoder
+from ae_models import SymmetricAutoencoder
 from autoencoders import evaluation
 from autoencoders.evaluation.analyses import first_member_codes
 from autoencoders.evaluation.metrics import (
@@ -28,6 +28,7 @@ from autoencoders.evaluation.metrics import (
     to_pixels,
 )
 from autoencoders.sparse import SparseEnsemble
+from autoencoders.vae import VAE
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from autoencoders.data.images import MappedImages
 from autoencoders.evaluation import pca as pca_module
 from autoencoders.evaluation.pca import (
     PCA_FILE,
-    _moments,
     fit_pca,
     load_or_fit_pca,
+    moments,
     n_components_file,
     read_pca,
     variance_curve,
@@ -96,7 +96,7 @@ def test_images_that_stay_in_their_file_give_the_same_bits(digits, tmp_path):
 
 def test_images_of_the_largest_values_are_counted_without_rounding():
     images = np.full((100_000, 2), 255, np.uint8)
-    sums, products = _moments(images)
+    sums, products = moments(images)
     assert (sums == 255 * 100_000).all() and (products == 255**2 * 100_000).all()
 
 

@@ -108,6 +108,7 @@ HEALTHY = {
     "simple": {"code_activation": "none"},
     "denoising": {"code_activation": "none"},
     "sparse": {"num_saes": 2, "features": 64, "k": 16},
+    "sparse_tuned": {"features": 32, "k": 16},
     "tuned": {"hidden_sizes": (64,), "code_size": 16},
     "speedrun": {"hidden_sizes": (64,), "code_size": 16},
 }
