@@ -130,8 +130,8 @@ def importance_samples(run: "TrainedRun", args: argparse.Namespace) -> int:
         return 1000 if args.importance_samples is None else int(args.importance_samples)
     if args.importance_samples is not None or args.binarize:
         flag = "binarize" if args.binarize else "importance-samples"
-        raise UsageError(f"--{flag} is for variational autoencoders of binary pixels: the recipe {run.recipe.name} has "
-                         "no likelihood")  # fmt: skip
+        reason = "this run was trained with --loss mse" if run.model.generative else f"{run.recipe.name} is none"
+        raise UsageError(f"--{flag} is for variational autoencoders of binary pixels: {reason}")
     return 0
 
 

@@ -22,6 +22,7 @@ from autoencoders import figures
 from autoencoders.data.images import ImageSet
 from autoencoders.data.sets import DATASETS, load_images, preparation_notice
 from autoencoders.evaluation.pca import fit_pca
+from autoencoders.recipes import RECIPES
 from autoencoders.reproduction.claims import (
     CLAIMS,
     EXPECTED_MISS,
@@ -84,7 +85,7 @@ def main(arguments: list[str] | None = None, claims: Claims | None = None, claim
     args = parser().parse_args(arguments)
     claims = chosen_claims(args) if claims is None else {name: claims[name] for name in args.only or claims}
     args.output_dir = args.output_dir or Path("outputs/literature" if args.literature else "outputs/reproduction")
-    if args.dry_run and (notice := preparation_notice(args.dataset, args.data_root)):
+    if args.dry_run and (notice := download_notice(args, claims)):
         print(f"{notice}, and the recipes trained")
         return
 
@@ -119,6 +120,13 @@ def main(arguments: list[str] | None = None, claims: Claims | None = None, claim
         verdicts, names = ({row[key]: None for row in failed} for key in ("verdict", "claim"))
         count = f"{len(failed)} of {len(report['rows'])} claims"
         raise RunError(f"{count} {' or '.join(verdicts)}, see {folder}: {'; '.join(names)}")
+
+
+def download_notice(args: argparse.Namespace, claims: Claims) -> str:
+    """The first download that the run would begin with, for a dry run; empty if there would be none."""
+    named = [RECIPES[name].dataset for name in claims if args.dataset == "mnist"]
+    notices = (preparation_notice(name, args.data_root) for name in (args.dataset, *named))
+    return next(filter(None, notices), "")
 
 
 def write_losses(runs: "dict[Flags, list[Training]]", images: ImageSet, folder: Path) -> None:

@@ -6,6 +6,7 @@ Images are arrays (n, pixels) of squares in [0, 1].
 """
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -190,7 +191,8 @@ def epoch_curves(panels: Rows, title: str, labels: Sequence[str], y_label: str =
     rows, columns = -(-len(panels) // 3), min(len(panels), 3)
     with styled_figure(title, 4.2 * columns, 3.3 * rows + 0.8) as figure:
         for number, (name, values) in enumerate(panels.items(), start=1):
-            axes = figure.add_subplot(rows, columns, number, title=name, xlabel="epoch", ylabel=y_label)
+            axes = figure.add_subplot(rows, columns, number, xlabel="epoch", ylabel=y_label)
+            axes.set_title(textwrap.fill(name, 40))  # the name of a run may be its flags
             epochs, size = np.arange(1, len(values) + 1), 4 if len(values) <= 20 else 0
             for i, label in enumerate(labels):
                 axes.plot(epochs, values[:, i], "o-", color=colours(len(labels))(i), label=label, markersize=size)

@@ -208,7 +208,7 @@ _SPARSE = {"num_saes": 5, "features": 1024, "k": 50, "consistency_weight": 0.01,
 
 _FIRST = "a PyTorch tutorial without a known address, which prints no number; "
 
-_BURDA = "Burda et al. 2016, https://arxiv.org/abs/1509.00519; schedule ours"
+_BURDA = "schedule ours; network of Burda et al. 2016, https://arxiv.org/abs/1509.00519"
 _BURDAS_NETWORK = {"hidden_sizes": (200, 200), "code_size": 50, "activation": "tanh", "binarize": "dynamic",
                    "init": "mean-image"}
 _BINARY: dict[str, Any] = {"objective": "bce + KL(q(code | x) || N(0, I)) of binary pixels", "pictures": ("samples",)}
@@ -239,13 +239,13 @@ _ROWS = (
            objective="bce + beta KL(q(code | x) || N(0, I))", pictures=("samples",),
            epochs=50, optimizer="adamw", weight_decay=0.01),
     Recipe("vae_static", "variational autoencoder of binary pixels that are drawn once",
-           "network of pythae, https://github.com/clementchadebec/benchmark_VAE; schedule ours", "autoencoders.vae.VAE",
+           "schedule ours; network of pythae, https://github.com/clementchadebec/benchmark_VAE", "autoencoders.vae.VAE",
            {**_VAE, "hidden_sizes": (400,), "code_size": 40, "binarize": "static", "init": "mean-image"}, **_BINARY,
            dataset="binarized-mnist", epochs=60, lr=2e-3, lr_schedule="one-cycle"),
     Recipe("vae_dynamic", "variational autoencoder of binary pixels that are drawn anew at every step",
-           "network of " + _BURDA, "autoencoders.vae.VAE",
+           _BURDA, "autoencoders.vae.VAE",
            {**_VAE, **_BURDAS_NETWORK}, **_BINARY, epochs=600, lr=1.5e-3, lr_schedule="one-cycle"),
-    Recipe("iwae", "importance-weighted autoencoder of binary pixels", "network of " + _BURDA, "autoencoders.vae.VAE",
+    Recipe("iwae", "importance-weighted autoencoder of binary pixels", _BURDA, "autoencoders.vae.VAE",
            {**_VAE, **_BURDAS_NETWORK, "importance_samples": 5},
            objective="importance-weighted bound of binary pixels", pictures=("samples",),
            epochs=600, lr=1.5e-3, lr_schedule="one-cycle"),
@@ -256,7 +256,7 @@ _ROWS = (
            shape="5 times 784-1024, 50 active features, tied decoder", objective="mse + consistency + revival",
            pictures=("training_metrics", "sae_features", "feature_activity"), epochs=5),
     Recipe("hinton", "a code of 30 through the network of Hinton & Salakhutdinov",
-           "widths: Hinton & Salakhutdinov 2006, https://doi.org/10.1126/science.1127647; all else ours",
+           "all ours but the widths: Hinton & Salakhutdinov 2006, https://doi.org/10.1126/science.1127647",
            "ae_models.SymmetricAutoencoder", {**_OURS, "hidden_sizes": (1000, 500, 250), "code_size": 30, "shift": 1},
            epochs=16, batch_size=64, lr=2e-3, lr_schedule="one-cycle"),
     Recipe("novelty", "a narrow code that fits no other images than those it is trained on",

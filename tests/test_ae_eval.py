@@ -380,7 +380,7 @@ def test_squared_error_has_no_likelihood_of_binary_pixels(capsys, more_runs):
     status, out, _, found = evaluated(capsys, more_runs / "squared")
     assert status == 0 and "likelihood" not in found and "Likelihood" not in out
     status, _, err, _ = evaluated(capsys, more_runs / "squared", "--importance-samples", 5)
-    assert status == 2 and is_one_error_line(err)
+    assert status == 2 and is_one_error_line(err) and "--loss mse" in err
 
 
 def test_the_probe_reads_the_activations_before_the_selection(evaluate):

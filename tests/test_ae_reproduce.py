@@ -125,6 +125,14 @@ def test_recipes_of_the_papers_need_literature_and_the_others_do_not_take_it(cap
     assert status == 0 and "Would train: python ae_train.py --recipe hinton" in out and not (tmp_path / "new").exists()
 
 
+def test_a_dry_run_downloads_no_set_that_only_a_recipe_names(fake_mnist, capsys, tmp_path):
+    root, out = fake_mnist[0], tmp_path / "out"
+    flags = ("--literature", "--only", "vae_static", "--dry-run", "--data-root", root, "--output-dir", out)
+    status, text, _ = call_script(capsys, ae_reproduce.main, *flags)
+    assert status == 0 and "binarized-mnist is not in" in text and "would be downloaded" in text
+    assert not out.exists() and [path.name for path in root.iterdir()] == ["MNIST"]
+
+
 def test_a_paper_s_number_that_is_not_reached_is_status_1_and_its_source_is_on_the_page(copied, capsys):
     claims = {"bce": [
         Claim("near", "image_error.test_mse_unit", 784.0, relation="<", kind=THEIR_WAY, source="https://example.org/near"),

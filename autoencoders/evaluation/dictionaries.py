@@ -9,12 +9,13 @@ from itertools import combinations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ae_models import Autoencoder
 from autoencoders.data.images import Images
-from autoencoders.evaluation.metrics import Numbers, to_pixels
+from autoencoders.evaluation.metrics import Numbers, mmcs, to_pixels
 from autoencoders.evaluation.pca import moments
 from autoencoders.recipes import Recipe
 from autoencoders.runtime.errors import UsageError
@@ -33,8 +34,7 @@ def of_model(model: Autoencoder) -> list[Tensor]:
 
 def unit_rows(dictionary: Tensor) -> Tensor:
     """The dictionary (F, P) with rows of length 1, in float32 on the CPU; a row of zeros stays one."""
-    rows = dictionary.detach().float().cpu()
-    return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp(min=1e-30)
+    return F.normalize(dictionary.detach().float().cpu(), dim=1)
 
 
 def match(a: Tensor, b: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -59,17 +59,11 @@ def compare(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Numbers, np.ndarray
     return {
         "pw_mcc": float(means.mean()), "pw_mcc_spread": float(means.std(ddof=1)) if len(means) > 1 else None,
         "shared": float(np.mean([(each > SHARED).mean() for each in cosines])),
-        "mmcs": float(np.mean([max_cosine(a, b) for a, b in pairs])), "pairs": len(pairs),
+        "mmcs": float(np.mean([mmcs(pair).item() for pair in pairs])), "pairs": len(pairs),
     }, np.concatenate(cosines)  # fmt: skip
 
 
-def max_cosine(a: Tensor, b: Tensor) -> float:
-    """The mean max cosine similarity between two dictionaries (F_a, P) and (F_b, P)."""
-    cosines = unit_rows(a) @ unit_rows(b).T
-    return float(cosines.amax(0).mean() + cosines.amax(1).mean()) / 2
-
-
-def stability(dictionaries: list[Tensor]) -> list[np.ndarray]:
+def stability(dictionaries: Sequence[Tensor]) -> list[np.ndarray]:
     """Of every feature (F,) of each of n >= 2 dictionaries the cosine with its match, averaged over the other n - 1; a
     feature without a match in a smaller dictionary counts 0 there."""
     totals = [np.zeros(len(dictionary)) for dictionary in dictionaries]

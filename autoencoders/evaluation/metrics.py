@@ -4,7 +4,8 @@ Images are (n, 784) uint8, on the model's device; errors are mean squared differ
 on the CPU (MPS has none). For an ensemble of S autoencoders arrays get a leading S, and numbers are lists.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -128,15 +129,13 @@ def _code_means(sums: Sums, images: int) -> Numbers:
     }
 
 
-def mmcs(weight: Tensor) -> Tensor:
-    """Mean max cosine similarity between S >= 2 dictionaries (S, features, pixels): a differentiable scalar.
+def mmcs(dictionaries: Tensor | Sequence[Tensor]) -> Tensor:
+    """Mean max cosine similarity between two or more dictionaries (features, pixels): a differentiable scalar.
 
     MMCS(A, B) = mean_f max_g cos(A_f, B_g), averaged over both directions and over all pairs
     (Sharkey et al. 2022, "Taking features out of superposition with sparse autoencoders").
     """
-    unit = F.normalize(weight, dim=-1)
-    pairs = torch.combinations(torch.arange(len(weight)))
-    cosines = (unit[i] @ unit[j].T for i, j in pairs.tolist())
+    cosines = (a @ b.T for a, b in combinations([F.normalize(rows, dim=-1) for rows in dictionaries], 2))
     return torch.stack([(c.amax(0).mean() + c.amax(1).mean()) / 2 for c in cosines]).mean()
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
 
 from autoencoders.data.binary import binarized
@@ -22,7 +23,7 @@ from autoencoders.data.sets import load_images
 from autoencoders.evaluation.loss_analysis import analyse_untrained
 from autoencoders.evaluation.pca import Pca, fit_pca
 from autoencoders.recipes import RECIPES, Recipe, add_setting_flags, recipe_of
-from autoencoders.reproduction.claims import Claim, Flags, runs_of
+from autoencoders.reproduction.claims import EACH, Claim, Flags, runs_of
 from autoencoders.runtime import signals
 from autoencoders.runtime.errors import RunError, UsageError
 from autoencoders.runtime.files import locked, read_json
@@ -201,9 +202,14 @@ def make_training(flags: Flags, number: int, setup: Setup) -> Training:
 
 
 def plan(claims: Mapping[str, Sequence[Claim]], seeds: int, setup: Setup) -> dict[Flags, list[Training]]:
-    """The runs that the claims need, one per seed, by their flags; a recipe without claims is run too."""
+    """The runs that the claims need, one per seed, by their flags; a recipe without claims is run too. UsageError where
+    a claim is about each digit and the images lack some."""
     needed = [(name, *claim.flags) for name, its in claims.items() for claim in its or (Claim("", ""),)]
     needed += [claim.baseline for its in claims.values() for claim in its if claim.baseline]
+    for recipe, *flags in needed:
+        if EACH in flags and not np.isin(range(10), setup.images.train_labels).all():
+            raise UsageError(f"{setup.images.title}: {recipe} is about each of the labels 0 to 9, some are missing; "
+                             "choose other recipes with --only")  # fmt: skip
     return {
         flags: [make_training(each, number, setup) for number in range(seeds) for each in runs_of(flags)]
         for flags in dict.fromkeys(needed)

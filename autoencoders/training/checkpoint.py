@@ -129,11 +129,12 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def is_finished(folder: Path, digest: str) -> bool:
-    """Whether `folder` holds all results of the run whose checkpoint has this SHA-256."""
+    """Whether `folder` holds all results of the run whose checkpoint has this SHA-256, with undamaged weights."""
     try:
         record = read_record(folder)
-        files = [*RESULT_FILES, record["weights"]]
-        return record.get("checkpoint_sha256") == digest and all((folder / name).exists() for name in files)
+        if record.get("checkpoint_sha256") != digest or not all((folder / name).exists() for name in RESULT_FILES):
+            return False
+        return hashlib.sha256(read_bytes(folder / record["weights"], "")).hexdigest() == record["weights_sha256"]
     except (RunError, UsageError, KeyError):
         return False
 

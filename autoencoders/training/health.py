@@ -35,7 +35,7 @@ def _test_losses(trainer: Trainer) -> list[float]:
 
 
 def not_learning(trainer: Trainer) -> str:
-    """The last epoch did not change the test loss, which is above zero; at the end of a schedule it hardly may."""
+    """The last epoch did not change the test loss, which is above zero; late in a schedule that is no problem."""
     losses, recipe = _test_losses(trainer), trainer.recipe
     if recipe.lr_schedule != "constant" and 2 * len(losses) > recipe.epochs:
         return ""

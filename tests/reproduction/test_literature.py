@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -12,7 +13,7 @@ from autoencoders.recipes import RECIPES
 from autoencoders.reproduction.claims import EACH, MISSED, OUR_WAY, REACHED, REFERENCE, THEIR_WAY, Claim, runs_of
 from autoencoders.reproduction.literature import LITERATURE
 from autoencoders.reproduction.runs import Setup, make_training, plan
-from autoencoders.runtime.errors import RunError
+from autoencoders.runtime.errors import RunError, UsageError
 
 EVERY = [(name, claim) for name, claims in LITERATURE.items() for claim in claims]
 
@@ -51,6 +52,12 @@ def test_a_claim_for_each_digit_is_ten_runs_for_every_seed(setup):
     assert [run.recipe.seed for run in planned] == [42] * 10 + [43] * 10
     assert [run.images.left_out for run in planned] == [*range(10)] * 2
     assert len({run.folder for run in planned}) == 20
+
+
+def test_images_without_all_ten_labels_have_no_run_for_each_digit(setup):
+    unlabelled = replace(setup.images, train_labels=np.zeros_like(setup.images.train_labels))
+    with pytest.raises(UsageError, match=r"novelty is about each of the labels 0 to 9.*--only"):
+        plan({"novelty": LITERATURE["novelty"]}, 1, replace(setup, images=unlabelled))
 
 
 def test_the_images_are_those_of_the_recipe_unless_the_report_has_others(setup):

@@ -143,6 +143,15 @@ def test_a_run_without_its_results_is_not_finished(folder, capsys):
     assert (folder / "checkpoint.previous.pt").read_bytes() == checkpoint
 
 
+def test_damaged_weights_are_written_again_by_a_resume(folder, capsys):
+    path = folder / "mnist_denoising.pt"
+    weights = path.read_bytes()
+    for damaged in (b"", weights[:100]):
+        path.write_bytes(damaged)
+        status, _, err = train(capsys, folder, "--resume")
+        assert status == 0 and "its results" in err and path.read_bytes() == weights
+
+
 def test_a_missing_picture_is_drawn_again_by_a_resume(folder, capsys):
     picture = (folder / "training_loss.png").read_bytes()
     (folder / "training_loss.png").unlink()
