@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 import ae_pca
 import ae_train
+from autoencoders.data.sets import DATASETS
+from autoencoders.recipes import RECIPES
 from autoencoders.runtime import cli
 
 NOT_A_NUMBER = st.sampled_from(
@@ -21,19 +23,27 @@ NEGATIVE = st.one_of(NOT_A_NUMBER, st.floats(max_value=-1e-300, allow_nan=False)
 
 
 def no_choice(*choices):
+    """Words that are none of the choices: hypothesis also tries those that our own sources contain."""
     return WORDS.filter(lambda word: word not in choices and not word.startswith("-") and not os.path.exists(word))
 
 
 BAD_TRAIN = {
-    "--dataset": no_choice("mnist", "fashion-mnist", "kmnist", "digits", "auto"),
+    "--dataset": no_choice(*DATASETS),
     "--image-size": st.one_of(NOT_WHOLE, st.sampled_from(["0", "3", "129"])),
     "--test-fraction": st.one_of(NEGATIVE, st.sampled_from(["0", "0.95", "0.1"])),  # digits have a test part
     "--split-seed": st.one_of(NOT_WHOLE, st.just("1")),
-    "--recipe": no_choice("symmetric", "simple", "conv", "denoising", "bce", "vae", "sparse"),
+    "--recipe": no_choice(*RECIPES),
     "--leave-out": st.one_of(NOT_WHOLE, st.sampled_from(["10", "-1", "1,2", "70000"])),
+    "--only": st.one_of(NOT_WHOLE, st.sampled_from(["10", "-1", "1,2", "70000"])),
     "--workers": NOT_WHOLE,
     "--hidden-sizes": st.sampled_from(["a,b", "0", "-5", "1,,2", ",", "1.5", "2500;", "1e3", "99999999999"]),
     "--code-size": st.one_of(NOT_WHOLE, st.just("0"), st.just("Auto")),
+    "--activation": no_choice("relu", "gelu", "tanh", "leaky-relu"),
+    "--shift": st.one_of(NOT_WHOLE, st.just("29")),
+    "--binarize": no_choice("none", "static", "dynamic"),
+    "--init": no_choice("default", "mean-image"),
+    "--importance-samples": st.one_of(NOT_WHOLE, st.just("0")),
+    "--init-scale": st.one_of(NEGATIVE, st.just("0")),
     "--code-activation": no_choice("relu", "none"),
     "--loss": no_choice("mse", "bce"),
     "--noise-factor": NEGATIVE,
