@@ -29,6 +29,13 @@ def to_range(x: Tensor, source: str, target: str) -> Tensor:
     return x.add(1).div(2) if target == "unit" else x.mul(2).sub(1)
 
 
+def strongest(code: Tensor, share: float) -> Tensor:
+    """Codes (batch, n) with every unit's activations set to 0, but for the largest ones of the batch, a `share` of it
+    (lifetime sparsity: Makhzani & Frey 2015, "Winner-take-all autoencoders")."""
+    kept = max(1, round(share * len(code)))
+    return code * (code >= code.detach().topk(kept, dim=0).values[-1])
+
+
 def softplus(x: Tensor) -> Tensor:
     """log(1 + e^x), up to the rounding of 1; on a CPU torch's own takes five times as long."""
     return torch.exp(-x.abs()).add_(1).log_().add_(x.clamp(min=0))
@@ -117,8 +124,13 @@ class Autoencoder(nn.Module):
         noisy = x + self.noise_factor * self.randn_like(x)
         return noisy.clamp_(-1 if self.input_range == "signed" else 0, 1)
 
-    def on_start(self, mean_image: Callable[[], Tensor]) -> None:
-        """Called before the first step, with a function that gives the mean training image (784,) in [0, 1]."""
+    def on_start(self, moments: Callable[[], tuple[Tensor, Tensor]]) -> None:
+        """Called before the first step, with a function that gives mean and standard deviation (784,) of the training
+        images, pixels in [0, 1]."""
+
+    def normalized(self, x: Tensor) -> Tensor:
+        """Images as the features see them, such as without the mean."""
+        return x
 
     def on_epoch(self, epoch: int, epochs: int) -> None:
         """Called before epoch `epoch` (from 0) of `epochs`."""
@@ -142,11 +154,13 @@ class LayeredAutoencoder(Autoencoder):
     shift         training images are moved by up to so many pixels in each direction, drawn for each image
     noise_factor  training images are corrupted to clamp(x + noise_factor * N(0, I)), and the loss compares with
                   the clean ones (Vincent et al. 2010); with `test_noise` test images are corrupted too
+    lifetime_sparsity  the share of a training batch for which each unit of the code stays active; 0 for no selection
     """
 
     def __init__(
         self, encoder: Sequence[nn.Module], decoder: Sequence[nn.Module], output: str, loss: str = "mse",
         pixels: str | None = None, noise_factor: float = 0.0, test_noise: bool = False, shift: int = 0,
+        lifetime_sparsity: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
         if loss == "bce" and output != "sigmoid":
@@ -158,6 +172,7 @@ class LayeredAutoencoder(Autoencoder):
             self.loss_unit = "nats per image"
         self.input_range = pixels or self.output_range
         self.noise_factor, self.test_noise, self.loss_name, self.shift = noise_factor, test_noise, loss, shift
+        self.lifetime_sparsity = lifetime_sparsity
         self.encoder = nn.Sequential(*encoder)
         self.decoder = nn.Sequential(*decoder, last_layer())
 
@@ -185,7 +200,10 @@ class LayeredAutoencoder(Autoencoder):
         if self.shift and self.training:
             x = self.shifted(x)
         noisy = self.corrupt(x) if self.noise_factor and (self.training or self.test_noise) else x
-        return self.reconstruction_loss(self.encode(noisy), x), {}
+        code = self.encode(noisy)
+        if self.lifetime_sparsity and self.training:
+            code = strongest(code, self.lifetime_sparsity)
+        return self.reconstruction_loss(code, x), {}
 
     def shifted(self, x: Tensor) -> Tensor:
         """The images x, each moved by -shift to shift pixels along both sides; what moves in is black."""
@@ -248,9 +266,9 @@ class ConvAutoencoder(LayeredAutoencoder):
     Further arguments: `LayeredAutoencoder`.
     """
 
-    def __init__(self, code_size: int = 64, image_size: int = 28, **objective: Any) -> None:
-        if image_size != 28:
-            raise ValueError(f"the convolutions take 28 x 28 images, not {image_size}; use another recipe")
+    def __init__(self, code_size: int = 64, inputs: int = 784, **objective: Any) -> None:
+        if inputs != 784:
+            raise ValueError(f"the convolutions take 28 x 28 images, not {inputs:,} pixels; use another recipe")
         halve: dict[str, Any] = {"kernel_size": 3, "stride": 2, "padding": 1}
         encoder = [
             nn.Unflatten(1, (1, 28, 28)),

@@ -160,6 +160,9 @@ def load_training_images(recipe: Recipe, args: argparse.Namespace) -> ImageSet:
 def fit_to_images(recipe: Recipe, args: argparse.Namespace, images: ImageSet) -> Recipe:
     """The recipe for images of this size; a small set gets more epochs, unless --epochs is given."""
     recipe = replace(recipe, image_size=images.side)
+    if recipe.model_args.get("shift", 0) >= images.side:
+        raise UsageError(f"--shift {recipe.model_args['shift']}: moves images of {images.side} pixels out of sight; "
+                         "give less")  # fmt: skip
     return recipe if "epochs" in args else recipe.override({"epochs": images.epochs(recipe.epochs)})
 
 

@@ -72,9 +72,10 @@ def _sheet(images: np.ndarray, columns: int, gap: int = 1, blank: float = 0.35) 
 def labelled_dots(axes: Axes, points: np.ndarray, labels: np.ndarray, **style: Any) -> PathCollection:
     """Dots at points (n, 2), a colour for each label; a few labels are also written at the median of their dots."""
     map_ = colours(int(labels.max()) + 1)
-    if map_.N <= MAX_NAMED:
+    known = np.unique(labels)
+    if map_.N <= MAX_NAMED and len(known) > 1:
         outline = [withStroke(linewidth=4, foreground="white")]
-        for label in np.unique(labels):
+        for label in known:
             x, y = np.median(points[labels == label], axis=0)
             axes.annotate(str(label), (x, y), fontsize=17, weight="bold", ha="center", va="center", zorder=5,
                           path_effects=outline)  # fmt: skip
@@ -82,7 +83,9 @@ def labelled_dots(axes: Axes, points: np.ndarray, labels: np.ndarray, **style: A
 
 
 def label_bar(figure: Figure, dots: PathCollection, axes: Any, **place: Any) -> None:
-    """The colour of each label of `labelled_dots`, as a bar beside axes."""
+    """The colour of each label of `labelled_dots`, as a bar beside axes; none where all have the same."""
+    if len(np.unique(np.asarray(dots.get_array()))) < 2:
+        return
     bar = figure.colorbar(dots, ax=axes, label="label", **place)
     whole_numbers(bar.ax.yaxis)
     if dots.get_cmap().N <= MAX_NAMED:

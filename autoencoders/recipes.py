@@ -29,8 +29,8 @@ class Recipe:
     """One way to train one model.
 
     `model_args` are the model's keyword arguments, but `hidden_sizes` and `code_size` become `layer_sizes = (pixels,
-    *hidden_sizes, code_size)`; any other model gets `image_size`, the pixels along a side. A code size of None means
-    the number of components that PCA needs for 95% of the variance.
+    *hidden_sizes, code_size)`; any other model gets `inputs`, the pixels of an image. A code size of None means the
+    number of components that PCA needs for 95% of the variance.
     """
 
     name: str
@@ -51,6 +51,7 @@ class Recipe:
     grad_clip: float = 0.0
     seed: int = 42
     image_size: int = 28
+    vector_size: int = 0  # numbers of a vector, where the recipe is trained on vectors instead of images
 
     def build(self) -> "Autoencoder":
         """The untrained model; its weights are drawn from torch's global random generator."""
@@ -59,7 +60,7 @@ class Recipe:
         if "hidden_sizes" in arguments:
             arguments["layer_sizes"] = (self.pixels, *arguments.pop("hidden_sizes"), arguments.pop("code_size"))
         else:
-            arguments["image_size"] = self.image_size
+            arguments["inputs"] = self.pixels
         try:
             return getattr(importlib.import_module(module), name)(**arguments)
         except ValueError as error:
@@ -116,11 +117,12 @@ class Recipe:
         settings = {name: None if value is None is defaults[name] else _as_flag_takes_it(name, value)
                     for name, value in known.items()}  # fmt: skip
         image_size = checks.integer(plain.get("image_size", row.image_size), 4, 128)
-        return dataclasses.replace(row.override(settings), image_size=image_size)
+        vector_size = checks.integer(plain.get("vector_size", 0), 0, 10**6)
+        return dataclasses.replace(row.override(settings), image_size=image_size, vector_size=vector_size)
 
     @property
     def pixels(self) -> int:
-        return self.image_size**2
+        return self.vector_size or self.image_size**2
 
     @property
     def code_size(self) -> int | None:
@@ -159,6 +161,8 @@ SETTINGS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "loss": ("mse: squared error; bce: cross-entropy", {"choices": ("mse", "bce")}),
         "shift": ("pixels by which training images are moved at most, in each direction",
                   {"type": cli.integer(0, 28), "metavar": "N"}),
+        "lifetime_sparsity": ("share of a training batch for which a unit of the code stays active; 0: no selection",
+                              {"type": cli.number(0, 1), "metavar": "X"}),
         "noise_factor": ("standard deviation of the noise added to training images", _NUMBER),
         "test_noise": ("add the noise to the test images too", {"action": "store_true"}),
         "kl_weight": ("beta, the weight of the KL term", _NUMBER),
@@ -175,6 +179,8 @@ SETTINGS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "consistency_warmup": ("steps until that weight is reached", _COUNT_OR_0),
         "revive": ("how dead features are revived", {"choices": ("lift", "off")}),
         "center": ("subtract the mean training image before encoding", {"action": "store_true"}),
+        "standardize": ("subtract the mean training image, and divide every pixel by its standard deviation",
+                        {"action": "store_true"}),
         "init_scale": ("factor of the first weights", {"type": cli.number(0, exclusive=True), "metavar": "X"}),
         "reinit_threshold": ("re-initialise an autoencoder when mean(|firing rate - 0.0625| / 0.0625)^3 exceeds this",
                              _NUMBER),
@@ -193,10 +199,11 @@ SETTINGS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
 TRAINING = tuple(SETTINGS["training"])
 
 DEFAULT, BEST = "symmetric", "tuned"  # BEST is what a warning recommends: the lowest test error
+BEST_SPARSE = "sparse_tuned"
 
 # Arguments that every fully connected row shares; a row says what differs.
 _DENSE = {"activation": "relu", "code_activation": "relu", "linear_path": False, "output": "sigmoid", "loss": "mse",
-          "noise_factor": 0.0, "test_noise": False, "shift": 0}
+          "noise_factor": 0.0, "test_noise": False, "shift": 0, "lifetime_sparsity": 0.0}
 _TUTORIAL = {**_DENSE, "hidden_sizes": (128, 64), "code_size": 32}
 _OURS = {**_DENSE, "activation": "gelu", "code_activation": "none", "linear_path": True, "output": "tanh"}
 
@@ -204,7 +211,8 @@ _VAE = {"activation": "relu", "loss": "bce", "kl_weight": 1.0, "kl_anneal": "non
         "importance_samples": 1, "init": "default"}
 
 _SPARSE = {"num_saes": 5, "features": 1024, "k": 50, "consistency_weight": 0.01, "consistency_warmup": 100,
-           "revive": "lift", "reinit_threshold": None, "center": False, "init_scale": 1.0}
+           "revive": "lift", "reinit_threshold": None, "center": False,
+           "standardize": False, "init_scale": 1.0}
 
 _FIRST = "a PyTorch tutorial without a known address, which prints no number; "
 

@@ -135,6 +135,7 @@ class SparseEnsemble(Autoencoder):
     reinit_threshold: the published rule, off by default. Every `reinit_every` steps an autoencoder with
     mean_f (|rate_f - 0.0625| / 0.0625)^3 above it is re-initialised.
     center: the mean training image is subtracted first and added at the end; features are deviations from it.
+    standardize: the difference is also divided by the standard deviation, and so is the error in the loss.
     init_scale: the factor of the first, orthogonal weights. What training leaves of them in a row is noise: the smaller
     they are, the less is left.
     The training state is in non-persistent buffers: a state dict holds the model alone, a checkpoint stores both.
@@ -154,6 +155,7 @@ class SparseEnsemble(Autoencoder):
     fires: Tensor
     silent: Tensor
     mean: Tensor
+    scale: Tensor
     matches: Tensor
 
     def __init__(
@@ -161,25 +163,26 @@ class SparseEnsemble(Autoencoder):
         num_saes: int = 5,
         features: int = 1024,
         k: int = 50,
-        image_size: int = 28,
+        inputs: int = 784,
         consistency_weight: float = 0.01,
         consistency_warmup: int = 100,
         revive: str = "lift",
         reinit_threshold: float | None = None,
         center: bool = False,
+        standardize: bool = False,
         init_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        if min(num_saes, features, image_size) < 1 or not 1 <= k <= features:
+        if min(num_saes, features, inputs) < 1 or not 1 <= k <= features:
             raise ValueError(f"expected num_saes, features >= 1 and 1 <= k <= features, got num_saes {num_saes}, "
                              f"features {features}, k {k}")  # fmt: skip
         self.members, self.features, self.k = num_saes, features, k
         self.consistency_weight = consistency_weight if num_saes > 1 else 0.0
         self.consistency_warmup = consistency_warmup
         self.revive, self.reinit_threshold = revive, reinit_threshold
-        self.center, self.init_scale = center, init_scale
+        self.center, self.standardize, self.init_scale = center or standardize, standardize, init_scale
         shape = (num_saes, features)
-        self.weight = nn.Parameter(torch.empty(*shape, image_size**2))
+        self.weight = nn.Parameter(torch.empty(*shape, inputs))
         self.bias = nn.Parameter(torch.zeros(shape))
         for name, buffer in {
             "step": torch.zeros((), dtype=torch.long),
@@ -189,8 +192,10 @@ class SparseEnsemble(Autoencoder):
             "matches": torch.zeros(num_saes - 1, *shape, dtype=torch.long),  # rows; see `_partner`
         }.items():
             self.register_buffer(name, buffer, persistent=False)
-        if center:
-            self.register_buffer("mean", torch.zeros(image_size**2))
+        if self.center:
+            self.register_buffer("mean", torch.zeros(inputs))
+        if standardize:
+            self.register_buffer("scale", torch.ones(inputs))
         if not self.weight.is_meta:  # a model on the meta device has shapes only
             for weight in self.weight:
                 nn.init.orthogonal_(weight, init_scale)
@@ -201,25 +206,33 @@ class SparseEnsemble(Autoencoder):
 
     def encode(self, x: Tensor) -> Tensor:
         """Codes (S, B, F) of images (B, P): exactly k entries of each row are selected, also in a tie."""
-        pre = torch.matmul(self._centred(x), self.weight.mT) + self.bias[:, None]
+        pre = torch.matmul(self.normalized(x), self.weight.mT) + self.bias[:, None]
         value, index = pre.topk(self.k)
         return torch.zeros_like(pre).scatter(-1, index, value)
 
     def dense_code(self, x: Tensor) -> Tensor:
         """relu(W x + b) (S, B, F) of images (B, P): the activations before the k largest are selected."""
-        return F.relu(torch.matmul(self._centred(x), self.weight.mT) + self.bias[:, None])
+        return F.relu(torch.matmul(self.normalized(x), self.weight.mT) + self.bias[:, None])
 
     def decode(self, code: Tensor) -> Tensor:
         """Reconstructions (S, B, P) of codes (S, B, F)."""
-        images = torch.matmul(code, F.normalize(self.weight, dim=-1).to(code.dtype))
+        images = self._sums(code)
+        images = images * self.scale if self.standardize else images
         return images + self.mean if self.center else images
 
-    def _centred(self, x: Tensor) -> Tensor:
-        return x - self.mean if self.center else x
+    def _sums(self, code: Tensor) -> Tensor:
+        return torch.matmul(code, F.normalize(self.weight, dim=-1).to(code.dtype))
 
-    def on_start(self, mean_image: Callable[[], Tensor]) -> None:
+    def normalized(self, x: Tensor) -> Tensor:
+        x = x - self.mean if self.center else x
+        return x / self.scale if self.standardize else x
+
+    def on_start(self, moments: Callable[[], tuple[Tensor, Tensor]]) -> None:
         if self.center:
-            self.mean.copy_(mean_image())
+            mean, deviation = moments()
+            self.mean.copy_(mean)
+            if self.standardize:
+                self.scale.copy_(torch.where(deviation > 0, deviation, 1))  # a constant pixel is 0 without its mean
 
     def dictionaries(self) -> Tensor:
         return self.weight
@@ -230,10 +243,10 @@ class SparseEnsemble(Autoencoder):
         The errors are summed over the autoencoders, so that each gets the gradient of its own mean squared error.
         Outside training the loss is these errors alone.
         """
+        x, images = self.normalized(x), x
         if not self.training:
-            recon_loss = (self(x)[0] - x).square().mean((1, 2))
+            recon_loss = (self._sums(self.encode(images)) - x).square().mean((1, 2))
             return recon_loss.sum(), {"recon_loss": recon_loss}
-        x = self._centred(x)
         output, mean_pre, active = _SparsePass.apply(x, self.weight, self.bias, self.k)
         recon_loss = (output - x).square().mean((1, 2))
         parts = {"recon_loss": recon_loss.detach(), "firing_rate": self._count(active) / len(x)}

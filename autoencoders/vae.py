@@ -40,14 +40,14 @@ class VAE(LayeredAutoencoder):
         self.binarize, self.importance_samples, self.init = binarize, importance_samples, init
         self.loss_unit = "nats per image"
 
-    def on_start(self, mean_image: Callable[[], Tensor]) -> None:
+    def on_start(self, moments: Callable[[], tuple[Tensor, Tensor]]) -> None:
         if self.init == "mean-image":
             *_, output = (part for part in self.decoder if isinstance(part, nn.Linear))
             for layer in (part for part in self.modules() if isinstance(part, nn.Linear)):
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
             with torch.no_grad():
-                output.bias.copy_(mean_image().clamp(1e-3, 1 - 1e-3).logit())
+                output.bias.copy_(moments()[0].clamp(1e-3, 1 - 1e-3).logit())
 
     def on_epoch(self, epoch: int, epochs: int) -> None:
         self.beta = self.kl_weight * (epoch / epochs if self.kl_anneal == "linear" else 1.0)

@@ -7,7 +7,6 @@
 Writes seeds.json. Finished runs in the output folder are used as they are.
 """
 
-import math
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean, stdev
@@ -106,7 +105,7 @@ def scores(model: SparseEnsemble, setup: Setup) -> dict[str, float]:
 
 def with_rows(model: SparseEnsemble, rows: Tensor, bias: Tensor) -> SparseEnsemble:
     """A single autoencoder like `model` with other features: rows (F, P) and biases (F,)."""
-    other = SparseEnsemble(1, len(rows), model.k, math.isqrt(rows.shape[1]), center=model.center).to(rows.device).eval()
+    other = SparseEnsemble(1, len(rows), model.k, rows.shape[1], center=model.center).to(rows.device).eval()
     other.load_state_dict(model.state_dict() | {"weight": rows[None].detach(), "bias": bias[None].detach()})
     return other
 

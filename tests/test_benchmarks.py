@@ -72,7 +72,7 @@ def test_the_study_of_seeds_has_the_agreement_of_independent_runs(tmp_path, caps
 
 def test_the_most_stable_features_are_pooled_and_none_twice():
     torch.manual_seed(0)
-    runs = [SparseEnsemble(1, features=6, k=2, image_size=4) for _ in range(2)]
+    runs = [SparseEnsemble(1, features=6, k=2, inputs=16) for _ in range(2)]
     with torch.no_grad():
         runs[1].weight[0, :3] = 2 * runs[0].weight[0, :3]  # three features that both have found
         runs[0].bias.uniform_()

@@ -15,7 +15,7 @@ X = torch.rand(16, 36, generator=torch.Generator().manual_seed(1))
 def small(**settings):
     """An ensemble of three, whose rows have many lengths."""
     torch.manual_seed(0)
-    model = SparseEnsemble(**{"num_saes": 3, "features": 40, "k": 7, "image_size": 6} | settings)
+    model = SparseEnsemble(**{"num_saes": 3, "features": 40, "k": 7, "inputs": 36} | settings)
     with torch.no_grad():
         model.weight.mul_(torch.rand(model.members, 40, 1) + 0.5)
         model.bias.normal_(0, 0.1)
@@ -40,7 +40,7 @@ def everything(model):
 @pytest.mark.parametrize(("members", "center"), [(1, False), (3, False), (3, True)])
 def test_value_and_gradient_equal_brute_force(members, center):
     model = small(num_saes=members, consistency_warmup=0, consistency_weight=0.7, center=center)
-    model.on_start(lambda: X.mean(0))
+    model.on_start(lambda: (X.mean(0), X.std(0)))
     model.revive_weight = 0.3
     model.silent.copy_((torch.rand(members, 40) < 0.3) * 10.0)
     losses, gradients = [], []
@@ -61,15 +61,28 @@ def test_value_and_gradient_equal_brute_force(members, center):
 
 def test_a_centred_model_answers_an_empty_code_with_the_mean_image_and_keeps_it_in_its_state():
     model = small(center=True)
-    model.on_start(lambda: X.mean(0))
+    model.on_start(lambda: (X.mean(0), X.std(0)))
     assert torch.equal(model.decode(torch.zeros(3, 1, 40)), X.mean(0).expand(3, 1, 36))
     assert torch.equal(model.state_dict()["mean"], X.mean(0))
     assert "mean" not in small().state_dict()
 
 
+def test_a_standardized_model_is_one_of_standardized_vectors_and_answers_in_their_units():
+    model, vectors = small(standardize=True), X * torch.arange(36) + 5  # the first number is constant
+    mean, deviation = vectors.mean(0), vectors.std(0)
+    model.on_start(lambda: (mean, deviation))
+    plain, units = small(), (vectors - mean) / deviation.where(deviation > 0, torch.tensor(1.0))
+    for training in (True, False):
+        found, expected = (each.train(training).loss(x)[0] for each, x in ((model, vectors), (plain, units)))
+        torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(model.encode(vectors), plain.encode(units))
+    torch.testing.assert_close(model.normalized(model(vectors)[0]), plain(units)[0])
+    assert set(model.state_dict()) - set(plain.state_dict()) == {"mean", "scale"}
+
+
 def test_the_first_weights_are_orthogonal_and_as_long_as_the_scale_says():
     torch.manual_seed(0)
-    rows = SparseEnsemble(num_saes=2, features=20, k=3, image_size=6, init_scale=0.01).weight
+    rows = SparseEnsemble(num_saes=2, features=20, k=3, inputs=36, init_scale=0.01).weight
     assert torch.allclose(rows @ rows.mT, 1e-4 * torch.eye(20).expand(2, 20, 20), atol=1e-9)
 
 

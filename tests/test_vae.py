@@ -180,9 +180,9 @@ def test_dynamic_pixels_are_drawn_anew_with_the_grey_levels_as_probabilities(uni
 
 def test_a_decoder_can_start_at_the_mean_image():
     model, image = VAE((784, 12, 3), init="mean-image"), torch.rand(784) * 0.8 + 0.1
-    model.on_start(lambda: image)
+    model.on_start(lambda: (image, image))
     assert torch.allclose(model.decode(torch.zeros(1, 3))[0], image, atol=1e-5)
     default = VAE((784, 12, 3))
     before = [weight.clone() for weight in default.parameters()]
-    default.on_start(lambda: image)
+    default.on_start(lambda: (image, image))
     assert all(map(torch.equal, before, default.parameters()))

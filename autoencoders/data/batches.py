@@ -92,9 +92,9 @@ def pools(
     The blocks of the file are permuted, then the images of the next few blocks, a pool. Skipped pools are not read.
     """
     random = np.random.default_rng(seed_for(seed, epoch))
-    block = max(1, block_bytes // images.pixels)
+    block = max(1, block_bytes // images.row_bytes)
     starts = random.permutation(-(-len(images) // block)) * block
-    blocks = max(1, pool_bytes // (block * images.pixels))
+    blocks = max(1, pool_bytes // (block * images.row_bytes))
     for first in range(0, len(starts), blocks):
         rows = (np.sort(starts[first : first + blocks])[:, None] + np.arange(block)).ravel()
         rows = rows[rows < len(images)]

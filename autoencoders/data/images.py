@@ -17,7 +17,9 @@ from autoencoders.runtime.errors import RunError, UsageError
 
 @dataclass(frozen=True)
 class MappedImages:
-    """Images (n, pixels) uint8 that stay in a .npy file, under the numbers `rows`; an index works as for an array.
+    """Images (n, pixels) uint8, or float32 vectors, that stay in a .npy file; an index works as for an array.
+
+    `rows` are their numbers in the file.
 
     An index reads the images that it selects: a mapping of a file that someone shortens would end the process.
     """
@@ -25,9 +27,14 @@ class MappedImages:
     path: Path
     rows: np.ndarray
     pixels: int
+    dtype: str = "uint8"
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def row_bytes(self) -> int:
+        return self.pixels * np.dtype(self.dtype).itemsize
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -36,7 +43,7 @@ class MappedImages:
     def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
         """The images, read from the file; RunError when it is not the file that was read first."""
         rows = self.rows[index]
-        images, gaps = np.empty((len(rows), self.pixels), np.uint8), np.diff(rows)
+        images, gaps = np.empty((len(rows), self.pixels), self.dtype), np.diff(rows)
         # Up to 1024 images that lie close to each other in the file are read in one piece.
         cuts = np.flatnonzero((gaps < 1) | (gaps > 8)) + 1
         edges = np.unique(np.concatenate((cuts, range(0, len(rows), 1024), [len(rows)])))
@@ -47,9 +54,9 @@ class MappedImages:
             with self.path.open("rb", buffering=0) as file:
                 for start, end in pairwise(edges.tolist()):
                     low, high = int(rows[start]), int(rows[end - 1]) + 1
-                    file.seek(self._offset + low * self.pixels)
-                    data = file.read((high - low) * self.pixels)
-                    images[start:end] = np.frombuffer(data, np.uint8).reshape(high - low, -1)[rows[start:end] - low]
+                    file.seek(self._offset + low * self.row_bytes)
+                    data = file.read((high - low) * self.row_bytes)
+                    images[start:end] = np.frombuffer(data, self.dtype).reshape(high - low, -1)[rows[start:end] - low]
         except (OSError, ValueError) as error:
             raise RunError(f"{self.path}: is damaged or was changed ({error}); restore it and start again") from error
         return images

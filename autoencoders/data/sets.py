@@ -7,6 +7,7 @@ torchvision takes seconds.
 """
 
 import argparse
+import contextlib
 import hashlib
 import logging
 import math
@@ -157,15 +158,19 @@ def _ensure_downloaded(name: str, root: Path) -> Path:
 
 def download(name: str, root: Path, timeout: float = 20.0) -> str:
     """Let torchvision download a set; why it failed, such as no byte for `timeout` seconds, or an empty string."""
-    return _downloading(lambda datasets: getattr(datasets, _TORCHVISION[name])(str(root), download=True), timeout)
+    folder = root / _TORCHVISION[name] / "raw"
+    return _downloading(
+        lambda datasets: getattr(datasets, _TORCHVISION[name])(str(root), download=True), folder, timeout
+    )
 
 
 def download_file(address: str, path: Path) -> str:
     """Download one file; why it failed, or an empty string."""
-    return _downloading(lambda datasets: datasets.utils.download_url(address, str(path.parent), path.name))
+    return _downloading(lambda datasets: datasets.utils.download_url(address, str(path.parent), path.name), path.parent)
 
 
-def _downloading(action: Callable[[Any], Any], timeout: float = 20.0) -> str:
+def _downloading(action: Callable[[Any], Any], folder: Path, timeout: float = 20.0) -> str:
+    """Why a download into `folder` failed, or an empty string; empty folders that it has left are removed."""
     if not (sys.stderr.isatty() and cli.is_verbose()):
         os.environ.setdefault("TQDM_DISABLE", "1")  # torchvision's bar has no switch of its own
     default = socket.getdefaulttimeout()
@@ -175,6 +180,9 @@ def _downloading(action: Callable[[Any], Any], timeout: float = 20.0) -> str:
 
         action(datasets)
     except Exception as error:  # torchvision and the network may raise anything
+        with contextlib.suppress(OSError):  # unless a folder holds something
+            folder.rmdir()
+            folder.parent.rmdir()
         return textwrap.shorten(str(error), 200) or type(error).__name__
     finally:
         socket.setdefaulttimeout(default)

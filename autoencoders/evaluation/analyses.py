@@ -1,6 +1,5 @@
 """The analyses of `ae_eval.py`: each measures a trained model and returns results, a table and pictures."""
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -243,7 +242,8 @@ def agreement(subject: Subject) -> Analysis:
     seeds = 2 * subject.seed, 2 * subject.seed + 1
     first, second = (dictionaries.untrained(subject.recipe, seed) for seed in seeds)
     kinds["untrained"] = [(first, second)]
-    first, second = (dictionaries.random(subject.images.train_images, len(ours[0]), seed) for seed in seeds)
+    first, second = (as_deviations(subject.model, dictionaries.random(subject.images.train_images, len(ours[0]), seed))
+                     for seed in seeds)  # fmt: skip
     kinds["random, with the images' covariance"] = [(first, second)]
     found = {kind: dictionaries.compare(pairs) for kind, pairs in kinds.items() if pairs}
     rows = [(kind, f"{each['pw_mcc']:.4f}", f"{each['shared']:.2%}", f"{each['mmcs']:.4f}", str(each["pairs"]))
@@ -252,24 +252,44 @@ def agreement(subject: Subject) -> Analysis:
             + format_table(("", "PW-MCC", f"above {dictionaries.SHARED}", "MMCS", "pairs"), rows) + "\n")  # fmt: skip
 
     compared = [its[0] for its in runs.values()] if subject.others else ours
-    features = {"stability": dictionaries.stability(compared)[0]}
+    features = {"stability": dictionaries.stability(compared)[0]} | feature_numbers(subject)
     if subject.model.selects:
-        features |= dictionaries.feature_statistics(subject.model, subject.test_images, subject.images.test_labels)[0]
         text += format_quarters(features)
     title = f"{subject.title}: matched features, PW-MCC {next(iter(found.values()))[0]['pw_mcc']:.3f}"
     cosines = {kind: matched for kind, (_, matched) in found.items()}
-    picture = plots.agreement(*shown_pairs(*compared[:2]), cosines, dictionaries.SHARED, title)
-    numbered = zip(*(values.tolist() for values in features.values()))
-    table = format_csv([{"feature": number, **dict(zip(features, row))} for number, row in enumerate(numbered)])
+    pairs = ({}, {}) if subject.recipe.vector_size else shown_pairs(*compared[:2])  # a feature of vectors is no picture
+    picture = plots.agreement(*pairs, cosines, dictionaries.SHARED, title)
     results = {kind: numbers for kind, (numbers, _) in found.items()}
-    return {"agreement": results}, text, {"agreement.png": picture, "features.csv": table}
+    return {"agreement": results}, text, {"agreement.png": picture, "features.csv": feature_table(features)}
+
+
+def as_deviations(model: Autoencoder, rows: Tensor) -> Tensor:
+    """Deviations (n, P) from an image as the features of a model see them."""
+    rows = rows.to(next(model.parameters()))
+    return model.normalized(rows) - model.normalized(torch.zeros_like(rows))
+
+
+def feature_values(subject: Subject) -> Analysis:
+    """What each feature of the run's first autoencoder is worth."""
+    return {}, "", {"features.csv": feature_table(feature_numbers(subject))}
+
+
+def feature_numbers(subject: Subject) -> dict[str, np.ndarray]:
+    """`feature_statistics` of the first autoencoder, of a sparse code; vectors have no labels to select."""
+    if not subject.model.selects:
+        return {}
+    numbers = dictionaries.feature_statistics(subject.model, subject.test_images, subject.images.test_labels)[0]
+    return {name: of for name, of in numbers.items() if name != "selectivity" or not subject.recipe.vector_size}
+
+
+def feature_table(features: dict[str, np.ndarray]) -> bytes:
+    """features.csv: one row for each feature."""
+    numbered = zip(*(values.tolist() for values in features.values()))
+    return format_csv([{"feature": number, **dict(zip(features, row))} for number, row in enumerate(numbered)])
 
 
 def shown_pairs(a: Tensor, b: Tensor) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
-    """Some matched features of two dictionaries, from the most to the least similar: (n, P) each, and captions; nothing
-    for features that are no pictures."""
-    if math.isqrt(a.shape[1]) ** 2 != a.shape[1]:
-        return {}, {}
+    """Some matched features of two dictionaries, from the most to the least similar: (n, P) each, and captions."""
     rows, columns, cosines = dictionaries.match(a, b)
     shown = np.argsort(-cosines, kind="stable")[np.linspace(0, len(cosines) - 1, min(14, len(cosines))).astype(int)]
     first, second = a[rows[shown]].detach().cpu().numpy(), b[columns[shown]].detach().cpu().numpy()
@@ -280,9 +300,10 @@ def shown_pairs(a: Tensor, b: Tensor) -> tuple[dict[str, np.ndarray], dict[str, 
 def format_quarters(features: dict[str, np.ndarray]) -> str:
     """A table of what the features of each quarter by stability are worth."""
     order = np.argsort(-features["stability"], kind="stable")
-    header = ("features by stability", "stability", "firing rate", "explained variance, sum", "selectivity")
+    titles = {"stability": "stability", "firing_rate": "firing rate", "explained": "explained variance, sum",
+              "selectivity": "selectivity"}  # fmt: skip
     quarters = zip(("most stable quarter", "second", "third", "least stable quarter"), np.array_split(order, 4))
-    rows = [(name, f"{features['stability'][part].mean():.4f}", f"{features['firing_rate'][part].mean():.4f}",
-             f"{features['explained'][part].sum():.4f}", f"{features['selectivity'][part].mean():.4f}")
+    rows = [(name, *(f"{values[part].sum() if key == 'explained' else values[part].mean():.4f}"
+                     for key, values in features.items()))
             for name, part in quarters]  # fmt: skip
-    return f"\n{format_table(header, rows)}\n"
+    return f"\n{format_table(('features by stability', *(titles[key] for key in features)), rows)}\n"

@@ -108,12 +108,13 @@ def feature_statistics(model: Autoencoder, images: Tensor, labels: np.ndarray) -
     for start in range(0, len(images), _BATCH):
         x = to_pixels(images[start : start + _BATCH], model.input_range)
         y, code = model(x)  # (S, b, P), (S, b, F)
+        x, y = model.normalized(x), model.normalized(y)
         # |x - y + a w|^2 - |x - y|^2 = 2 a w . (x - y) + a^2 for a row w of length 1
         removed = (code * (2 * (x - y) @ unit.mT + code)).sum(1)
         fired, lost = fired + (code != 0).sum(1).cpu(), lost + removed.cpu()
         activation = code.clamp(min=0).cpu().double()
         by_label = by_label + one_hot[start : start + _BATCH].T @ activation  # (S, labels, F)
-    variance = to_pixels(images, "unit").var(dim=0, correction=0).double().sum().cpu()
+    variance = model.normalized(to_pixels(images, "unit")).var(dim=0, correction=0).double().sum().cpu()
     means = (by_label / one_hot.sum(0)[:, None]).sort(dim=1).values
     highest, others = means[:, -1], means[:, :-1].mean(1)
     selectivity = ((highest - others) / (highest + others)).nan_to_num()  # a silent feature prefers no label

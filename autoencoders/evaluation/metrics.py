@@ -21,7 +21,9 @@ _BATCH = 500  # images per pass: large enough to be fast, small enough for any m
 
 
 def to_pixels(images: Tensor, pixel_range: str) -> Tensor:
-    """uint8 images as floats in [-1, 1] (`signed`) or [0, 1] (`unit`), on their device."""
+    """uint8 images as floats in [-1, 1] (`signed`) or [0, 1] (`unit`), on their device; vectors as they are."""
+    if images.is_floating_point():
+        return images
     pixels = images.to(torch.float32)
     return pixels.mul_(2 / 255).sub_(1) if pixel_range == "signed" else pixels.mul_(1 / 255)
 

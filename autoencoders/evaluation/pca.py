@@ -50,7 +50,12 @@ class Pca:
 
 
 def _unit(images: np.ndarray) -> np.ndarray:
-    return images.astype(np.float32) / np.float32(255)
+    return images.astype(np.float32) / np.float32(_white(images))
+
+
+def _white(images: np.ndarray) -> int:
+    """The number of a white pixel; 1 for vectors, which keep their units."""
+    return 255 if images.dtype == np.uint8 else 1
 
 
 def fit_pca(images: ImageSet, max_samples: int = 60_000, seed: int = 0) -> Pca:
@@ -77,14 +82,16 @@ def check_memory(images: int, pixels: int) -> None:
 
 
 def moments(images: Images) -> tuple[np.ndarray, np.ndarray]:
-    """Sums over uint8 images (n, p) of their pixels (p,) and of the products of any two (p, p): float64, exact.
+    """Sums over uint8 images (n, p) of their pixels (p,) and of the products of any two (p, p): float64, exact; over
+    vectors rounded.
 
     256 products of two bytes stay below 2^24, up to which float32 holds every integer: the fast product is exact.
     """
     pixels = images.shape[1]
     sums, products = np.zeros(pixels), np.zeros((pixels, pixels))
     for start in range(0, len(images), 256):
-        block = images[start : start + 256].astype(np.float32)
+        block = images[start : start + 256]
+        block = block.astype(np.float32 if block.dtype == np.uint8 else np.float64)
         sums += block.sum(axis=0)
         products += block.T @ block
     return sums, products
@@ -104,7 +111,7 @@ def _principal_axes(images: Images) -> tuple[np.ndarray, np.ndarray, np.ndarray]
         variances = lengths**2 / count
     # The sign of an axis is arbitrary: make its largest entry positive, so that the same images give the same axes.
     largest = np.abs(axes).argmax(axis=1)
-    return mean / 255, axes * np.sign(axes[np.arange(len(axes)), largest])[:, None], variances
+    return mean / _white(images[:1]), axes * np.sign(axes[np.arange(len(axes)), largest])[:, None], variances
 
 
 def n_components_file(folder: Path, variance: float) -> Path:
@@ -148,7 +155,7 @@ def load_or_fit_pca(folder: Path, images: ImageSet, code_size: int) -> Pca:
 
 def _checked(pca: Pca) -> Pca:
     """A PCA from a file; ValueError unless its numbers are those of one."""
-    checks.array(pca.mean, "f", 0, 1)
+    checks.array(pca.mean, "f", -1e30, 1e30)
     checks.array(pca.components, "f", -1.0001, 1.0001)
     curve = checks.array(pca.cumulative_variance, "f", 0, 1.0001)
     count = len(pca.components)
@@ -177,5 +184,7 @@ def read_pca(folder: Path, images: ImageSet) -> Pca | None:
     except ValueError as error:
         raise RunError(f"{path}: does not hold a PCA ({error}); {hint}") from error
     if pca.fingerprint != images.fingerprint:
+        if pca.dataset.startswith(f"{images.title} ") or pca.dataset.startswith(f"{images.title}, "):
+            hint = "select those with --leave-out, --only or --binarize, or use another --output-dir"
         raise UsageError(f"{path}: was fitted on {pca.dataset}, not on these images ({images.title}); {hint}")
     return pca

@@ -63,12 +63,13 @@ def evaluation(errors: Mapping[str, Mapping[int, float]], rows: Rows, notes: Cap
     images_width = 1.13 * max(map(len, rows.values())) + 2
     with styled_figure(title, images_width + 5.5, 1.25 * len(rows) + 0.7) as figure:
         left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(5.5, images_width)).flat
-        axes = left.add_subplot(xlabel="label", ylabel="MSE, pixels in [0, 1]")
+        axes = left.add_subplot(xlabel="label" * (heights.shape[1] > 1), ylabel="MSE, pixels in [0, 1]")
         for name, bars, shift, colour in zip(errors, heights, (-0.2, 0.2), (BLUE, GREY)):
             axes.bar(np.arange(len(bars)) + shift, bars, 0.4, label=name, color=colour)
         count = heights.shape[1]
         some = slice(None, None, 1 if count <= 20 else -(-count // 5))  # the names of hundreds would overlap
-        axes.set_xticks(range(count)[some], list(next(iter(errors.values())))[some])
+        names = list(next(iter(errors.values())))
+        axes.set_xticks(range(count)[some], names[some] if count > 1 else ["all images"])
         if high > 30 * low:  # short bars would be invisible on a linear scale
             axes.set(yscale="log", ylim=(low / 2, 2 * high))
             log_ticks(axes.yaxis)

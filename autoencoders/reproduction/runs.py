@@ -87,8 +87,10 @@ class Training:
     @property
     def command(self) -> str:
         """The command that trains the same."""
-        images, epochs = self.setup.images.name, str(self.recipe.epochs)
-        others = [] if images == "mnist" else ["--dataset", images, "--epochs", epochs]  # a small set would get more
+        images = self.setup.images.name
+        others = [] if images == "mnist" else ["--dataset", images]
+        if others and "--epochs" not in self.flags:  # a small set would get more
+            others += ["--epochs", str(self.recipe.epochs)]
         return " ".join(["python", "ae_train.py", "--recipe", *self.flags, *others])
 
     @property
@@ -102,8 +104,8 @@ class Training:
         run = Run(trainer, self.images, self.folder)
         try:
             return run, run.path.exists() and run.resume()
-        except UsageError as error:  # other settings or images; nothing was restored
-            log.info(f"{error}: training it anew")
+        except (UsageError, RunError) as error:  # other settings or images, or damaged; nothing was restored
+            log.info(f"{str(error).partition('; ')[0]}: training it anew")
             return Run(trainer, self.images, self.folder), False
 
     def train(self) -> None:
@@ -139,7 +141,7 @@ class Training:
         """evaluation.json of ae_eval.py with `flags`, which is run unless its results are there."""
         folder = self.folder / "-".join(("evaluation", *(flag.strip("-") for flag in flags)))
         path, hint = folder / "evaluation.json", f"delete {folder} and run again"
-        if not path.exists() or read_json(path, hint).get("weights_sha256") != self.record["weights_sha256"]:
+        if not self._is_evaluated(path):
             log.info(f"{self.name}, seed {self.recipe.seed}: evaluating")
             script, root = Path(__file__).parents[2] / "ae_eval.py", self.setup.root
             command = [sys.executable, script, "--run", self.folder, "--output-dir", folder, "--data-root", root,
@@ -149,6 +151,13 @@ class Training:
                 reason = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
                 raise RunError(f"{self.folder}: the evaluation failed: {reason}")
         return read_json(path, hint)
+
+    def _is_evaluated(self, path: Path) -> bool:
+        """Whether the file at `path` holds an evaluation of these weights."""
+        try:
+            return read_json(path, "").get("weights_sha256") == self.record["weights_sha256"]
+        except (RunError, UsageError):  # damaged, or missing
+            return False
 
     def value_of(self, claim: Claim, applicable: bool = True) -> float:
         """What the claim is about, measured; where it is `applicable`, RunError for a likelihood under another

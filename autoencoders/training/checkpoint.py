@@ -24,7 +24,7 @@ from autoencoders.runtime.files import check_archive, read_bytes, read_json, wri
 
 RUN_FILE = "run.json"
 CHECKPOINT_FILE = "checkpoint.pt"
-RESULT_FILES = ("history.csv", "training_loss.png", "reconstructions.png")  # of every run, beside run.json and weights
+RESULT_FILES = ("history.csv", "training_loss.png", "reconstructions.png")  # of every run on images, with the weights
 _MAGIC = b"autoencoder checkpoint 1 sha256 "  # the number counts up when the format changes
 
 
@@ -129,12 +129,15 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def is_finished(folder: Path, digest: str) -> bool:
-    """Whether `folder` holds all results of the run whose checkpoint has this SHA-256, with undamaged weights."""
+    """Whether `folder` holds all results of the run whose checkpoint has this SHA-256, its weights and history
+    undamaged."""
     try:
         record = read_record(folder)
-        if record.get("checkpoint_sha256") != digest or not all((folder / name).exists() for name in RESULT_FILES):
+        results = RESULT_FILES[: 2 if record["recipe"].get("vector_size") else 3]
+        if record.get("checkpoint_sha256") != digest or not all((folder / name).exists() for name in results):
             return False
-        return hashlib.sha256(read_bytes(folder / record["weights"], "")).hexdigest() == record["weights_sha256"]
+        digests = {record["weights"]: record["weights_sha256"], "history.csv": record["history_sha256"]}
+        return all(hashlib.sha256(read_bytes(folder / name, "")).hexdigest() == of for name, of in digests.items())
     except (RunError, UsageError, KeyError):
         return False
 

@@ -76,7 +76,7 @@ def warn_if_behind_pca(trainer: Trainer, metrics: dict[str, Any]) -> None:
     """Warn about a test error larger than PCA's, unless the model was trained for noisy images or a likelihood."""
     error, pca = float(np.mean(metrics["test_mse_unit"])), metrics["pca_test_mse_unit"]
     if error > pca and not (trainer.model.noise_factor or trainer.model.generative):
-        advice = [f"--recipe {BEST}"] * (trainer.recipe.name != BEST)
+        advice = [f"--recipe {BEST}"] * (trainer.recipe.name != BEST and not trainer.recipe.vector_size)
         if pca < 1e-4:
             advice = ["a smaller --code-size: with this one PCA is almost exact"]
         elif trainer.recipe.model_args.get("code_activation") == "relu":

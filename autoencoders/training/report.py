@@ -50,7 +50,8 @@ def format_summary(recipe: Recipe, metrics: dict[str, Any]) -> str:
     error, pca = float(np.mean(metrics["test_mse_unit"])), metrics["pca_test_mse_unit"]
     components = min(recipe.code_size or 0, recipe.pixels, metrics["pca_samples"])  # few images have few
     counted = f"{components} component{'s' * (components != 1)}"
-    text = f"Test MSE {error:.5f} (pixels in [0, 1]); PCA with {counted} {pca:.5f}"
+    unit = "per number of a vector" if recipe.vector_size else "pixels in [0, 1]"
+    text = f"Test MSE {error:.5f} ({unit}); PCA with {counted} {pca:.5f}"
     if "noisy_mse" not in metrics and "test_kl_loss" not in metrics:  # what the model was trained for instead
         text += f": the autoencoder is {'behind' if error > pca else 'ahead of'} PCA"
         if pca > 1e-6:  # a ratio to almost zero would be meaningless
@@ -62,7 +63,7 @@ def format_summary(recipe: Recipe, metrics: dict[str, Any]) -> str:
     if "dead_features" in metrics:
         correlations = ", ".join(f"{value:.4f}" for value in metrics["pearson"])
         dead = ", ".join(f"{value:.1%}" for value in metrics["dead_features"])
-        text += f"\nCorrelation {correlations}; dead features (no test image activates them) {dead}"
+        text += f"\nCorrelation {correlations}; dead features (nothing in the test part activates them) {dead}"
         text += f"; MMCS of the dictionaries {metrics['mmcs']:.4f}" if "mmcs" in metrics else ""
         if any(metrics["undefined_pearson"]):
             counts = ", ".join(map(str, metrics["undefined_pearson"]))
@@ -74,6 +75,10 @@ def pictures(trainer: Trainer, images: ImageSet, pca: Pca, metrics: dict[str, An
     """The pictures of a finished run, as (file name, PNG): two of every run, and those that its recipe names."""
     recipe, name, pca_mse = trainer.recipe, f"{images.title}, {trainer.recipe.name}", metrics["pca_test_mse_unit"]
     yield "training_loss.png", loss_curve(trainer, name, pca_mse)
+    if recipe.vector_size:  # vectors and their features are no pictures
+        for picture in set(recipe.pictures) - {"sae_features"}:
+            yield f"{picture}.png", PICTURES[picture](trainer, name)
+        return
     result = f"test MSE {np.mean(metrics['test_mse_unit']):.4f}, PCA {pca_mse:.4f}"
     if "pearson" in metrics:
         result += f", mean correlation {np.mean(metrics['pearson']):.4f}"

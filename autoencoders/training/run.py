@@ -111,9 +111,9 @@ class Run:
         theirs = {**Recipe.from_dict(state["recipe"]).settings(), "precision": state["precision"]}
         ours = {**recipe.settings(), "precision": self.identity["precision"]}
         differences = [name for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
-        if differences == ["epochs"] and ours["epochs"] > theirs["epochs"]:
-            if not recipe.length_dependence:
-                return
+        if "epochs" in differences and ours["epochs"] > theirs["epochs"] and not recipe.length_dependence:
+            differences.remove("epochs")
+        if differences == ["epochs"] and recipe.length_dependence:
             reason = f" ({recipe.length_dependence} depends on their number)"
         if differences:
             listed = ", ".join(f"{name} {theirs.get(name)} (now {ours.get(name)})" for name in differences)

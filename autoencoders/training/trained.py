@@ -83,8 +83,9 @@ class UnitPixels(torch.nn.Module):
         return self.decode(self.encode(x))
 
 
-def load_run(folder: Path, device: torch.device) -> TrainedRun:
-    """The finished run in `folder`; UsageError when there is none, RunError when its files are damaged or mixed up."""
+def load_run(folder: Path, device: torch.device, vectors: bool = False) -> TrainedRun:
+    """The finished run in `folder`; UsageError when there is none, or one on vectors where `vectors` does not allow it;
+    RunError when its files are damaged or mixed up."""
     path, hint = folder / RUN_FILE, f"train again with ae_train.py --output-dir {folder}"
     record = read_record(folder)
     try:
@@ -94,6 +95,8 @@ def load_run(folder: Path, device: torch.device) -> TrainedRun:
             model = recipe.build()
     except Exception as error:  # any content that we did not write
         raise RunError(f"{path}: is not the record of a run ({error}); {hint}") from error
+    if recipe.vector_size and not vectors:
+        raise UsageError(f"{folder}: was trained on vectors, not on images; measure it with ae_vectors.py --resume")
     data = read_bytes(weights, hint)
     if hashlib.sha256(data).hexdigest() != digest:
         raise RunError(f"{weights}: is not the file that {path} describes; {hint}")

@@ -46,14 +46,13 @@ class Trainer:
         self.model = recipe.build()
         self.train_images = to_device(images.train_images, torch.device("cpu") if workers else self.device)
         self.test_images = torch.as_tensor(to_device(images.test_images, self.device))
-        self.model.on_start(lambda: mean_image(self.train_images))
+        self.model.on_start(lambda: pixel_moments(self.train_images))
         self.model.to(self.device)
         whole, rest = divmod(len(self.train_images), recipe.batch_size)
         self.batch_sizes = [recipe.batch_size] * whole + [rest] * (rest > 0)
         self.optimizer = make_optimizer(self.model, recipe)
         self.schedule = make_schedule(self.optimizer, recipe, recipe.epochs * len(self.batch_sizes))
-        example = torch.zeros(1, recipe.pixels, dtype=torch.uint8, device=self.device)
-        self.loss = processes.data_parallel(_Loss(self.model, self.precision), self.model, example)
+        self.loss = processes.data_parallel(_Loss(self.model, self.precision), self.model, self.test_images[:1])
         self.history: list[Row] = []
         self.batch_losses: list[float] = []  # of all finished epochs
         self.log = StepLog(len(self.batch_sizes))
@@ -260,12 +259,17 @@ class _Adam(torch.optim.Adam):
     load_state_dict = inspect.unwrap(torch.optim.Adam.load_state_dict)
 
 
-def mean_image(images: Tensor | MappedImages) -> Tensor:
-    """The mean (784,) of uint8 images, in [0, 1]."""
-    total = torch.zeros(images.shape[1], dtype=torch.double)
+def pixel_moments(images: Tensor | MappedImages) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (784,) of images, in [0, 1]; of vectors in their own units."""
+    total, squares = torch.zeros(2, images.shape[1], dtype=torch.double)
     for start in range(0, len(images), 4096):
-        total += torch.as_tensor(images[slice(start, start + 4096)]).cpu().sum(dim=0)
-    return (total / (255 * len(images))).float()
+        block = torch.as_tensor(images[slice(start, start + 4096)])
+        white = 1 if block.is_floating_point() else 255
+        block = block.cpu().double()
+        total, squares = total + block.sum(dim=0), squares + block.square().sum(dim=0)
+    mean = total / len(images)
+    deviation = (squares / len(images) - mean.square()).clamp(min=0).sqrt()
+    return (mean / white).float(), (deviation / white).float()
 
 
 def make_optimizer(model: Autoencoder, recipe: Recipe) -> Optimizer:

@@ -78,7 +78,7 @@ def test_random_rows_have_the_covariance_of_the_images():
 
 def test_what_a_feature_explains_is_what_the_error_grows_by_without_it():
     torch.manual_seed(0)
-    model = SparseEnsemble(num_saes=2, features=12, k=3, image_size=4)
+    model = SparseEnsemble(num_saes=2, features=12, k=3, inputs=16)
     images = torch.randint(0, 256, (40, 16), dtype=torch.uint8)
     labels = np.arange(40) % 4
     found = dictionaries.feature_statistics(model, images, labels)

@@ -1,0 +1,112 @@
+"""Train a sparse autoencoder on any vectors, such as the activations of another network, and measure its features.
+
+VECTORS is a .npy file (N, d) of floats. The recipes are the sparse ones of ae_train.py; features are reported as
+numbers (features.csv). With --resume a finished run is measured again, for example with --agree-with.
+"""
+
+import argparse
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ae_train import print_epoch
+from autoencoders.data.vectors import load_vectors
+from autoencoders.recipes import BEST_SPARSE, RECIPES, Recipe, add_setting_flags, recipe_named_in, recipe_of
+from autoencoders.runtime import cli
+from autoencoders.runtime.errors import UsageError
+from autoencoders.runtime.files import locked, write_json
+
+if TYPE_CHECKING:
+    from autoencoders.training.run import Run
+
+_SPARSE = [name for name, row in RECIPES.items() if "k" in row.model_args]
+
+
+# fmt: off
+def parser(recipe: Recipe = RECIPES[BEST_SPARSE]) -> cli.Parser:
+    parser = cli.Parser(__doc__)
+    parser.add_argument("vectors", type=cli.path, metavar="VECTORS", help="a .npy file of floats (N, d)")
+    data = parser.add_argument_group("data")
+    data.add_argument("--test-fraction", type=cli.number(0, 0.9, exclusive=True), default=0.1, metavar="X",
+                      help="share of the vectors used for testing, at most 10,000")
+    data.add_argument("--split-seed", type=cli.integer(0), default=0, metavar="N", help="seed of that split")
+    data.add_argument("--stream", choices=("auto", "on", "off"), default="auto",
+                      help="leave the vectors in their file and read them during training; auto: if they would take "
+                      "more than a quarter of the memory")
+    model = parser.add_argument_group("model")
+    model.add_argument("--recipe", choices=_SPARSE, default=BEST_SPARSE, help="what to train")
+    add_setting_flags(model, "model", recipe, only_own=True)
+    training = parser.add_argument_group("training")
+    add_setting_flags(training, "training", recipe)
+    training.add_argument("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu")
+    output = parser.add_argument_group("output")
+    output.add_argument("--output-dir", type=cli.path, default=Path("outputs/vectors"), help="where results go")
+    output.add_argument("--resume", action="store_true", help="continue from the output folder's checkpoint")
+    output.add_argument("--agree-with", type=cli.path, nargs="+", default=(), metavar="FOLDER",
+                        help="other runs on these vectors: do they find the same features?")
+    return parser
+# fmt: on
+
+
+def main(arguments: list[str] | None = None) -> None:
+    named = recipe_named_in(arguments)
+    args = parser(named if named.name in _SPARSE else RECIPES[BEST_SPARSE]).parse_args(arguments)
+    recipe = recipe_of(args)
+    if recipe.epochs < 1:
+        raise UsageError("--epochs 0: there is nothing to train; give at least 1")
+    # What imports torch is imported once the flags are known to be good.
+    from autoencoders.runtime.device import check_memory, pick_device
+    from autoencoders.training.run import Run, training_progress
+    from autoencoders.training.trained import load_run
+    from autoencoders.training.trainer import Trainer
+
+    device, started = pick_device(args.device), time.monotonic()
+    vectors = load_vectors(args.vectors, args.test_fraction, args.split_seed, args.stream)
+    recipe = replace(recipe, vector_size=vectors.train_images.shape[1])
+    check_memory(recipe.count_parameters())
+    others = {str(folder): load_run(folder, device, vectors=True) for folder in args.agree_with}
+    for name, other in others.items():
+        if other.recipe.vector_size != recipe.vector_size:
+            raise UsageError(f"--agree-with {name}: was not trained on vectors of {recipe.vector_size:,} numbers")
+    run = Run(Trainer(recipe, vectors, device), vectors, args.output_dir)
+    with locked(args.output_dir):
+        print(f"{vectors.title}: {len(vectors.train_images):,} vectors of {recipe.vector_size:,} numbers for training, "
+              f"{len(vectors.test_images):,} for testing")  # fmt: skip
+        run.resume_or_start(args.resume)
+        with training_progress(run.trainer, None) as on_step:  # nothing is left to train of a finished run
+            for row in run.epochs(on_step, minutes=10):
+                print_epoch(row, recipe.epochs, always=False)
+        measure(run, args, {name: other.model for name, other in others.items()})
+    print(f"Took {time.monotonic() - started:.0f} s; now open {args.output_dir / 'features.csv'}")
+
+
+def measure(run: "Run", args: argparse.Namespace, others: dict[str, Any]) -> None:
+    """Measure the trained model and its features; print and write the results."""
+    from autoencoders.evaluation import analyses
+    from autoencoders.evaluation.pca import fit_pca
+    from autoencoders.runtime.files import write_atomic
+    from autoencoders.training.report import format_summary, write_results
+    from autoencoders.training.trackers import Trackers
+
+    trainer, folder, pca = run.trainer, run.folder, fit_pca(run.images)
+    metrics = write_results(run, pca, Trackers(run, [], "", 1))
+    variance = float(run.images.test_images.var(axis=0).mean())
+    metrics["explained_variance"] = [1 - error / variance for error in metrics["test_mse_unit"]]
+    subject = analyses.Subject(trainer.model, trainer.recipe, run.images, trainer.test_images, pca,
+                               trainer.recipe.seed, {}, None, others=others)  # fmt: skip
+    agree = others or trainer.model.members > 1
+    results, text, files = analyses.agreement(subject) if agree else analyses.feature_values(subject)
+    for name, content in files.items():
+        write_atomic(folder / name, content)
+    write_json(folder / "evaluation.json", {"metrics": metrics, **results})
+    explained = ", ".join(f"{share:.1%}" for share in metrics["explained_variance"])
+    print(f"{format_summary(trainer.recipe, metrics)}\nVariance explained: {explained}\n{text}", end="")
+
+
+def command() -> None:
+    cli.run(main)
+
+
+if __name__ == "__main__":
+    command()
