@@ -2,13 +2,17 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import call_script
+from conftest import call_script, make_trainer
 
 from autoencoders.evaluation import dictionaries
+from autoencoders.evaluation.metrics import reconstruction_error
+from autoencoders.evaluation.pca import fit_pca
+from autoencoders.reproduction.runs import Setup
 from autoencoders.runtime.errors import RunError
 from autoencoders.sparse import SparseEnsemble
 from benchmarks import code_sizes, recipes, seeds, showcase
@@ -81,6 +85,20 @@ def test_the_most_stable_features_are_pooled_and_none_twice():
     first = dictionaries.unit_rows(runs[0].weight[0])
     assert torch.allclose(found[:3].sum(0), first[:3].sum(0), atol=1e-5)
     assert len(found) == 6 and ((found @ found.T).fill_diagonal_(0) < dictionaries.SHARED).all()
+
+
+def test_without_a_tenth_of_its_features_the_error_of_a_sparse_code_grows(digits):
+    trainer = make_trainer("sparse_tuned", digits, features=100, k=10, epochs=10)
+    for _ in trainer.epochs():
+        pass
+    setup, model = Setup(digits, fit_pca(digits), Path("unused"), torch.device("cpu")), trainer.model.eval()
+    every = np.ones(100, bool)
+    error = reconstruction_error(model, trainer.test_images)["test_mse_unit"][0]
+    assert seeds.error_without(model, setup, every) == pytest.approx(error, rel=1e-4)
+    growth = seeds.growth_by_tenth(model, setup)
+    assert len(growth) == 10 and growth[0] > growth[9] and growth[0] > 0.1
+    pca_error, pca_correlation = seeds.pca_scores(setup, 10)
+    assert pca_error == pytest.approx(setup.pca.test_mse(digits.test_images, 10), rel=1e-4) and 0 < pca_correlation < 1
 
 
 def test_the_showcase_draws_the_first_digits_through_each_system(tmp_path, capsys, digits, figures):
