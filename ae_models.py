@@ -19,7 +19,8 @@ Parts = dict[str, Tensor]
 
 ACTIVATIONS: dict[str, type[nn.Module]]
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh, "leaky-relu": nn.LeakyReLU}
-_OUTPUTS: dict[str, tuple[type[nn.Module], str]] = {"tanh": (nn.Tanh, "signed"), "sigmoid": (nn.Sigmoid, "unit")}
+_OUTPUTS: dict[str, tuple[type[nn.Module], str]]
+_OUTPUTS = {"tanh": (nn.Tanh, "signed"), "sigmoid": (nn.Sigmoid, "unit"), "linear": (nn.Identity, "unit")}
 
 
 def to_range(x: Tensor, source: str, target: str) -> Tensor:
@@ -147,7 +148,7 @@ class Autoencoder(nn.Module):
 class LayeredAutoencoder(Autoencoder):
     """An encoder and a decoder, both `nn.Sequential`, and the objective they are trained with.
 
-    output        last layer of the decoder: `tanh` (signed pixels) or `sigmoid` (unit pixels)
+    output        last layer of the decoder: `tanh` (signed pixels), `sigmoid` (unit pixels) or `linear` (unit pixels)
     loss          `mse`: squared error averaged over pixels and images;
                   `bce`: cross-entropy against unit pixels, summed over pixels, averaged over images (nats)
     pixels        range of the images taken in; None is the range of the output
