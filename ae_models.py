@@ -30,13 +30,6 @@ def to_range(x: Tensor, source: str, target: str) -> Tensor:
     return x.add(1).div(2) if target == "unit" else x.mul(2).sub(1)
 
 
-def strongest(code: Tensor, share: float) -> Tensor:
-    """Codes (batch, n) with every unit's activations set to 0, but for the largest ones of the batch, a `share` of it
-    (lifetime sparsity: Makhzani & Frey 2015, "Winner-take-all autoencoders")."""
-    kept = max(1, round(share * len(code)))
-    return code * (code >= code.detach().topk(kept, dim=0).values[-1])
-
-
 def softplus(x: Tensor) -> Tensor:
     """log(1 + e^x), up to the rounding of 1; on a CPU torch's own takes five times as long."""
     return torch.exp(-x.abs()).add_(1).log_().add_(x.clamp(min=0))
@@ -155,13 +148,11 @@ class LayeredAutoencoder(Autoencoder):
     shift         training images are moved by up to so many pixels in each direction, drawn for each image
     noise_factor  training images are corrupted to clamp(x + noise_factor * N(0, I)), and the loss compares with
                   the clean ones (Vincent et al. 2010); with `test_noise` test images are corrupted too
-    lifetime_sparsity  the share of a training batch for which each unit of the code stays active; 0 for no selection
     """
 
     def __init__(
         self, encoder: Sequence[nn.Module], decoder: Sequence[nn.Module], output: str, loss: str = "mse",
         pixels: str | None = None, noise_factor: float = 0.0, test_noise: bool = False, shift: int = 0,
-        lifetime_sparsity: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
         if loss == "bce" and output != "sigmoid":
@@ -173,7 +164,6 @@ class LayeredAutoencoder(Autoencoder):
             self.loss_unit = "nats per image"
         self.input_range = pixels or self.output_range
         self.noise_factor, self.test_noise, self.loss_name, self.shift = noise_factor, test_noise, loss, shift
-        self.lifetime_sparsity = lifetime_sparsity
         self.encoder = nn.Sequential(*encoder)
         self.decoder = nn.Sequential(*decoder, last_layer())
 
@@ -201,10 +191,7 @@ class LayeredAutoencoder(Autoencoder):
         if self.shift and self.training:
             x = self.shifted(x)
         noisy = self.corrupt(x) if self.noise_factor and (self.training or self.test_noise) else x
-        code = self.encode(noisy)
-        if self.lifetime_sparsity and self.training:
-            code = strongest(code, self.lifetime_sparsity)
-        return self.reconstruction_loss(code, x), {}
+        return self.reconstruction_loss(self.encode(noisy), x), {}
 
     def shifted(self, x: Tensor) -> Tensor:
         """The images x, each moved by -shift to shift pixels along both sides; what moves in is black."""

@@ -161,8 +161,8 @@ SETTINGS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "loss": ("mse: squared error; bce: cross-entropy", {"choices": ("mse", "bce")}),
         "shift": ("pixels by which training images are moved at most, in each direction",
                   {"type": cli.integer(0, 28), "metavar": "N"}),
-        "lifetime_sparsity": ("share of a training batch for which a unit of the code stays active; 0: no selection",
-                              {"type": cli.number(0, 1), "metavar": "X"}),
+        "lifetime_sparsity": ("share of a training batch for which a unit of the code stays active",
+                              {"type": cli.number(0, 1, exclusive=True), "metavar": "X"}),
         "noise_factor": ("standard deviation of the noise added to training images", _NUMBER),
         "test_noise": ("add the noise to the test images too", {"action": "store_true"}),
         "kl_weight": ("beta, the weight of the KL term", _NUMBER),
@@ -203,7 +203,7 @@ BEST_SPARSE = "sparse_tuned"
 
 # Arguments that every fully connected row shares; a row says what differs.
 _DENSE = {"activation": "relu", "code_activation": "relu", "linear_path": False, "output": "sigmoid", "loss": "mse",
-          "noise_factor": 0.0, "test_noise": False, "shift": 0, "lifetime_sparsity": 0.0}
+          "noise_factor": 0.0, "test_noise": False, "shift": 0}
 _TUTORIAL = {**_DENSE, "hidden_sizes": (128, 64), "code_size": 32}
 _OURS = {**_DENSE, "activation": "gelu", "code_activation": "none", "linear_path": True, "output": "tanh"}
 
@@ -273,7 +273,7 @@ _ROWS = (
            {**_DENSE, "hidden_sizes": (512, 256, 128, 64), "code_size": 10, "activation": "leaky-relu",
             "code_activation": "none", "shift": 1}, epochs=12, lr=2e-3, lr_schedule="one-cycle"),
     Recipe("wta", "features of which each is active for the images that it fits best, for a linear classifier",
-           "schedule ours; Makhzani & Frey 2015, https://arxiv.org/abs/1409.2752", "ae_models.SymmetricAutoencoder",
+           "schedule ours; Makhzani & Frey 2015, https://arxiv.org/abs/1409.2752", "autoencoders.wta.WinnerTakeAll",
            {**_DENSE, "hidden_sizes": (), "code_size": 2000, "output": "linear", "lifetime_sparsity": 0.05},
            shape="784-2000 and back, no hidden layer", epochs=25, batch_size=100, lr_schedule="one-cycle"),
     Recipe("tuned", "best test MSE within the training budget of symmetric", "ours", "ae_models.SymmetricAutoencoder",

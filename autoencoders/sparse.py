@@ -235,7 +235,7 @@ class SparseEnsemble(Autoencoder):
                 self.scale.copy_(torch.where(deviation > 0, deviation, 1))  # a constant pixel is 0 without its mean
 
     def dictionaries(self) -> Tensor:
-        return self.weight
+        return F.normalize(self.weight, dim=-1)
 
     def loss(self, x: Tensor) -> tuple[Tensor, Parts]:
         """The scalar to minimise over images x (B, P), and its detached parts.

@@ -1,8 +1,8 @@
 """One training by another library, through its public API as its README shows it, in that library's environment.
 
 `peers.py` runs this file as a process; it imports nothing of ours. The images are the IDX files of MNIST as float32
-pixels in [0, 1], in memory. The architectures, batches and optimizers are those of our recipes. Prints one line of JSON:
-seconds of the call that trains, and the mean squared error of the test images.
+pixels in [0, 1], in memory. The architectures, batches and optimizers are those of our recipes. Prints one line of
+JSON: seconds of the call that trains, and the mean squared error of the test images.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ BATCH, FEATURES, K, MEMBERS = 128, 1024, 50, 5
 def read_pixels(root: Path, part: str) -> np.ndarray:
     """The images (N, 784) of MNIST's IDX file."""
     path = root / "MNIST" / "raw" / f"{part}-images-idx3-ubyte"
-    data = path.read_bytes() if path.exists() else gzip.open(f"{path}.gz").read()
+    data = path.read_bytes() if path.exists() else gzip.decompress(Path(f"{path}.gz").read_bytes())
     return np.frombuffer(data, np.uint8, offset=16).reshape(-1, 784).astype(np.float32) / 255
 
 
@@ -40,7 +41,7 @@ def layers(sizes: tuple[int, ...], last: Any = None) -> Any:
     from torch import nn
 
     parts: list[nn.Module] = []
-    for width, next_width in zip(sizes, sizes[1:]):
+    for width, next_width in pairwise(sizes):
         parts += [nn.Linear(width, next_width), nn.ReLU()]
     return nn.Sequential(*parts[:-1], *([last] if last else []))
 

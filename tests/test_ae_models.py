@@ -8,7 +8,6 @@ from ae_models import (
     CrossEntropy,
     SymmetricAutoencoder,
     softplus,
-    strongest,
     to_range,
 )
 from autoencoders.recipes import RECIPES
@@ -56,20 +55,6 @@ def test_the_decoder_mirrors_the_encoder_at_every_depth():
     widths = [(m.in_features, m.out_features) for m in linear]
     assert widths[:4] == [(784, 300), (300, 100), (100, 20), (20, 5)]
     assert widths[4:] == [(b, a) for a, b in reversed(widths[:4])]
-
-
-def test_lifetime_sparsity_keeps_the_largest_activations_of_every_unit_and_only_in_training():
-    torch.manual_seed(0)
-    code = torch.rand(20, 7)
-    kept = strongest(code, 0.25)
-    assert ((kept != 0).sum(0) == 5).all() and torch.equal(kept.sort(0).values[-5:], code.sort(0).values[-5:])
-    assert torch.equal(strongest(code, 1.0), code) and ((strongest(code, 0.001) != 0).sum(0) == 1).all()
-    plain, sparse = (SymmetricAutoencoder((784, 30), output="linear", lifetime_sparsity=share) for share in (0, 0.1))
-    sparse.load_state_dict(plain.state_dict())
-    images = torch.rand(20, 784)
-    assert torch.equal(sparse.eval().loss(images)[0], plain.eval().loss(images)[0])
-    code = strongest(sparse.train().encode(images), 0.1)
-    torch.testing.assert_close(sparse.loss(images)[0], F.mse_loss(sparse.decode(code), images))
 
 
 def test_without_hidden_layers_pixels_go_straight_to_the_code(x):

@@ -103,14 +103,14 @@ def feature_statistics(model: Autoencoder, images: Tensor, labels: np.ndarray) -
     """
     known, index = np.unique(labels, return_inverse=True)
     one_hot = torch.eye(len(known), dtype=torch.double)[torch.from_numpy(index)]
-    unit = torch.stack([unit_rows(rows) for rows in of_model(model)]).to(images.device)  # (S, F, P)
+    rows = torch.stack(of_model(model)).detach()  # (S, F, P)
     fired, lost, by_label = (torch.zeros((), dtype=torch.double) for _ in range(3))
     for start in range(0, len(images), _BATCH):
         x = to_pixels(images[start : start + _BATCH], model.input_range)
-        y, code = model(x)  # (S, b, P), (S, b, F)
+        y, code = (part.reshape(model.members, len(x), -1) for part in model(x))  # (S, b, P), (S, b, F)
         x, y = model.normalized(x), model.normalized(y)
-        # |x - y + a w|^2 - |x - y|^2 = 2 a w . (x - y) + a^2 for a row w of length 1
-        removed = (code * (2 * (x - y) @ unit.mT + code)).sum(1)
+        # |x - y + a w|^2 - |x - y|^2 = 2 a w . (x - y) + a^2 |w|^2 for a row w
+        removed = (code * (2 * (x - y) @ rows.mT + code * rows.square().sum(-1)[:, None])).sum(1)
         fired, lost = fired + (code != 0).sum(1).cpu(), lost + removed.cpu()
         activation = code.clamp(min=0).cpu().double()
         by_label = by_label + one_hot[start : start + _BATCH].T @ activation  # (S, labels, F)
