@@ -40,10 +40,12 @@ class Finished:
         return next(seconds for seconds, line in self.lines if text in line)
 
 
-def run_python(*arguments: Any, on_line: Callable[[str], Any] = str, **environment: str) -> Finished:
+def run_python(
+    *arguments: Any, on_line: Callable[[str], Any] = str, python: Path | str = sys.executable, **environment: str
+) -> Finished:
     """Run Python in the repository's folder, calling `on_line` with each line of its stdout; RunError if it fails."""
     start, lines, peaks = time.perf_counter(), [], {"VmHWM": 0, "RssAnon": 0}
-    command = [sys.executable, "-u", *map(str, arguments)]
+    command = [str(python), "-u", *map(str, arguments)]
     with tempfile.TemporaryFile("w+") as errors:
         with subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True, env={**os.environ, **environment}
