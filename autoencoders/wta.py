@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ae_models import Parts, SymmetricAutoencoder
 
@@ -30,6 +30,9 @@ class WinnerTakeAll(SymmetricAutoencoder):
     def __init__(self, layer_sizes: Sequence[int], lifetime_sparsity: float = 0.05, **arguments: Any) -> None:
         super().__init__(layer_sizes, **arguments)
         self.lifetime_sparsity = lifetime_sparsity
+        for layer in (part for part in self.modules() if isinstance(part, nn.Linear)):  # as in the paper
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
         self.register_buffer("threshold", torch.zeros(layer_sizes[-1]))
         self.register_buffer("steps", torch.zeros(()), persistent=False)
 

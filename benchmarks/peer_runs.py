@@ -219,8 +219,8 @@ def run_sklearn(model: str, train: np.ndarray, test: np.ndarray, epochs: int) ->
     from sklearn.neural_network import MLPRegressor
 
     assert model == "simple"
-    net = MLPRegressor(hidden_layer_sizes=(128, 64, 32, 64, 128), batch_size=BATCH, learning_rate_init=1e-3, alpha=0, max_iter=epochs,
-                       tol=0, n_iter_no_change=epochs + 1, random_state=0)  # fmt: skip
+    net = MLPRegressor(hidden_layer_sizes=(128, 64, 32, 64, 128), batch_size=BATCH, learning_rate_init=1e-3, alpha=0,
+                       max_iter=epochs, tol=0, n_iter_no_change=epochs + 1, random_state=0)  # fmt: skip
     warnings.simplefilter("ignore", ConvergenceWarning)
     seconds = timed(lambda: net.fit(train, train))
     return seconds, float(np.square(net.predict(test) - test).mean())

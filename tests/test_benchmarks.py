@@ -15,7 +15,7 @@ from autoencoders.evaluation.pca import fit_pca
 from autoencoders.reproduction.runs import Setup
 from autoencoders.runtime.errors import RunError
 from autoencoders.sparse import SparseEnsemble
-from benchmarks import code_sizes, recipes, seeds, showcase
+from benchmarks import code_sizes, peers, recipes, seeds, showcase, speedrun
 from benchmarks.common import run_python, sized
 from benchmarks.parallel import largest_difference
 
@@ -99,6 +99,32 @@ def test_without_a_tenth_of_its_features_the_error_of_a_sparse_code_grows(digits
     assert len(growth) == 10 and growth[0] > growth[9] and growth[0] > 0.1
     pca_error, pca_correlation = seeds.pca_scores(setup, 10)
     assert pca_error == pytest.approx(setup.pca.test_mse(digits.test_images, 10), rel=1e-4) and 0 < pca_correlation < 1
+
+
+def test_a_record_counts_if_all_seeds_pass_and_is_kept(tmp_path, capsys, monkeypatch):
+    tiny = ("--dataset", "digits", "--recipe", "speedrun", "--epochs", "2")
+    gates = {
+        "low": speedrun.Gate("MSE", 0.05, "ours", tiny, ("metrics", "test_mse_unit")),
+        "high": speedrun.Gate("PSNR", 99, "ours", tiny, ("model", "psnr"), evaluation=(), higher=True),
+    }
+    monkeypatch.setattr(speedrun, "GATES", gates)
+    monkeypatch.setattr(speedrun, "RECORDS", tmp_path / "speedrun.json")
+    low, high = speedrun.measure("low", 2, tmp_path), speedrun.measure("high", 1, tmp_path)
+    assert low["passed"] and all(0 < figure < 0.05 for figure in low["figures"]) and min(low["seconds"]) > 0.5
+    assert not high["passed"] and 10 < high["figures"][0] < 99
+    slower = {**low, "seconds": [99.0, 99.0]}
+    failed = {**low, "seconds": [0.1, 0.1], "passed": False}
+    table = speedrun.format_records([slower, failed, low, high])
+    assert f"| {np.mean(low['seconds']):.1f} |" in table and "| 0 of 1 |" in table and "99.0" not in table
+
+
+def test_another_library_trains_on_the_same_files_and_stands_beside_ours(fake_mnist):
+    root, _ = fake_mnist
+    found = peers.run_peer("sklearn", "simple", Path(sys.executable), root, 2)
+    assert found["images_per_second"] > 0 and 0 < found["test_mse"] < 1 and found["process_seconds"] > 0.5
+    ours = {**found, "images_per_second": 3 * found["images_per_second"]}
+    table = peers.format_results({"models": {"simple": {peers.OURS: ours, "sklearn": found}}})
+    assert "| 3.00 |" in table
 
 
 def test_the_showcase_draws_the_first_digits_through_each_system(tmp_path, capsys, digits, figures):
