@@ -14,6 +14,8 @@ _PYTHAE = "https://github.com/clementchadebec/benchmark_VAE, commit 6419e21"
 _WIDE_VAE = ("--hidden-sizes", "512,512", "--activation", "gelu", "--init", "mean-image", "--lr", "2e-3",
              "--lr-schedule", "one-cycle")  # fmt: skip
 _WIDE_IWAE = ("--hidden-sizes", "512,512", "--activation", "gelu", "--lr", "2e-3", "--epochs", "150")
+_WTA = "Makhzani & Frey 2015, https://arxiv.org/abs/1409.2752, as quoted by the remake"
+_DENSE_PROBE = ("--probe", "--features", "dense")
 _UNSEEN, _ONE_CLASS = ("--leave-out", EACH), ("--only", EACH, "--epochs", "120", "--code-size", "16")
 _STATIC, _DYNAMIC = (
     f"{pixels}; 1,000 importance samples, 10,000 images"
@@ -26,8 +28,10 @@ def _nll(name: str, value: float, protocol: str, kind: str, source: str, flags: 
                  kind=kind, source=source)  # fmt: skip
 
 
-def _above(name: str, metric: str, value: float, flags: Flags, source: str, evaluate: Flags = ()) -> Claim:
-    return Claim(name, f"evaluation.{metric}", value, flags=flags, evaluate=evaluate, relation=">", kind=OUR_WAY,
+def _above(
+    name: str, metric: str, value: float, flags: Flags, source: str, evaluate: Flags = (), kind: str = OUR_WAY
+) -> Claim:
+    return Claim(name, f"evaluation.{metric}", value, flags=flags, evaluate=evaluate, relation=">", kind=kind,
                  source=source)  # fmt: skip
 
 
@@ -68,6 +72,12 @@ LITERATURE: dict[str, tuple[Claim, ...]] = {
         _above("one digit is normal, by NAP", "outliers.auroc_nap", 0.979, _ONE_CLASS, _RAPP),
         _above("one digit is normal, by the hidden NAP", "outliers.auroc_nap_hidden", 0.948, _ONE_CLASS,
                "Deep SVDD, repository of lukasruff, commit 1901612"),
+    ),
+    "wta": (
+        _above("linear accuracy of features without labels", "probe.code.linear.accuracy", 0.9880, (), _WTA,
+               _DENSE_PROBE, THEIR_WAY),
+        _above("the same, a remake", "probe.code.linear.accuracy", 0.9862, (),
+               "https://github.com/guoguo12/tensorflow-fcwta, commit 1a72123", _DENSE_PROBE, THEIR_WAY),
     ),
     "vae": (
         Claim("squared error + KL, code of 8: test loss", "-1.test_loss", 27.83, relation="<", kind=OUR_WAY,
