@@ -9,8 +9,7 @@ import contextlib
 import time
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from autoencoders.data.binary import binarized
 from autoencoders.data.images import ImageSet, MappedImages
@@ -128,7 +127,7 @@ def train(recipe: Recipe, args: argparse.Namespace) -> None:
         progress = training_progress(run.trainer, args.log_interval)
         with Trackers(run, args.tracker, args.tracker_project, args.tracker_interval) as trackers, progress as on_step:
             for row in run.epochs(on_step, args.checkpoint_minutes):
-                print_epoch(row, recipe.epochs, always=bool(args.log_interval))
+                report.print_epoch(row, recipe.epochs, always=bool(args.log_interval))
                 report.write_epoch_files(run, pca, trackers, args.pictures_every, args.weights_every)
                 health.check(run.trainer, run.reported)
                 trackers.log_epochs()
@@ -187,16 +186,6 @@ def print_dry_run(run: "Run", args: argparse.Namespace) -> None:
         print_plan(run)
         print(f"Would write {run.trainer.recipe.weights_file}, run.json, history.csv, checkpoint.pt and the pictures; "
               f"trackers: {', '.join(args.tracker) or 'none'}")  # fmt: skip
-
-
-def print_epoch(row: dict[str, Any], epochs: int, always: bool) -> None:
-    """Print one epoch in one line, unless --quiet; of an ensemble the mean. Not `always`: 20 epochs at most."""
-    titles = {"train_loss": "average loss", "test_loss": "test loss"}
-    hidden = ("epoch", "seconds", "images_per_second")
-    means = {name: fmean(v if isinstance(v, list) else [v]) for name, v in row.items() if name not in hidden}
-    numbers = ", ".join(f"{titles.get(name, name)} {value:.4f}" for name, value in means.items())
-    if cli.is_verbose() and (always or (epochs - row["epoch"]) % -(-epochs // 20) == 0):
-        print(f"Epoch {row['epoch']}/{epochs}: {numbers}, {row['seconds']:.2f} s", flush=True)
 
 
 def command() -> None:

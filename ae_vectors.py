@@ -4,21 +4,15 @@ VECTORS is a .npy file (N, d) of floats. The recipes are the sparse ones of ae_t
 numbers (features.csv). With --resume a finished run is measured again, for example with --agree-with.
 """
 
-import argparse
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from ae_train import print_epoch
 from autoencoders.data.vectors import load_vectors
 from autoencoders.recipes import BEST_SPARSE, RECIPES, Recipe, add_setting_flags, recipe_named_in, recipe_of
 from autoencoders.runtime import cli
 from autoencoders.runtime.errors import UsageError
-from autoencoders.runtime.files import locked, write_json
-
-if TYPE_CHECKING:
-    from autoencoders.training.run import Run
+from autoencoders.runtime.files import locked
 
 _SPARSE = [name for name, row in RECIPES.items() if "k" in row.model_args]
 
@@ -57,9 +51,11 @@ def main(arguments: list[str] | None = None) -> None:
         raise UsageError("--epochs 0: there is nothing to train; give at least 1")
     # What imports torch is imported once the flags are known to be good.
     from autoencoders.runtime.device import check_memory, pick_device
+    from autoencoders.training.report import print_epoch
     from autoencoders.training.run import Run, training_progress
     from autoencoders.training.trained import load_run
     from autoencoders.training.trainer import Trainer
+    from autoencoders.training.vectors import write_measurements
 
     device, started = pick_device(args.device), time.monotonic()
     vectors = load_vectors(args.vectors, args.test_fraction, args.split_seed, args.stream)
@@ -77,31 +73,8 @@ def main(arguments: list[str] | None = None) -> None:
         with training_progress(run.trainer, None) as on_step:  # nothing is left to train of a finished run
             for row in run.epochs(on_step, minutes=10):
                 print_epoch(row, recipe.epochs, always=False)
-        measure(run, args, {name: other.model for name, other in others.items()})
+        write_measurements(run, {name: other.model for name, other in others.items()})
     print(f"Took {time.monotonic() - started:.0f} s; now open {args.output_dir / 'features.csv'}")
-
-
-def measure(run: "Run", args: argparse.Namespace, others: dict[str, Any]) -> None:
-    """Measure the trained model and its features; print and write the results."""
-    from autoencoders.evaluation import analyses
-    from autoencoders.evaluation.pca import fit_pca
-    from autoencoders.runtime.files import write_atomic
-    from autoencoders.training.report import format_summary, write_results
-    from autoencoders.training.trackers import Trackers
-
-    trainer, folder, pca = run.trainer, run.folder, fit_pca(run.images)
-    metrics = write_results(run, pca, Trackers(run, [], "", 1))
-    variance = float(run.images.test_images.var(axis=0).mean())
-    metrics["explained_variance"] = [1 - error / variance for error in metrics["test_mse_unit"]]
-    subject = analyses.Subject(trainer.model, trainer.recipe, run.images, trainer.test_images, pca,
-                               trainer.recipe.seed, {}, None, others=others)  # fmt: skip
-    agree = others or trainer.model.members > 1
-    results, text, files = analyses.agreement(subject) if agree else analyses.feature_values(subject)
-    for name, content in files.items():
-        write_atomic(folder / name, content)
-    write_json(folder / "evaluation.json", {"metrics": metrics, **results})
-    explained = ", ".join(f"{share:.1%}" for share in metrics["explained_variance"])
-    print(f"{format_summary(trainer.recipe, metrics)}\nVariance explained: {explained}\n{text}", end="")
 
 
 def command() -> None:

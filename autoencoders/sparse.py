@@ -159,27 +159,17 @@ class SparseEnsemble(Autoencoder):
     matches: Tensor
 
     def __init__(
-        self,
-        num_saes: int = 5,
-        features: int = 1024,
-        k: int = 50,
-        inputs: int = 784,
-        consistency_weight: float = 0.01,
-        consistency_warmup: int = 100,
-        revive: str = "lift",
-        reinit_threshold: float | None = None,
-        center: bool = False,
-        standardize: bool = False,
-        init_scale: float = 1.0,
-    ) -> None:
+        self, num_saes: int = 5, features: int = 1024, k: int = 50, inputs: int = 784,
+        consistency_weight: float = 0.01, consistency_warmup: int = 100, revive: str = "lift",
+        reinit_threshold: float | None = None, center: bool = False, standardize: bool = False, init_scale: float = 1.0,
+    ) -> None:  # fmt: skip
         super().__init__()
         if min(num_saes, features, inputs) < 1 or not 1 <= k <= features:
             raise ValueError(f"expected num_saes, features >= 1 and 1 <= k <= features, got num_saes {num_saes}, "
                              f"features {features}, k {k}")  # fmt: skip
         self.members, self.features, self.k = num_saes, features, k
         self.consistency_weight = consistency_weight if num_saes > 1 else 0.0
-        self.consistency_warmup = consistency_warmup
-        self.revive, self.reinit_threshold = revive, reinit_threshold
+        self.consistency_warmup, self.revive, self.reinit_threshold = consistency_warmup, revive, reinit_threshold
         self.center, self.standardize, self.init_scale = center or standardize, standardize, init_scale
         shape = (num_saes, features)
         self.weight = nn.Parameter(torch.empty(*shape, inputs))

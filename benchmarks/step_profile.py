@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
     torch.set_num_threads(1)
     keep_freed_memory()
-    images = load_images(args.dataset, args.data_root).train_images
+    images = load_images(args.dataset, args.data_root).train_images[:]
     rows = []
     for name in args.only:
         recipe = sized(name)

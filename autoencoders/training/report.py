@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -220,6 +221,16 @@ def write_results(run: Run, pca: Pca, trackers: Trackers) -> dict[str, Any]:
     trackers.log_summary(metrics)
     warn_if_behind_pca(trainer, metrics)
     return metrics
+
+
+def print_epoch(row: dict[str, Any], epochs: int, always: bool) -> None:
+    """Print one epoch in one line, unless --quiet; of an ensemble the mean. Not `always`: 20 epochs at most."""
+    titles = {"train_loss": "average loss", "test_loss": "test loss"}
+    hidden = ("epoch", "seconds", "images_per_second")
+    means = {name: fmean(v if isinstance(v, list) else [v]) for name, v in row.items() if name not in hidden}
+    numbers = ", ".join(f"{titles.get(name, name)} {value:.4f}" for name, value in means.items())
+    if cli.is_verbose() and (always or (epochs - row["epoch"]) % -(-epochs // 20) == 0):
+        print(f"Epoch {row['epoch']}/{epochs}: {numbers}, {row['seconds']:.2f} s", flush=True)
 
 
 def print_summary(run: Run, metrics: dict[str, Any], started: float) -> None:

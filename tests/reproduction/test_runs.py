@@ -49,14 +49,17 @@ def test_a_run_is_the_suites_own_training(setup, few):
     assert run.measured("2.test_loss") == losses[1] == run.measured("metrics.test_loss")
 
 
-def test_a_finished_run_is_used_as_it_is_whatever_its_csv_says(setup):
+def test_a_finished_run_is_used_as_it_is_and_a_changed_csv_is_written_again(setup):
     first, again = training(setup), training(setup)
     first.train()
     before = (first.folder / "run.json").stat().st_mtime_ns
-    (first.folder / "history.csv").write_text("epoch,test_loss\n1,0.0\n")
     assert again.restore()[1]
     again.train()
     assert (first.folder / "run.json").stat().st_mtime_ns == before
+    history = (first.folder / "history.csv").read_bytes()
+    (first.folder / "history.csv").write_text("epoch,test_loss\n1,0.0\n")
+    again.train()
+    assert (first.folder / "history.csv").read_bytes() == history
     assert again.history == first.history and again.record == first.record
 
 
