@@ -167,6 +167,9 @@ def check_dictionaries(runs: "list[TrainedRun]", args: argparse.Namespace) -> No
         if run.model.dictionaries() is None:
             raise UsageError(f"--agree-with: the recipe {run.recipe.name} ({run.folder}) has no dictionary; only a "
                              "decoder that ends in a fully connected layer has one")  # fmt: skip
+        if run.recipe.model_args.get("standardize", False) != first.recipe.model_args.get("standardize", False):
+            raise UsageError(f"--agree-with {run.folder}: only one of the runs is standardized; their features do not "
+                             "compare")  # fmt: skip
         if run.recipe.pixels != first.recipe.pixels:
             raise UsageError(f"--agree-with {run.folder}: its images have {run.recipe.pixels:,} pixels, those of "
                              f"{first.folder} {first.recipe.pixels:,}")  # fmt: skip
@@ -183,7 +186,7 @@ def outlier_split(images: ImageSet, args: argparse.Namespace) -> "OutlierSplit |
         return None
     inlier = np.isin(images.test_labels, images.train_labels)
     outliers: Images
-    if args.outliers == images.name:
+    if args.outliers and args.outliers in (args.dataset, images.source.get("source")):
         raise UsageError(f"--outliers {args.outliers}: are the images that the run was trained on; name other images, "
                          "or use --leave-out")  # fmt: skip
     if args.outliers in DATASETS:

@@ -60,11 +60,16 @@ def main(arguments: list[str] | None = None) -> None:
     device, started = pick_device(args.device), time.monotonic()
     vectors = load_vectors(args.vectors, args.test_fraction, args.split_seed, args.stream)
     recipe = replace(recipe, vector_size=vectors.train_images.shape[1])
+    recipe = recipe if "epochs" in args else recipe.override({"epochs": vectors.epochs(recipe.epochs)})
     check_memory(recipe.count_parameters())
     others = {str(folder): load_run(folder, device, vectors=True) for folder in args.agree_with}
     for name, other in others.items():
-        if other.recipe.vector_size != recipe.vector_size:
-            raise UsageError(f"--agree-with {name}: was not trained on vectors of {recipe.vector_size:,} numbers")
+        if other.record["dataset"]["fingerprint"] != vectors.fingerprint:
+            raise UsageError(f"--agree-with {name}: was trained on something else than these vectors, or another split")
+        if other.recipe.model_args["standardize"] != recipe.model_args["standardize"]:
+            raise UsageError(f"--agree-with {name}: only one of the two is standardized; their features do not compare")
+        if Path(name).resolve() == args.output_dir.resolve():
+            raise UsageError(f"--agree-with {name}: is this run itself, which agrees with itself; name another one")
     run = Run(Trainer(recipe, vectors, device), vectors, args.output_dir)
     with locked(args.output_dir):
         print(f"{vectors.title}: {len(vectors.train_images):,} vectors of {recipe.vector_size:,} numbers for training, "

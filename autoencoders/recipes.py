@@ -274,7 +274,8 @@ _ROWS = (
             "code_activation": "none", "shift": 1}, epochs=12, lr=2e-3, lr_schedule="one-cycle"),
     Recipe("wta", "features of which each is active for the images that it fits best, for a linear classifier",
            "schedule ours; Makhzani & Frey 2015, https://arxiv.org/abs/1409.2752", "autoencoders.wta.WinnerTakeAll",
-           {**_DENSE, "hidden_sizes": (), "code_size": 2000, "output": "linear", "lifetime_sparsity": 0.05},
+           {name: value for name, value in _DENSE.items() if name != "linear_path"}
+           | {"hidden_sizes": (), "code_size": 2000, "output": "linear", "lifetime_sparsity": 0.05},
            shape="784-2000 and back, no hidden layer", epochs=50, batch_size=100, lr_schedule="one-cycle"),
     Recipe("tuned", "best test MSE within the training budget of symmetric", "ours", "ae_models.SymmetricAutoencoder",
            {**_OURS, "hidden_sizes": (1024,), "code_size": None},

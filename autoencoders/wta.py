@@ -52,7 +52,7 @@ class WinnerTakeAll(SymmetricAutoencoder):
         code = self.dense_code(self.corrupt(x) if self.noise_factor else x)
         kept = max(1, round(self.lifetime_sparsity * len(x)))
         least = code.detach().topk(kept, dim=0).values[-1]
-        return self.reconstruction_loss(code * (code >= least), x), {"least": least[None]}
+        return self.reconstruction_loss(code * (code >= least), x), {"least": least[None].float()}
 
     @torch.no_grad()
     def after_step(self, parts: Parts) -> Sequence[int]:
@@ -62,5 +62,5 @@ class WinnerTakeAll(SymmetricAutoencoder):
         return ()
 
     def check_state(self) -> None:
-        if self.steps < 0 or (self.threshold < 0).any():
-            raise ValueError("its thresholds or steps are negative")
+        if self.steps < 0:
+            raise ValueError("its number of steps is negative")

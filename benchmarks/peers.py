@@ -69,7 +69,8 @@ def run_peer(name: str, model: str, python: Path, root: Path, epochs: int) -> di
 def run_ours(model: str, root: Path, epochs: int) -> dict[str, float]:
     """The same training by `ae_train.py`, which also fits a PCA and writes checkpoints and pictures."""
     with tempfile.TemporaryDirectory() as folder:
-        flags = ("--recipe", *FLAGS[model], "--epochs", epochs, "--data-root", root, "--output-dir", folder, "--quiet")
+        flags = ("--recipe", *FLAGS[model], "--epochs", epochs, "--data-root", root, "--output-dir", folder,
+                 "--device", "cpu", "--amp", "off", "--quiet")  # fmt: skip
         done = run_python("ae_train.py", *flags)
         record = read_json(Path(folder) / "run.json", "")
     error = record["metrics"]["test_mse_unit"]
@@ -89,7 +90,8 @@ def measure(model: str, peers: list[str], args: Any) -> dict[str, dict[str, floa
                 else run_peer(name, model, pythons[name], args.data_root, args.epochs)
             )
             print(f"{model}, {name}, round {number + 1}: {found[-1]}", file=sys.stderr, flush=True)
-    return {name: {key: median(row[key] for row in its) for key in its[0]} for name, its in rounds.items()}
+    medians = {name: {key: median(row[key] for row in its) for key in its[0]} for name, its in rounds.items()}
+    return {name: {**row, "epochs": args.epochs, "rounds": args.rounds} for name, row in medians.items()}
 
 
 def format_results(results: dict[str, Any]) -> str:
@@ -124,9 +126,9 @@ def main(arguments: list[str] | None = None) -> None:
     models = before["models"] if before.get("machine") == machine else {}
     for model in args.only:
         peers = [name for name in args.peers if model in PEERS[name][1]]
-        models[model] = measure(model, peers, args)
-        write_json(RESULTS, {"machine": machine, "epochs": args.epochs, "rounds": args.rounds, "models": models})
-    print(f"{machine}; medians of {args.rounds} rounds, {args.epochs} epochs each\n")
+        models[model] = models.get(model, {}) | measure(model, peers, args)
+        write_json(RESULTS, {"machine": machine, "models": models})
+    print(f"{machine}; medians over the rounds\n")
     print(format_results({"models": models}))
 
 

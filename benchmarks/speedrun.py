@@ -11,6 +11,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -100,18 +101,22 @@ def measure(name: str, seeds: int, root: Path) -> dict[str, Any]:
 
 
 def format_records(records: list[dict[str, Any]]) -> str:
-    """The fastest record of each gate that all seeds passed, else the last one."""
+    """The fastest record of each gate and machine that all seeds passed, else the last one."""
     rows = []
-    for name, gate in GATES.items():
-        its = [record for record in records if record["gate"] == name]
+    machines = dict.fromkeys((record["machine"], record["threads"]) for record in records)
+    for (machine, threads), (name, gate) in product(machines, GATES.items()):
+        its = [each for each in records if (each["gate"], each["machine"], each["threads"]) == (name, machine, threads)]
         if its:
-            best = min(its, key=lambda record: (not record["passed"], mean(record["seconds"])))
+            best = min(
+                (each for each in its if each["passed"]), key=lambda each: mean(each["seconds"]), default=its[-1]
+            )
             passed = sum(map(gate.passed, best["figures"]))
             figures = f"{mean(best['figures']):.4g}"
             figures += f" ± {stdev(best['figures']):.2g}" if len(best["figures"]) > 1 else ""
             rows.append((gate.title, f"{gate.limit:g}", figures, f"{passed} of {len(best['figures'])}",
-                         f"{mean(best['seconds']):.1f}", best["date"], f"`{best['flags']}`"))  # fmt: skip
-    head = ("gate", "to beat", "test figure", "seeds passed", "seconds", "date", "entry")
+                         f"{mean(best['seconds']):.1f}", best["date"],
+                         f"`{best['flags']}`", f"{machine}, threads: {threads}"))  # fmt: skip
+    head = ("gate", "to beat", "test figure", "seeds passed", "seconds", "date", "entry", "machine")
     return cli.format_table(head, rows, markdown=True)
 
 

@@ -1,60 +1,67 @@
 """Where the time of a training step goes, by recipe, from torch's profiler, as shares of the wall clock.
 
 Products are matrix products and convolutions; elementwise is all other arithmetic, forward and backward; batches are
-the fetching and scaling of images; Python is what no operator accounts for: our loop, torch's dispatch and autograd.
-Wall clocks are measured without the profiler, which slows a step. One thread, so that times add up.
+the fetching and scaling of images, profiled by themselves; Python is what no operator accounts for: our loop, torch's
+dispatch and autograd. Wall clocks are measured without the profiler, which slows a step. One thread: times add up.
 """
 
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import ProfilerActivity, profile
 
 from autoencoders.data.sets import load_images
+from autoencoders.evaluation.metrics import to_pixels
 from autoencoders.recipes import Recipe
 from autoencoders.reproduction.runs import machine_name
 from autoencoders.runtime import cli
 from autoencoders.runtime.device import keep_freed_memory
 from autoencoders.training.trainer import Trainer
-from benchmarks.bench import products, repeat
+from benchmarks.bench import in_turn, products, repeat
 from benchmarks.common import SYSTEMS, make_trainer, sized
 
 _PRODUCTS = ("mm", "linear", "conv", "embedding_bag")  # parts of the names of aten's operators
 _OPTIMIZER = ("_fused_adam", "foreach")
-_BATCHES = ("index", "_to_copy", "copy_")
 
 
 def kind_of(operator: str) -> str:
     """The column of an operator."""
-    kinds = {"optimizer": _OPTIMIZER, "products": _PRODUCTS, "batches": _BATCHES}
+    kinds = {"optimizer": _OPTIMIZER, "products": _PRODUCTS}
     return next((kind for kind, names in kinds.items() if any(name in operator for name in names)), "elementwise")
+
+
+def operators(work: Callable[[], object], steps: int) -> dict[str, float]:
+    """Microseconds a step that the operators of `work` take by themselves, by kind."""
+    found = dict.fromkeys(("products", "elementwise", "optimizer"), 0.0)
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        work()
+    for event in profiled.key_averages():
+        if event.key.startswith("aten::"):
+            found[kind_of(event.key)] += event.self_cpu_time_total / steps
+    return found
 
 
 def profile_steps(trainer: Trainer, images: torch.Tensor, steps: int) -> dict[str, float]:
     """Microseconds of a step by kind, the wall clock as `step`."""
-    batch_size = trainer.recipe.batch_size
+    chosen = torch.arange(steps * trainer.recipe.batch_size).split(trainer.recipe.batch_size)
 
     def work() -> None:
-        for start in range(0, steps * batch_size, batch_size):
-            trainer.step(images[torch.arange(start, start + batch_size)])
+        for index in chosen:
+            trainer.step(images[index])
+
+    def fetch() -> None:
+        for index in chosen:
+            to_pixels(images[index], trainer.model.input_range)
 
     trainer.model.train()
     work()
-    clocks = []
-    for _ in range(3):
-        start = time.perf_counter()
-        work()
-        clocks.append((time.perf_counter() - start) * 1e6 / steps)
-    with profile(activities=[ProfilerActivity.CPU]) as profiled, record_function("steps"):
-        work()
-    found = dict.fromkeys(("products", "elementwise", "optimizer", "batches"), 0.0)
-    for event in profiled.key_averages():
-        if event.key.startswith("aten::"):
-            found[kind_of(event.key)] += event.self_cpu_time_total / steps
-    wall = statistics.median(clocks)
-    return {**found, "Python": max(0.0, wall - sum(found.values())), "step": wall}
+    wall = 1e6 / steps * statistics.median(in_turn({"step": work}, 3)["step"])
+    found, batches = operators(work, steps), sum(operators(fetch, steps).values())
+    found["elementwise"] -= batches
+    return {**found, "batches": batches, "Python": max(0.0, wall - sum(found.values()) - batches), "step": wall}
 
 
 def matrix_peak(recipe: Recipe, steps: int) -> float | None:
@@ -88,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
         count = min(args.steps, len(images) // recipe.batch_size)
         found = profile_steps(make_trainer(recipe, images), torch.tensor(images), count)
         peak, wall = matrix_peak(recipe, count), found.pop("step")
-        share = f"{peak / wall:.0%}" if peak and recipe.build().members == 1 else ""
+        share = f"{peak / wall:.0%}" if peak and not recipe.build().selects else ""  # a sparse pass skips products
         rows.append((name, f"{wall / 1000:.2f}", *(f"{part / wall:.0%}" for part in found.values()), share))
     head = ("recipe", "ms a step", "products", "elementwise", "optimizer", "batches", "Python", "products alone / step")
     print(f"{machine_name()}, one thread\n\n{cli.format_table(head, rows, markdown=True)}")

@@ -4,6 +4,8 @@ import torch.nn.functional as F
 from conftest import make_trainer
 
 from autoencoders.evaluation import dictionaries, metrics
+from autoencoders.recipes import RECIPES
+from autoencoders.training.trainer import Trainer
 from autoencoders.wta import WinnerTakeAll
 
 X = torch.rand(20, 784, generator=torch.Generator().manual_seed(1))
@@ -26,13 +28,22 @@ def test_in_training_every_unit_keeps_its_largest_activations_of_the_batch(model
 
 
 def test_a_code_does_not_depend_on_the_other_images_and_holds_what_is_above_the_thresholds(model):
-    for _ in range(3):
-        model.after_step({"least": torch.full((1, 30), 0.2)})
+    for least in (0.1, 0.3, 0.2):
+        model.after_step({"least": torch.full((1, 30), least)})
     torch.testing.assert_close(model.threshold, torch.full((30,), 0.2))
     code, dense = model.encode(X), model.dense_code(X)
     assert torch.equal(code, torch.where(dense >= model.threshold, dense, 0))
     torch.testing.assert_close(model.encode(X[:1]), code[:1])
     assert "threshold" in model.state_dict()
+
+
+def test_mixed_precision_trains_and_a_code_without_relu_resumes(few):
+    recipe = RECIPES["wta"].override({"code_size": 40, "epochs": 1, "code_activation": "none"})
+    trainer = Trainer(recipe, few, amp="on")
+    next(trainer.epochs())
+    again = Trainer(recipe, few, amp="on")
+    again.load_state_dict(trainer.state_dict())
+    assert torch.equal(again.model.threshold, trainer.model.threshold)
 
 
 def test_trained_codes_are_about_as_sparse_as_asked_and_reconstruct(digits):

@@ -170,10 +170,10 @@ def download_file(address: str, path: Path) -> str:
 
 
 def _downloading(action: Callable[[Any], Any], folder: Path, timeout: float = 20.0) -> str:
-    """Why a download into `folder` failed, or an empty string; empty folders that it has left are removed."""
+    """Why a download into `folder` failed, or an empty string; empty folders that it has made are removed."""
     if not (sys.stderr.isatty() and cli.is_verbose()):
         os.environ.setdefault("TQDM_DISABLE", "1")  # torchvision's bar has no switch of its own
-    default = socket.getdefaulttimeout()
+    default, new = socket.getdefaulttimeout(), [each for each in (folder, folder.parent) if not each.exists()]
     socket.setdefaulttimeout(timeout)
     try:
         from torchvision import datasets
@@ -181,8 +181,8 @@ def _downloading(action: Callable[[Any], Any], folder: Path, timeout: float = 20
         action(datasets)
     except Exception as error:  # torchvision and the network may raise anything
         with contextlib.suppress(OSError):  # unless a folder holds something
-            folder.rmdir()
-            folder.parent.rmdir()
+            for each in new:
+                each.rmdir()
         return textwrap.shorten(str(error), 200) or type(error).__name__
     finally:
         socket.setdefaulttimeout(default)

@@ -3,6 +3,7 @@
 They keep their units and are float32. Training vectors too large for the memory stay in their file.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,13 +34,13 @@ def load_vectors(path: Path, test_fraction: float, seed: int, stream: str) -> Im
     if not (low >= -_LARGEST and high <= _LARGEST and low < high):  # NaN is in no range
         raise UsageError(f"{path}: holds numbers from {low:g} to {high:g}; expected different ones, finite and below "
                          f"{_LARGEST:g}")  # fmt: skip
-    order = np.random.default_rng(seed).permutation(len(array))
-    test, train = np.split(order, [min(max(1, round(test_fraction * len(order))), 10_000)])
-    if isinstance(vectors, MappedImages):
-        train_vectors: Images = MappedImages(path, np.sort(train).astype(np.int32), array.shape[1], "float32")
-        test_vectors = vectors[np.sort(test)]
-    else:
-        train_vectors, test_vectors = vectors[train], vectors[test]
+    order = np.random.default_rng(seed).permutation(len(array)).astype(np.int32)
+    test, train = map(np.sort, np.split(order, [min(max(2, round(test_fraction * len(order))), 10_000)]))
+    train_vectors: Images = replace(vectors, rows=train) if isinstance(vectors, MappedImages) else vectors[train]
+    test_vectors = vectors[test]
+    if len(train) < 2 or not test_vectors.std(axis=0).any():
+        raise UsageError(f"{path}: gives {len(train)} training and {len(test)} test vectors; 2 of each are the "
+                         "least, and the test vectors must differ")  # fmt: skip
     name = printable(path.resolve().name, 40)
     labels = (np.zeros(len(part), np.uint8) for part in (train, test))
     return ImageSet(name, name, train_vectors, next(labels), test_vectors, next(labels), source={"source": "own"})

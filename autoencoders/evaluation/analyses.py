@@ -253,7 +253,7 @@ def agreement(subject: Subject) -> Analysis:
 
     compared = [its[0] for its in runs.values()] if subject.others else ours
     features = {"stability": dictionaries.stability(compared)[0]} | feature_numbers(subject)
-    if subject.model.selects:
+    if len(features) > 1:
         text += format_quarters(features)
     title = f"{subject.title}: matched features, PW-MCC {next(iter(found.values()))[0]['pw_mcc']:.3f}"
     cosines = {kind: matched for kind, (_, matched) in found.items()}
@@ -275,8 +275,10 @@ def feature_values(subject: Subject) -> Analysis:
 
 
 def feature_numbers(subject: Subject) -> dict[str, np.ndarray]:
-    """`feature_statistics` of the first autoencoder, of a sparse code; vectors have no labels to select."""
-    if not subject.model.selects:
+    """`feature_statistics` of the first autoencoder, of a sparse code whose numbers each have a row of the dictionary;
+    vectors have no labels to select."""
+    code = subject.model.encode(metrics.to_pixels(subject.test_images[:1], subject.model.input_range))
+    if not subject.model.selects or code.shape[-1] != len(dictionaries.of_model(subject.model)[0]):
         return {}
     numbers = dictionaries.feature_statistics(subject.model, subject.test_images, subject.images.test_labels)[0]
     return {name: of for name, of in numbers.items() if name != "selectivity" or not subject.recipe.vector_size}

@@ -78,7 +78,7 @@ def check_memory(images: int, pixels: int) -> None:
     needed, available = 8e-9 * arrays, 1e-9 * total_memory()
     if needed > available:
         raise UsageError(f"PCA of {pixels:,} pixels needs {needed:,.0f} GB and this machine has {available:,.0f} GB; "
-                         "use a smaller --image-size")  # fmt: skip
+                         "use a smaller --image-size, or shorter vectors")  # fmt: skip
 
 
 def moments(images: Images) -> tuple[np.ndarray, np.ndarray]:
@@ -155,7 +155,7 @@ def load_or_fit_pca(folder: Path, images: ImageSet, code_size: int) -> Pca:
 
 def _checked(pca: Pca) -> Pca:
     """A PCA from a file; ValueError unless its numbers are those of one."""
-    checks.array(pca.mean, "f", -1e30, 1e30)
+    checks.array(pca.mean, "f", 0, 1)
     checks.array(pca.components, "f", -1.0001, 1.0001)
     curve = checks.array(pca.cumulative_variance, "f", 0, 1.0001)
     count = len(pca.components)

@@ -100,13 +100,17 @@ class Training:
 
     def restore(self) -> tuple[Run, bool]:
         """The run, resumed from the folder's checkpoint if that is of the same run, and whether it is finished."""
-        trainer = Trainer(self.recipe, self.images, self.setup.device, self.setup.amp)
-        run = Run(trainer, self.images, self.folder)
+
+        def start() -> Run:
+            trainer = Trainer(self.recipe, self.images, self.setup.device, self.setup.amp)
+            return Run(trainer, self.images, self.folder)
+
+        run = start()
         try:
             return run, run.path.exists() and run.resume()
-        except (UsageError, RunError) as error:  # other settings or images, or damaged; nothing was restored
+        except (UsageError, RunError) as error:  # other settings or images, or damaged
             log.info(f"{str(error).partition('; ')[0]}: training it anew")
-            return Run(trainer, self.images, self.folder), False
+            return start(), False
 
     def train(self) -> None:
         """Train what the folder's checkpoint does not have, and write the results; nothing to do for a finished run."""

@@ -77,7 +77,7 @@ def warn_if_behind_pca(trainer: Trainer, metrics: dict[str, Any]) -> None:
     error, pca = float(np.mean(metrics["test_mse_unit"])), metrics["pca_test_mse_unit"]
     if error > pca and not (trainer.model.noise_factor or trainer.model.generative):
         advice = [f"--recipe {BEST}"] * (trainer.recipe.name != BEST and not trainer.recipe.vector_size)
-        if pca < 1e-4:
+        if pca < 1e-4 and not trainer.recipe.vector_size:
             advice = ["a smaller --code-size: with this one PCA is almost exact"]
         elif trainer.recipe.model_args.get("code_activation") == "relu":
             advice.insert(0, "--code-activation none")

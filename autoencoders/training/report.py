@@ -51,11 +51,11 @@ def format_summary(recipe: Recipe, metrics: dict[str, Any]) -> str:
     error, pca = float(np.mean(metrics["test_mse_unit"])), metrics["pca_test_mse_unit"]
     components = min(recipe.code_size or 0, recipe.pixels, metrics["pca_samples"])  # few images have few
     counted = f"{components} component{'s' * (components != 1)}"
-    unit = "per number of a vector" if recipe.vector_size else "pixels in [0, 1]"
-    text = f"Test MSE {error:.5f} ({unit}); PCA with {counted} {pca:.5f}"
+    unit, form = ("per number of a vector", ".4g") if recipe.vector_size else ("pixels in [0, 1]", ".5f")
+    text = f"Test MSE {error:{form}} ({unit}); PCA with {counted} {pca:{form}}"
     if "noisy_mse" not in metrics and "test_kl_loss" not in metrics:  # what the model was trained for instead
         text += f": the autoencoder is {'behind' if error > pca else 'ahead of'} PCA"
-        if pca > 1e-6:  # a ratio to almost zero would be meaningless
+        if pca > 1e-6 or recipe.vector_size:  # a ratio to almost zero would be meaningless
             text += f", with {error / pca:.2f} times its error"
     if "noisy_mse" in metrics:
         noisy, restored = metrics["noisy_mse"], metrics["restored_mse"]
@@ -228,7 +228,8 @@ def print_epoch(row: dict[str, Any], epochs: int, always: bool) -> None:
     titles = {"train_loss": "average loss", "test_loss": "test loss"}
     hidden = ("epoch", "seconds", "images_per_second")
     means = {name: fmean(v if isinstance(v, list) else [v]) for name, v in row.items() if name not in hidden}
-    numbers = ", ".join(f"{titles.get(name, name)} {value:.4f}" for name, value in means.items())
+    numbers = ", ".join(f"{titles.get(name, name)} {value:{'.4f' if abs(value) >= 1e-3 or not value else '.3g'}}"
+                        for name, value in means.items())  # fmt: skip
     if cli.is_verbose() and (always or (epochs - row["epoch"]) % -(-epochs // 20) == 0):
         print(f"Epoch {row['epoch']}/{epochs}: {numbers}, {row['seconds']:.2f} s", flush=True)
 

@@ -262,14 +262,14 @@ class _Adam(torch.optim.Adam):
 def pixel_moments(images: Tensor | MappedImages) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (784,) of images, in [0, 1]; of vectors in their own units."""
     total, squares = torch.zeros(2, images.shape[1], dtype=torch.double)
+    first = torch.as_tensor(images[slice(0, 1)])
+    white, first = 1 if first.is_floating_point() else 255, first.cpu().double()
     for start in range(0, len(images), 4096):
-        block = torch.as_tensor(images[slice(start, start + 4096)])
-        white = 1 if block.is_floating_point() else 255
-        block = block.cpu().double()
+        block = torch.as_tensor(images[slice(start, start + 4096)]).cpu().double() - first  # a constant becomes 0
         total, squares = total + block.sum(dim=0), squares + block.square().sum(dim=0)
     mean = total / len(images)
     deviation = (squares / len(images) - mean.square()).clamp(min=0).sqrt()
-    return (mean / white).float(), (deviation / white).float()
+    return ((mean + first[0]) / white).float(), (deviation / white).float()
 
 
 def make_optimizer(model: Autoencoder, recipe: Recipe) -> Optimizer:

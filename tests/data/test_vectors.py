@@ -19,7 +19,7 @@ from autoencoders.training.trainer import pixel_moments
 def file(tmp_path):
     """50 vectors of 7 numbers, the second number constant."""
     vectors = np.random.default_rng(0).normal(3, 10, (50, 7)).astype(np.float32)
-    vectors[:, 1] = -2
+    vectors[:, 1] = 5.005
     np.save(tmp_path / "vectors.npy", vectors)
     return tmp_path / "vectors.npy"
 
@@ -39,6 +39,7 @@ def test_vectors_keep_their_numbers_and_a_tenth_is_for_testing(file):
 def test_streamed_vectors_are_those_in_memory(file):
     memory, streamed = load(file), load(file, "on")
     assert isinstance(streamed.train_images, MappedImages)
+    assert memory.fingerprint == streamed.fingerprint
     numbers = [set(map(tuple, each.train_images[:])) for each in (memory, streamed)]
     assert numbers[0] == numbers[1]
     batches = torch.cat(list(epoch_batches(streamed.train_images, 8, 0, 0, torch.device("cpu"))))
@@ -50,13 +51,22 @@ def test_moments_and_pca_are_in_the_units_of_the_vectors(file):
     for images in (vectors.train_images, load(file, "on").train_images):
         mean, deviation = pixel_moments(images)
         assert np.allclose(mean, vectors.train_images.mean(axis=0), atol=1e-4)
-        assert np.allclose(deviation, vectors.train_images.std(axis=0), atol=1e-4)
+        assert np.allclose(deviation, vectors.train_images.std(axis=0), atol=1e-4) and deviation[1] == 0
     pca = fit_pca(vectors)
     assert pca.test_mse(vectors.test_images, 7) == pytest.approx(0, abs=1e-8)
     variances = np.linalg.eigvalsh(np.cov(vectors.train_images.T, ddof=0))[::-1]
     assert np.allclose(pca.cumulative_variance, np.cumsum(variances) / variances.sum(), atol=1e-5)
     few = replace(vectors, train_images=vectors.train_images[:4])  # fewer vectors than numbers
     assert np.allclose(fit_pca(few).mean, few.train_images.mean(axis=0), atol=1e-5)
+
+
+def test_too_few_vectors_or_equal_ones_for_testing_are_refused(tmp_path):
+    np.save(tmp_path / "v.npy", np.eye(4, 5))
+    with pytest.raises(UsageError, match="gives 0 training and 4 test vectors"):
+        load_vectors(tmp_path / "v.npy", 0.9, 0, "off")
+    np.save(tmp_path / "v.npy", np.eye(1, 5) * (np.arange(40) == 7)[:, None])
+    with pytest.raises(UsageError, match="must differ"):
+        load(tmp_path / "v.npy")
 
 
 @pytest.mark.parametrize(
