@@ -58,9 +58,10 @@ def profile_steps(trainer: Trainer, images: torch.Tensor, steps: int) -> dict[st
 
     trainer.model.train()
     work()
+    fetch()
     wall = 1e6 / steps * statistics.median(in_turn({"step": work}, 3)["step"])
     found, batches = operators(work, steps), sum(operators(fetch, steps).values())
-    found["elementwise"] -= batches
+    found["elementwise"] = max(0.0, found["elementwise"] - batches)
     return {**found, "batches": batches, "Python": max(0.0, wall - sum(found.values()) - batches), "step": wall}
 
 
