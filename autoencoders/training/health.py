@@ -62,8 +62,8 @@ def dead_features(trainer: Trainer) -> str:
 
 
 def dead_units(trainer: Trainer) -> str:
-    """Units of a dense code have the same value for all images."""
-    if "dead_features" in trainer.history[-1] or len(trainer.test_images) < 2:
+    """Units of a code that keeps all its numbers have the same value for all images."""
+    if trainer.model.selects or len(trainer.test_images) < 2:
         return ""
     code = encode(trainer.model, trainer.test_images[:1000])  # more would cost a fiftieth of an epoch
     dead = int((code.amax(dim=0) == code.amin(dim=0)).sum())
@@ -75,7 +75,8 @@ def dead_units(trainer: Trainer) -> str:
 def warn_if_behind_pca(trainer: Trainer, metrics: dict[str, Any]) -> None:
     """Warn about a test error larger than PCA's, unless the model was trained for noisy images or a likelihood."""
     error, pca = float(np.mean(metrics["test_mse_unit"])), metrics["pca_test_mse_unit"]
-    if error > pca and not (trainer.model.noise_factor or trainer.model.generative):
+    wide = (trainer.recipe.code_size or 0) >= trainer.recipe.pixels and trainer.model.selects  # PCA would be exact
+    if error > pca and not (trainer.model.noise_factor or trainer.model.generative or wide):
         advice = [f"--recipe {BEST}"] * (trainer.recipe.name != BEST and not trainer.recipe.vector_size)
         if pca < 1e-4 and not trainer.recipe.vector_size:
             advice = ["a smaller --code-size: with this one PCA is almost exact"]
