@@ -49,6 +49,10 @@ def main(arguments: list[str] | None = None) -> None:
     recipe = recipe_of(args)
     if recipe.epochs < 1:
         raise UsageError("--epochs 0: there is nothing to train; give at least 1")
+    if args.output_dir.resolve() in args.vectors.resolve().parents:
+        raise UsageError(
+            f"{args.vectors}: lies in --output-dir, where results could replace it; use another --output-dir"
+        )
     # What imports torch is imported once the flags are known to be good.
     from autoencoders.runtime.device import check_memory, pick_device
     from autoencoders.training.report import print_epoch
@@ -68,8 +72,9 @@ def main(arguments: list[str] | None = None) -> None:
             raise UsageError(f"--agree-with {name}: was trained on something else than these vectors, or another split")
         if other.recipe.model_args["standardize"] != recipe.model_args["standardize"]:
             raise UsageError(f"--agree-with {name}: only one of the two is standardized; their features do not compare")
-        if Path(name).resolve() == args.output_dir.resolve():
-            raise UsageError(f"--agree-with {name}: is this run itself, which agrees with itself; name another one")
+        if other.recipe.settings() == recipe.settings():
+            raise UsageError(f"--agree-with {name}: has the same seed and settings, so it is the same run; name "
+                             "runs of other seeds")  # fmt: skip
     run = Run(Trainer(recipe, vectors, device), vectors, args.output_dir)
     with locked(args.output_dir):
         print(f"{vectors.title}: {len(vectors.train_images):,} vectors of {recipe.vector_size:,} numbers for training, "

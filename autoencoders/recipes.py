@@ -160,7 +160,7 @@ SETTINGS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "linear_path": ("linear skip connections around the layers of encoder and decoder", {"action": "store_true"}),
         "loss": ("mse: squared error; bce: cross-entropy", {"choices": ("mse", "bce")}),
         "shift": ("pixels by which training images are moved at most, in each direction",
-                  {"type": cli.integer(0, 28), "metavar": "N"}),
+                  {"type": cli.integer(0, 27), "metavar": "N"}),
         "lifetime_sparsity": ("share of a training batch for which a unit of the code stays active",
                               {"type": cli.number(0, 1, exclusive=True), "metavar": "X"}),
         "noise_factor": ("standard deviation of the noise added to training images", _NUMBER),

@@ -165,8 +165,8 @@ class SparseEnsemble(Autoencoder):
     ) -> None:  # fmt: skip
         super().__init__()
         if min(num_saes, features, inputs) < 1 or not 1 <= k <= features:
-            raise ValueError(f"expected num_saes, features >= 1 and 1 <= k <= features, got num_saes {num_saes}, "
-                             f"features {features}, k {k}")  # fmt: skip
+            raise ValueError(f"k {k}: expected 1 to the number of features, {features}, of at least one autoencoder, "
+                             f"got {num_saes}")  # fmt: skip
         self.members, self.features, self.k = num_saes, features, k
         self.consistency_weight = consistency_weight if num_saes > 1 else 0.0
         self.consistency_warmup, self.revive, self.reinit_threshold = consistency_warmup, revive, reinit_threshold

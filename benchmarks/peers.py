@@ -109,8 +109,11 @@ def format_results(results: dict[str, Any]) -> str:
 
 def parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
-    parser.add_argument("--only", type=cli.items(cli.one_of(FLAGS)), default=tuple(FLAGS), help="models to train")
-    parser.add_argument("--peers", type=cli.items(cli.one_of(PEERS)), default=tuple(PEERS), help="libraries")
+    parser.add_argument(
+        "--only", type=cli.items(cli.one_of(FLAGS)), default=tuple(FLAGS), metavar="MODEL", help="models (default: all)"
+    )
+    parser.add_argument("--peers", type=cli.items(cli.one_of(PEERS)), default=tuple(PEERS), metavar="NAME",
+                        help="libraries (default: all)")  # fmt: skip
     parser.add_argument("--epochs", type=cli.integer(1), default=2, help="of each training")
     parser.add_argument("--rounds", type=cli.integer(1), default=3, help="trainings of each library")
     parser.add_argument("--data-root", type=Path, default=Path("data"), help="where MNIST is")

@@ -122,7 +122,9 @@ def format_records(records: list[dict[str, Any]]) -> str:
 
 def parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
-    parser.add_argument("--only", type=cli.items(cli.one_of(GATES)), default=tuple(GATES), help="gates to run")
+    parser.add_argument(
+        "--only", type=cli.items(cli.one_of(GATES)), default=tuple(GATES), metavar="GATE", help="gates (default: all)"
+    )
     parser.add_argument("--seeds", type=cli.integer(1), default=5, help="runs of each entry")
     parser.add_argument("--data-root", type=Path, default=Path("data"), help="where MNIST is")
     return parser

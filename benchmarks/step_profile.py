@@ -5,10 +5,13 @@ the fetching and scaling of images, profiled by themselves; Python is what no op
 dispatch and autograd. Wall clocks are measured without the profiler, which slows a step. One thread: times add up.
 """
 
+import os
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own messages; read when torch is imported
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -80,7 +83,9 @@ def parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
     parser.add_argument("--data-root", type=Path, default=Path("data"), help="where MNIST is")
     parser.add_argument("--dataset", default="mnist", help="a small set is a smoke test")
-    parser.add_argument("--only", type=cli.items(cli.one_of(SYSTEMS)), default=SYSTEMS, help="recipes")
+    parser.add_argument(
+        "--only", type=cli.items(cli.one_of(SYSTEMS)), default=SYSTEMS, metavar="RECIPE", help="recipes (default: all)"
+    )
     parser.add_argument("--steps", type=cli.integer(1), default=60, help="steps to profile")
     return parser
 

@@ -79,8 +79,11 @@ def test_wrong_input_is_one_line(runs, vectors, tmp_path, capsys, trained):
         ((vectors, "--agree-with", trained[1]), "something else than these vectors"),
         ((vectors, "--agree-with", tmp_path), "does not exist"),
         ((vectors, "--agree-with", runs[0][0]), "only one of the two is standardized"),
+        ((vectors, *FLAGS, "--standardize", "--seed", 1, "--agree-with", runs[0][0]), "the same seed and settings"),
     ):
         status, _, err = call_script(capsys, ae_vectors.main, *flags, "--output-dir", tmp_path / "out")
         assert status in (1, 2) and is_one_error_line(err) and words in err
+    status, _, err = call_script(capsys, ae_vectors.main, vectors, "--output-dir", vectors.parent)
+    assert status == 2 and "where results could replace it" in err
     status, _, err = call_script(capsys, __import__("ae_eval").main, "--run", runs[0][0], "--dataset", vectors)
     assert status == 2 and is_one_error_line(err) and "ae_vectors.py" in err

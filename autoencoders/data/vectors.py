@@ -29,7 +29,8 @@ def load_vectors(path: Path, test_fraction: float, seed: int, stream: str) -> Im
                              "numpy.ascontiguousarray(vectors, numpy.float32), or use --stream off")  # fmt: skip
         vectors: Images = MappedImages(path, np.arange(len(array), dtype=np.int32), array.shape[1], "float32")
     else:
-        vectors = np.ascontiguousarray(array, np.float32)
+        with np.errstate(over="ignore"):  # the range is checked next
+            vectors = np.ascontiguousarray(array, np.float32)
     low, high = _range(vectors)
     if not (low >= -_LARGEST and high <= _LARGEST and low < high):  # NaN is in no range
         raise UsageError(f"{path}: holds numbers from {low:g} to {high:g}; expected different ones, finite and below "
@@ -38,7 +39,7 @@ def load_vectors(path: Path, test_fraction: float, seed: int, stream: str) -> Im
     test, train = map(np.sort, np.split(order, [min(max(2, round(test_fraction * len(order))), 10_000)]))
     train_vectors: Images = replace(vectors, rows=train) if isinstance(vectors, MappedImages) else vectors[train]
     test_vectors = vectors[test]
-    if len(train) < 2 or not test_vectors.std(axis=0).any():
+    if len(train) < 2 or (test_vectors == test_vectors[0]).all():
         raise UsageError(f"{path}: gives {len(train)} training and {len(test)} test vectors; 2 of each are the "
                          "least, and the test vectors must differ")  # fmt: skip
     name = printable(path.resolve().name, 40)
@@ -54,9 +55,9 @@ def _open(path: Path) -> np.ndarray:
         raise RunError(f"{path}: cannot be read ({error.strerror}); check its name and permissions") from error
     except Exception as error:  # a damaged header fails in more ways than can be listed
         raise UsageError(f"{path}: is not a whole .npy file of numbers ({error}); save one with numpy.save") from error
-    if array.ndim != 2 or array.dtype.kind != "f" or array.dtype.itemsize > 8 or min(array.shape) < 3:
-        raise UsageError(f"{path}: holds {array.dtype} of shape {array.shape}; expected floats (N, d), three of each "
-                         "or more")  # fmt: skip
+    if array.ndim != 2 or array.dtype.kind != "f" or array.dtype.itemsize > 8 or min(array.shape) < 3 or len(array) < 4:
+        raise UsageError(f"{path}: holds {array.dtype} of shape {array.shape}; expected floats (N, d), at least four "
+                         "vectors of three numbers; save vectors.astype(numpy.float32)")  # fmt: skip
     return array
 
 

@@ -307,5 +307,5 @@ def format_quarters(features: dict[str, np.ndarray]) -> str:
     quarters = zip(("most stable quarter", "second", "third", "least stable quarter"), np.array_split(order, 4))
     rows = [(name, *(f"{values[part].sum() if key == 'explained' else values[part].mean():.4f}"
                      for key, values in features.items()))
-            for name, part in quarters]  # fmt: skip
+            for name, part in quarters if len(part)]  # fmt: skip
     return f"\n{format_table(('features by stability', *(titles[key] for key in features)), rows)}\n"

@@ -112,7 +112,9 @@ def agreement(pairs: Rows, notes: Captions, cosines: Rows, same: float, title: s
             for axes, (label, features) in zip(part.subplots(len(pairs), squeeze=False)[:, 0], pairs.items()):
                 strip(axes, signed_colours(features), label, notes.get(label, ()))
         axes = below.add_subplot(xlabel="cosine of two matched features", ylabel="share of the features")
-        for (name, values), colour in zip(cosines.items(), (BLUE, ORANGE, GREY, "black")):
+        known = {"independent runs": BLUE, "autoencoders of one run": ORANGE, "untrained": GREY}
+        for name, values in cosines.items():
+            colour = known.get(name, "black")
             style = {"alpha": 0.6} if colour == BLUE else {"histtype": "step"}
             weights, label = np.full(len(values), 1 / len(values)), f"{name}: mean {values.mean():.3f}"
             axes.hist(values, bins, weights=weights, label=label, linewidth=1.5, color=colour, **style)

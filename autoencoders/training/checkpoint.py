@@ -59,12 +59,13 @@ def save_record(folder: Path, record: dict[str, Any]) -> None:
     write_json(folder / RUN_FILE, {**record, "sha256": checksum(record)})
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """The content of run.json; UsageError when there is none, RunError when it was damaged or changed."""
-    path, hint = folder / RUN_FILE, f"train again with ae_train.py --output-dir {folder}"
+def read_record(folder: Path, script: str = "ae_train.py") -> dict[str, Any]:
+    """The content of run.json, which `script` has written; UsageError when there is none, RunError when it was damaged
+    or changed."""
+    path, hint = folder / RUN_FILE, f"train again with {script} --output-dir {folder}"
     if not path.exists():
         named = f" --recipe {folder.name}" if folder.name in RECIPES else ""
-        first = f"train first, with ae_train.py{named} --output-dir {folder}"
+        first = f"train first, with {script}{named} --output-dir {folder}"
         unfinished = "the run is not finished: repeat its command with --resume"
         raise UsageError(f"{path}: does not exist; {unfinished if (folder / CHECKPOINT_FILE).exists() else first}")
     record = read_json(path, hint)

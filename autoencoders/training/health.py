@@ -75,12 +75,15 @@ def dead_units(trainer: Trainer) -> str:
 def warn_if_behind_pca(trainer: Trainer, metrics: dict[str, Any]) -> None:
     """Warn about a test error larger than PCA's, unless the model was trained for noisy images or a likelihood."""
     error, pca = float(np.mean(metrics["test_mse_unit"])), metrics["pca_test_mse_unit"]
-    wide = (trainer.recipe.code_size or 0) >= trainer.recipe.pixels and trainer.model.selects  # PCA would be exact
+    recipe = trainer.recipe
+    wide = (recipe.code_size or 0) >= recipe.pixels and trainer.model.selects  # PCA would be exact
     if error > pca and not (trainer.model.noise_factor or trainer.model.generative or wide):
-        advice = [f"--recipe {BEST}"] * (trainer.recipe.name != BEST and not trainer.recipe.vector_size)
-        if pca < 1e-4 and not trainer.recipe.vector_size:
+        advice, form = [f"--recipe {BEST}"] * (recipe.name != BEST), ".5f"
+        if recipe.vector_size:
+            advice, form = ["--center", "--standardize", "more --epochs"], ".4g"
+        elif pca < 1e-4:
             advice = ["a smaller --code-size: with this one PCA is almost exact"]
-        elif trainer.recipe.model_args.get("code_activation") == "relu":
+        elif recipe.model_args.get("code_activation") == "relu":
             advice.insert(0, "--code-activation none")
-        log.warning(f"the autoencoder ends behind PCA: test MSE {error:.5f}, PCA {pca:.5f}; try "
+        log.warning(f"the autoencoder ends behind PCA: test MSE {error:{form}}, PCA {pca:{form}}; try "
                     f"{' or '.join(advice) or 'more --epochs'}")  # fmt: skip

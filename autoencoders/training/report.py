@@ -55,7 +55,7 @@ def format_summary(recipe: Recipe, metrics: dict[str, Any]) -> str:
     text = f"Test MSE {error:{form}} ({unit}); PCA with {counted} {pca:{form}}"
     if "noisy_mse" not in metrics and "test_kl_loss" not in metrics:  # what the model was trained for instead
         text += f": the autoencoder is {'behind' if error > pca else 'ahead of'} PCA"
-        if pca > 1e-6 or recipe.vector_size:  # a ratio to almost zero would be meaningless
+        if pca > 1e-6 or recipe.vector_size > components:  # a ratio to almost zero would be meaningless
             text += f", with {error / pca:.2f} times its error"
     if "noisy_mse" in metrics:
         noisy, restored = metrics["noisy_mse"], metrics["restored_mse"]

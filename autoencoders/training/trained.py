@@ -86,8 +86,9 @@ class UnitPixels(torch.nn.Module):
 def load_run(folder: Path, device: torch.device, vectors: bool = False) -> TrainedRun:
     """The finished run in `folder`; UsageError when there is none, or one on vectors where `vectors` does not allow it;
     RunError when its files are damaged or mixed up."""
-    path, hint = folder / RUN_FILE, f"train again with ae_train.py --output-dir {folder}"
-    record = read_record(folder)
+    script = "ae_vectors.py" if vectors else "ae_train.py"
+    path, hint = folder / RUN_FILE, f"train again with {script} --output-dir {folder}"
+    record = read_record(folder, script)
     try:
         recipe = Recipe.from_dict(record["recipe"])
         weights, digest = folder / record["weights"], record["weights_sha256"]

@@ -22,6 +22,8 @@ def write_measurements(run: Run, others: Mapping[str, Autoencoder]) -> None:
                                trainer.recipe.seed, {}, None, others=others)  # fmt: skip
     compared = bool(others) or trainer.model.members > 1
     results, text, files = analyses.agreement(subject) if compared else analyses.feature_values(subject)
+    if not compared:
+        (folder / "agreement.png").unlink(missing_ok=True)  # of an earlier comparison
     for name, content in files.items():
         write_atomic(folder / name, content)
     write_json(folder / "evaluation.json", {"metrics": metrics, **results})

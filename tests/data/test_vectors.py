@@ -64,7 +64,9 @@ def test_too_few_vectors_or_equal_ones_for_testing_are_refused(tmp_path):
     np.save(tmp_path / "v.npy", np.eye(4, 5))
     with pytest.raises(UsageError, match="gives 0 training and 4 test vectors"):
         load_vectors(tmp_path / "v.npy", 0.9, 0, "off")
-    np.save(tmp_path / "v.npy", np.eye(1, 5) * (np.arange(40) == 7)[:, None])
+    equal = np.full((40, 5), 0.1)  # but for one, which is a training vector
+    equal[np.random.default_rng(0).permutation(40)[-1]] = 1
+    np.save(tmp_path / "v.npy", equal)
     with pytest.raises(UsageError, match="must differ"):
         load(tmp_path / "v.npy")
 
