@@ -244,7 +244,7 @@ def agreement(subject: Subject) -> Analysis:
     kinds["untrained"] = [(first, second)]
     first, second = (as_deviations(subject.model, dictionaries.random(subject.images.train_images, len(ours[0]), seed))
                      for seed in seeds)  # fmt: skip
-    kinds["random, with the images' covariance"] = [(first, second)]
+    kinds["random, with the data's covariance"] = [(first, second)]
     found = {kind: dictionaries.compare(pairs) for kind, pairs in kinds.items() if pairs}
     rows = [(kind, f"{each['pw_mcc']:.4f}", f"{each['shared']:.2%}", f"{each['mmcs']:.4f}", str(each["pairs"]))
             for kind, (each, _) in found.items()]  # fmt: skip
