@@ -186,9 +186,6 @@ def outlier_split(images: ImageSet, args: argparse.Namespace) -> "OutlierSplit |
         return None
     inlier = np.isin(images.test_labels, images.train_labels)
     outliers: Images
-    if args.outliers and args.outliers in (args.dataset, images.source.get("source")):
-        raise UsageError(f"--outliers {args.outliers}: are the images that the run was trained on; name other images, "
-                         "or use --leave-out")  # fmt: skip
     if args.outliers in DATASETS:
         others = load_images(args.outliers, args.data_root, images.side)
         name, outliers = others.title, others.test_images

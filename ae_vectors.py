@@ -7,12 +7,17 @@ numbers (features.csv). With --resume a finished run is measured again, for exam
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from autoencoders.data.images import ImageSet
 from autoencoders.data.vectors import load_vectors
 from autoencoders.recipes import BEST_SPARSE, RECIPES, Recipe, add_setting_flags, recipe_named_in, recipe_of
 from autoencoders.runtime import cli
 from autoencoders.runtime.errors import UsageError
 from autoencoders.runtime.files import locked
+
+if TYPE_CHECKING:
+    from autoencoders.training.trained import TrainedRun
 
 _SPARSE = [name for name, row in RECIPES.items() if "k" in row.model_args]
 
@@ -59,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     from autoencoders.training.run import Run, training_progress
     from autoencoders.training.trained import load_run
     from autoencoders.training.trainer import Trainer
-    from autoencoders.training.vectors import write_measurements
+    from autoencoders.training.vector_results import write_measurements
 
     device, started = pick_device(args.device), time.monotonic()
     vectors = load_vectors(args.vectors, args.test_fraction, args.split_seed, args.stream)
@@ -67,14 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
     recipe = recipe if "epochs" in args else recipe.override({"epochs": vectors.epochs(recipe.epochs)})
     check_memory(recipe.count_parameters())
     others = {str(folder): load_run(folder, device, vectors=True) for folder in args.agree_with}
-    for name, other in others.items():
-        if other.record["dataset"]["fingerprint"] != vectors.fingerprint:
-            raise UsageError(f"--agree-with {name}: was trained on something else than these vectors, or another split")
-        if other.recipe.model_args["standardize"] != recipe.model_args["standardize"]:
-            raise UsageError(f"--agree-with {name}: only one of the two is standardized; their features do not compare")
-        if other.recipe.settings() == recipe.settings():
-            raise UsageError(f"--agree-with {name}: has the same seed and settings, so it is the same run; name "
-                             "runs of other seeds")  # fmt: skip
+    check_comparable(recipe, vectors, others)
     run = Run(Trainer(recipe, vectors, device), vectors, args.output_dir)
     with locked(args.output_dir):
         print(f"{vectors.title}: {len(vectors.train_images):,} vectors of {recipe.vector_size:,} numbers for training, "
@@ -85,6 +83,18 @@ def main(arguments: list[str] | None = None) -> None:
                 print_epoch(row, recipe.epochs, always=False)
         write_measurements(run, {name: other.model for name, other in others.items()})
     print(f"Took {time.monotonic() - started:.0f} s; now open {args.output_dir / 'features.csv'}")
+
+
+def check_comparable(recipe: Recipe, vectors: ImageSet, others: "dict[str, TrainedRun]") -> None:
+    """UsageError for a run whose features do not compare with those of this recipe on these vectors."""
+    for name, other in others.items():
+        if other.record["dataset"]["fingerprint"] != vectors.fingerprint:
+            raise UsageError(f"--agree-with {name}: was trained on something else than these vectors, or another split")
+        if other.recipe.model_args["standardize"] != recipe.model_args["standardize"]:
+            raise UsageError(f"--agree-with {name}: only one of the two is standardized; their features do not compare")
+        if other.recipe.settings() == recipe.settings():
+            raise UsageError(f"--agree-with {name}: has the same seed and settings, so it is the same run; name "
+                             "runs of other seeds")  # fmt: skip
 
 
 def command() -> None:

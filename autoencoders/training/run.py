@@ -105,11 +105,11 @@ class Run:
     def _check_same_run(self, state: dict[str, Any]) -> None:
         """UsageError for other images or settings; more epochs are allowed if no schedule depends on their number."""
         if state["fingerprint"] != self.identity["fingerprint"]:
-            flags = "--dataset, --leave-out, --only"
+            kind, flags = "images", "--dataset, --leave-out, --only"
             if self.trainer.recipe.vector_size:
-                flags = "VECTORS, --test-fraction, --split-seed"
-            raise UsageError(f"{self.path}: was trained on something else than these ({self.images.title}); name that "
-                             f"({flags}), or train without --resume")  # fmt: skip
+                kind, flags = "vectors", "VECTORS, --test-fraction, --split-seed"
+            raise UsageError(f"{self.path}: was trained on other {kind} than these ({self.images.title}); name "
+                             f"those ({flags}), or train without --resume")  # fmt: skip
         recipe, reason = self.trainer.recipe, ""
         theirs = {**Recipe.from_dict(state["recipe"]).settings(), "precision": state["precision"]}
         ours = {**recipe.settings(), "precision": self.identity["precision"]}

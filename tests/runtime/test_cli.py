@@ -182,7 +182,13 @@ SCRIPTS = {
     "ae_search.py": ae_search,
     "ae_reproduce.py": ae_reproduce,
 }
-GIVEN = {"image_size": "28", "test_fraction": "0.5", "code_size": "7", "hidden_sizes": "5,6"}
+GIVEN = {
+    "lifetime_sparsity": "0.5",
+    "image_size": "28",
+    "test_fraction": "0.5",
+    "code_size": "7",
+    "hidden_sizes": "5,6",
+}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

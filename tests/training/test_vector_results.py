@@ -9,7 +9,7 @@ from autoencoders.data.vectors import load_vectors
 from autoencoders.recipes import RECIPES
 from autoencoders.training.run import Run
 from autoencoders.training.trainer import Trainer
-from autoencoders.training.vectors import write_measurements
+from autoencoders.training.vector_results import write_measurements
 
 
 def test_the_variance_explained_is_one_minus_the_error_over_the_variance_for_each_autoencoder(tmp_path):
