@@ -60,6 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
     # What imports torch is imported once the flags are known to be good.
     from autoencoders.runtime.device import check_memory, pick_device
+    from autoencoders.training import health
     from autoencoders.training.report import print_epoch
     from autoencoders.training.run import Run, training_progress
     from autoencoders.training.trained import load_run
@@ -81,6 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
         with training_progress(run.trainer, None) as on_step:  # nothing is left to train of a finished run
             for row in run.epochs(on_step, minutes=10):
                 print_epoch(row, recipe.epochs, always=False)
+                health.check(run.trainer, run.reported)
         write_measurements(run, {name: other.model for name, other in others.items()})
     print(f"Took {time.monotonic() - started:.0f} s; now open {args.output_dir / 'features.csv'}")
 
