@@ -259,18 +259,42 @@ class ConvAutoencoder(LayeredAutoencoder):
             raise ValueError(f"the convolutions take 28 x 28 images, not {inputs:,} pixels; use another recipe")
         halve: dict[str, Any] = {"kernel_size": 3, "stride": 2, "padding": 1}
         encoder = [
-            nn.Unflatten(1, (1, 28, 28)),
+            _Images(),
             nn.Conv2d(1, 16, **halve), nn.ReLU(),
             nn.Conv2d(16, 32, **halve), nn.ReLU(),
-            nn.Conv2d(32, code_size, kernel_size=7), nn.Flatten(),
+            _WholeConv2d(32, code_size, kernel_size=7),
         ]  # fmt: skip
         decoder = [
-            nn.Unflatten(1, (code_size, 1, 1)),
-            nn.ConvTranspose2d(code_size, 32, kernel_size=7), nn.ReLU(),
+            _WholeConvTranspose2d(code_size, 32, kernel_size=7), nn.ReLU(),
             nn.ConvTranspose2d(32, 16, **halve, output_padding=1), nn.ReLU(),
             nn.ConvTranspose2d(16, 1, **halve, output_padding=1), nn.Flatten(),
         ]  # fmt: skip
         super().__init__(encoder, decoder, "sigmoid", **objective)
+
+
+class _Images(nn.Module):
+    """(batch, 784) -> (batch, 1, 28, 28) with the channels last in memory, where oneDNN's convolutions are faster."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(-1, 28, 28, 1).permute(0, 3, 1, 2)
+
+
+class _WholeConv2d(nn.Conv2d):
+    """A convolution whose kernel covers the image: (batch, 32, 7, 7) -> (batch, code_size). As one matrix product it
+    takes half of the time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        images, kernels = (t.permute(0, 2, 3, 1).flatten(1) for t in (x, self.weight))  # as they lie in memory
+        return F.linear(images, kernels, self.bias)
+
+
+class _WholeConvTranspose2d(nn.ConvTranspose2d):
+    """The transposed convolution of a single position, as one product: (batch, code_size) -> (batch, 32, 7, 7)."""
+
+    def forward(self, code: Tensor) -> Tensor:  # type: ignore[override]
+        kernels = self.weight.permute(0, 2, 3, 1)
+        images = (code @ kernels.flatten(1)).view(-1, *kernels.shape[1:])
+        return (images + self.get_parameter("bias")).permute(0, 3, 1, 2)
 
 
 def linear_layers(sizes: Sequence[int], activation: str = "relu") -> list[nn.Module]:

@@ -26,7 +26,7 @@ from autoencoders.recipes import (
 from autoencoders.runtime import cli, processes
 from autoencoders.runtime.errors import UsageError
 from autoencoders.runtime.files import locked
-from autoencoders.training.trackers import TRACKERS
+from autoencoders.training.trackers import TRACKERS, Trackers
 
 if TYPE_CHECKING:
     from autoencoders.training.run import Run
@@ -101,7 +101,6 @@ def train(recipe: Recipe, args: argparse.Namespace) -> None:
     from autoencoders.runtime.device import check_memory, pick_device
     from autoencoders.training import health, report
     from autoencoders.training.run import Run, resolve_code_size, training_progress
-    from autoencoders.training.trackers import Trackers
     from autoencoders.training.trainer import Trainer
 
     processes.setup()

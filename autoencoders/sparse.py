@@ -42,16 +42,16 @@ def _dots(left: Tensor, rows: Tensor, index: Tensor) -> Tensor:
 
 
 class _RowSums:
-    """Adds E scaled rows to N rows, entry e to row target[e]; by one `embedding_bag`, which is deterministic."""
+    """Adds scaled rows to N rows, entry e to row target[e] (E,); by one `embedding_bag`, which is deterministic."""
 
     def __init__(self, target: Tensor, count: int) -> None:
         target, self.order = target.sort()
         self.first = torch.searchsorted(target, torch.arange(count, device=target.device))
 
-    def __call__(self, factor: Tensor, rows: Tensor, source: Tensor) -> Tensor:
-        """sum_e factor[e] rows[source[e]]: (E,), (M, P), (E,) -> (N, P)."""
-        source, factor = source[self.order], factor[self.order]
-        return F.embedding_bag(source, rows, self.first, mode="sum", per_sample_weights=factor)
+    def __call__(self, factors: Tensor, rows: Tensor, sources: Tensor) -> Tensor:
+        """sum_ce factors[c, e] rows[sources[c, e]]: (C, E), (M, P), (C, E) -> (N, P)."""
+        source, factor = (values[:, self.order].T.flatten() for values in (sources, factors))
+        return F.embedding_bag(source, rows, self.first * len(factors), mode="sum", per_sample_weights=factor)
 
     def of(self, *values: Tensor) -> Tensor:
         """sum_e value[e] of several values (E,), each: (C, N)."""
@@ -59,14 +59,18 @@ class _RowSums:
 
 
 class _SparsePass(torch.autograd.Function):
-    """Encode, keep the k largest, decode; the equations are at the top of the module.
+    """Encode, keep the k largest, decode; compare rows with their partners. The equations are at the top of the module.
 
-    x (B, P), weight (S, F, P), bias (S, F) -> y (S, B, P), m (S, F), active rows (S B, k). x gets no gradient.
+    x (B, P), weight (S, F, P), bias (S, F), partner (N,) or None -> y (S, B, P), m (S, F), cosines c (N,) or zeros,
+    active rows (S B, k). x gets no gradient.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-        rows, stack = weight.flatten(0, 1), torch.arange(len(weight), device=x.device)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, k: int, partner: Tensor | None
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        # Detached, because embedding_bag does less for rows that need no gradient.
+        rows, stack = weight.detach().flatten(0, 1), torch.arange(len(weight), device=x.device)
         # Under autocast this product is in half precision; everything else stays in single.
         pre = F.linear(x, rows, bias.flatten()).float().view(len(x), *bias.shape).transpose(0, 1)  # (S, B, F)
         v, f = pre.topk(k, sorted=False)
@@ -74,45 +78,31 @@ class _SparsePass(torch.autograd.Function):
         n = torch.linalg.vector_norm(rows, dim=1)  # (N,)
         a = v / n[f]
         y = F.embedding_bag(f, rows, mode="sum", per_sample_weights=a)  # (S B, P)
-        ctx.save_for_backward(x, weight, n, a, f)
+        c = torch.zeros_like(n) if partner is None else _dots(rows, rows, partner[:, None])[:, 0] / (n * n[partner])
+        ctx.save_for_backward(x, weight, n, a, f, partner, c)
         ctx.mark_non_differentiable(f)
-        return y.view(len(weight), *x.shape), pre.mean(1), f
+        return y.view(len(weight), *x.shape), pre.mean(1), c, f
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor, None]:
-        x, weight, n, a, f = ctx.saved_tensors
-        rows, dy, dm = weight.flatten(0, 1), grads[0].reshape(-1, x.shape[1]), grads[1].flatten()
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, n, a, f, partner, c = ctx.saved_tensors
+        rows, dy, dm, dc = weight.detach().flatten(0, 1), grads[0].reshape(-1, x.shape[1]), grads[1].flatten(), grads[2]
         dv = _dots(dy, rows, f) / n[f]  # (S B, k)
         answer = torch.arange(len(f), device=x.device).repeat_interleave(f.shape[1])  # (S B k,)
-        a, dv, f, image = a.flatten(), dv.flatten(), f.flatten(), answer % len(x)
-        sums = _RowSums(f, len(rows))
-        dw = sums(dv, x, image)  # sum_x dL/dv_f x
-        dw += sums(a, dy, answer)  # sum_x a_f dL/dy
-        norm_term, db = sums.of(a * dv, dv)
-        dw.addcmul_(rows, (norm_term / n)[:, None], value=-1)  # sum_x a_f dL/dv_f W_f / n_f
+        a, dv, sums = a.flatten(), dv.flatten(), _RowSums(f.flatten(), len(rows))
+        sources = torch.stack([answer % len(x), answer + len(x)])
+        dw = sums(torch.stack([dv, a]), torch.cat([x, dy]), sources)  # sum_x dL/dv_f x  +  sum_x a_f dL/dy
+        along, db = sums.of(a * dv, dv)
+        along = along / n  # sum_x a_f dL/dv_f / n_f, the factor of -W_f
+        if partner is not None:
+            row, pull = torch.arange(len(rows), device=x.device), dc / (n * n[partner])
+            ends, others = torch.cat([row, partner]), torch.cat([partner, row])  # both ends of every pair (f, g)
+            pairs = _RowSums(ends, len(rows))
+            dw += pairs(pull.repeat(2)[None], rows, others[None])  # W_g / (n_f n_g)
+            along += pairs.of((dc * c).repeat(2))[0] / n.square()  # c_f / n_f^2
+        dw.addcmul_(rows, along[:, None], value=-1)
         dw.addcmul_(dm[:, None], x.mean(0))  # dL/dm_f mean_x x
-        return None, dw.view_as(weight), (dm + db).view(weight.shape[:2]), None
-
-
-class _CosineWithPartner(torch.autograd.Function):
-    """The cosine (N,) between each row (N, P) and its partner, the row of that number (N,)."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, partner: Tensor) -> Tensor:
-        n = torch.linalg.vector_norm(rows, dim=1)
-        c = _dots(rows, rows, partner[:, None])[:, 0] / (n * n[partner])
-        ctx.save_for_backward(rows, partner, n, c)
-        return c
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        rows, partner, n, c = ctx.saved_tensors
-        row, pull = torch.arange(len(rows), device=rows.device), grads[0] / (n * n[partner])
-        ends, others = torch.cat([row, partner]), torch.cat([partner, row])  # both ends of every pair (f, g)
-        sums = _RowSums(ends, len(rows))
-        dw = sums(pull.repeat(2), rows, others)  # W_g / (n_f n_g)
-        norm_term = sums.of((grads[0] * c).repeat(2))[0] / n.square()
-        return dw.addcmul_(rows, norm_term[:, None], value=-1), None  # c_f W_f / n_f^2
+        return None, dw.view_as(weight), (dm + db).view(weight.shape[:2]), None, None
 
 
 class SparseEnsemble(Autoencoder):
@@ -237,12 +227,13 @@ class SparseEnsemble(Autoencoder):
         if not self.training:
             recon_loss = (self._sums(self.encode(images)) - x).square().mean((1, 2))
             return recon_loss.sum(), {"recon_loss": recon_loss}
-        output, mean_pre, active = _SparsePass.apply(x, self.weight, self.bias, self.k)
+        partner = self._partner() if self.consistency_weight else None
+        output, mean_pre, cosines, active = _SparsePass.apply(x, self.weight, self.bias, self.k, partner)
         recon_loss = (output - x).square().mean((1, 2))
         parts = {"recon_loss": recon_loss.detach(), "firing_rate": self._count(active) / len(x)}
         total = recon_loss.sum()
         if self.consistency_weight:
-            consistency = 1 - _CosineWithPartner.apply(self.weight.flatten(0, 1), self._partner()).mean()
+            consistency = 1 - cosines.mean()
             total = total + self.consistency_weight * self._warmup() * consistency
             parts["consistency"] = consistency.detach()
         if self.revive == "lift":

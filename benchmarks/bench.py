@@ -24,7 +24,7 @@ from autoencoders.data.sets import load_images
 from autoencoders.recipes import RECIPES, Recipe
 from autoencoders.reproduction.runs import machine_name
 from autoencoders.runtime import cli
-from autoencoders.runtime.device import keep_freed_memory
+from autoencoders.runtime.device import flush_denormals, keep_freed_memory
 from autoencoders.runtime.files import write_json
 from benchmarks import scaling
 from benchmarks.common import SYSTEMS, make_trainer, run_python, sized
@@ -189,6 +189,7 @@ def main() -> None:
     wanted = args.only.split(",")
     if unknown := set(wanted) - set(NAMES):
         parser().error(f"--only {', '.join(sorted(unknown))}: is none of {', '.join(NAMES)}")
+    flush_denormals()
     keep_freed_memory()
     machine = machine_name()
     before = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}

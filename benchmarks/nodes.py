@@ -29,7 +29,7 @@ from torch.multiprocessing.spawn import spawn
 from autoencoders.recipes import RECIPES, Recipe
 from autoencoders.reproduction.runs import machine_name
 from autoencoders.runtime import cli
-from autoencoders.runtime.device import keep_freed_memory
+from autoencoders.runtime.device import flush_denormals, keep_freed_memory
 from autoencoders.runtime.files import write_json
 from benchmarks.common import make_trainer, sized
 
@@ -124,6 +124,7 @@ def parser() -> cli.Parser:
 def main() -> None:
     args = parser().parse_args()
     torch.set_num_threads(1)
+    flush_denormals()
     keep_freed_memory()
     recipes = {name: sized(name) for name in args.only}
     recipes |= {f"symmetric --hidden-sizes {n}": sized("symmetric", hidden_sizes=(n,)) for n in WIDTHS}

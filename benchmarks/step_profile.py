@@ -21,7 +21,7 @@ from autoencoders.evaluation.metrics import to_pixels
 from autoencoders.recipes import Recipe
 from autoencoders.reproduction.runs import machine_name
 from autoencoders.runtime import cli
-from autoencoders.runtime.device import keep_freed_memory
+from autoencoders.runtime.device import flush_denormals, keep_freed_memory
 from autoencoders.training.trainer import Trainer
 from benchmarks.bench import in_turn, products, repeat
 from benchmarks.common import SYSTEMS, make_trainer, sized
@@ -93,6 +93,7 @@ def parser() -> cli.Parser:
 def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
     torch.set_num_threads(1)
+    flush_denormals()
     keep_freed_memory()
     images = load_images(args.dataset, args.data_root).train_images[:]
     rows = []

@@ -10,6 +10,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import csv
+import gc
 import shutil
 import socket
 import subprocess
@@ -44,11 +45,16 @@ def run_script(*arguments, timeout=120, **environment):
 def call_script(capsys, main, *arguments):
     """A script's `main` as its own process would run it, without paying for torch again: (status, stdout, stderr)."""
     capsys.readouterr()
+    threshold = gc.get_threshold()
     try:
         cli.run(lambda: main([str(a) for a in arguments]), distributed=True)
         status = 0
     except SystemExit as stop:
         status = stop.code
+    finally:  # what a script sets for its whole process
+        gc.set_threshold(*threshold)
+        gc.unfreeze()
+        torch.set_flush_denormal(False)
     out, err = capsys.readouterr()
     return status, out, err
 

@@ -130,6 +130,21 @@ def test_noise_is_added_in_training_alone_and_the_target_stays_clean(unit_x):
     assert 0.2 < (noisy - unit_x)[inside].std() < 0.5
 
 
+def test_the_products_of_the_convolutional_autoencoder_are_its_convolutions(unit_x):
+    """With torch's own modules, images with their channels first."""
+    model = RECIPES["conv"].build()
+    encoder, decoder = (list(part) for part in (model.encoder, model.decoder))
+    x = unit_x.view(-1, 1, 28, 28)
+    for layer in encoder[1:-1]:
+        x = layer(x)
+    code = F.conv2d(x.contiguous(), encoder[-1].weight, encoder[-1].bias)
+    assert code.flatten(1).allclose(model.encode(unit_x), atol=1e-6)
+    x = F.conv_transpose2d(code, decoder[0].weight, decoder[0].bias)
+    for layer in decoder[1:]:
+        x = layer(x)
+    assert x.allclose(model(unit_x)[0], atol=1e-6)
+
+
 def test_the_convolutional_code_is_one_place_of_as_many_channels(unit_x):
     for size in (64, 7):
         reconstruction, code = ConvAutoencoder(code_size=size)(unit_x)

@@ -55,7 +55,7 @@ def epoch_batches(
         yield from (batch.to(device, non_blocking=True) for (batch,) in loaded)
     elif order:
         one_transfer = torch.cat(order).to(images.device)
-        yield from (images[index] for index in one_transfer.split(batch_size))
+        yield from (images.index_select(0, index) for index in one_transfer.split(batch_size))  # faster than [index]
 
 
 def _ignore_signals(worker: int) -> None:

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import csv
 import difflib
+import gc
 import importlib.metadata
 import importlib.util
 import io
@@ -77,6 +78,14 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see {self.prog} --help")
 
 
+_running = False
+
+
+def is_running() -> bool:
+    """Whether this process is a script's, and not a program that imports us."""
+    return _running
+
+
 def is_verbose() -> bool:
     """Whether progress is shown: --quiet was not given."""
     return log.isEnabledFor(logging.INFO)
@@ -120,6 +129,10 @@ def run(main: Callable[[], None], distributed: bool = False) -> None:
     """Run a script's `main`, on the main process alone unless `distributed`; an error becomes one line and a status."""
     if processes.torchrun_env("RANK") and not distributed:
         return
+    global _running
+    _running = True
+    # Importing torch makes 200,000 objects, and none is garbage: to look through them again and again takes a second.
+    gc.set_threshold(100_000)
     signal.signal(signal.SIGTERM, terminate)
     _make_streams_robust()
     if processes.torchrun_env("RANK"):
@@ -142,6 +155,9 @@ def run(main: Callable[[], None], distributed: bool = False) -> None:
             sys.stderr = sys.__stderr__  # a bug prints its traceback also in a silenced process
             raise
         _fail(message, status)
+    finally:
+        _running = False
+        gc.freeze()  # or the end of the process looks through them, too
 
 
 def _explain(error: BaseException) -> tuple[str, int]:

@@ -23,7 +23,7 @@ from autoencoders.data.images import ImageSet
 from autoencoders.evaluation.metrics import reconstruction_error
 from autoencoders.recipes import Recipe
 from autoencoders.runtime import checks, cli, signals
-from autoencoders.runtime.device import Precision, keep_freed_memory, seed_for
+from autoencoders.runtime.device import Precision, flush_denormals, keep_freed_memory, seed_for
 from autoencoders.runtime.errors import RunError
 from autoencoders.runtime.files import prepare_folder, read_json, write_json
 from autoencoders.training.checkpoint import checksum, versions
@@ -117,7 +117,7 @@ def cross_validate(folds: list[Fold], images: ImageSet, folder: Path, jobs: int)
 def train_folds(folds: dict[int, Fold], images: ImageSet, jobs: int) -> Iterator[tuple[int, Result]]:
     """Train every fold, in `jobs` processes; yield each fold's key and result as it ends."""
     jobs = max(1, min(jobs, len(folds)))
-    with joblib.parallel_config("loky", initializer=_ignore_sigint):
+    with joblib.parallel_config("loky", initializer=_start_worker):
         parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
     if (granted := joblib.effective_n_jobs(jobs)) < jobs:
         log.info(f"--jobs {jobs}: this system allows {granted}")
@@ -136,9 +136,9 @@ def _train(key: int, fold: Fold, images: ImageSet) -> tuple[int, Result]:
     return key, fold.train(images)
 
 
-def _ignore_sigint() -> None:
-    """Ctrl-C reaches every process of the terminal; the main process ends the others."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _start_worker() -> None:
+    flush_denormals()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the main one ends the others
 
 
 def _path(key: dict[str, Any], folder: Path) -> Path:

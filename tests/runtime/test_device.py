@@ -1,5 +1,6 @@
 import pytest
 import torch
+from conftest import call_script
 
 from autoencoders.runtime import processes
 from autoencoders.runtime.device import Precision, pick_device, seed_for
@@ -58,6 +59,16 @@ def test_mixed_precision_on_a_cpu_is_bf16_without_scaling():
     with precision.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
     assert str(precision) == "bfloat16" and not precision.scaler.is_enabled()
+
+
+def test_denormal_numbers_are_zero_in_a_script_but_not_in_a_program_that_imports_us(capsys):
+    def smallest(*_):
+        pick_device("cpu")
+        print("zero" if torch.tensor(1e-30) * 1e-10 == 0 else "denormal")
+
+    smallest()
+    assert capsys.readouterr().out == "denormal\n"
+    assert call_script(capsys, smallest) == (0, "zero\n", "")
 
 
 def test_an_update_is_the_optimisers_own_step():

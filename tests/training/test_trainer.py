@@ -1,9 +1,12 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
 from conftest import make_trainer, same_bits
 
 from autoencoders.data.batches import batch_order
+from autoencoders.evaluation.metrics import to_pixels
 from autoencoders.training.trainer import StepLog, Trainer
 
 SMALL = {"hidden_sizes": (32,), "code_size": 8, "epochs": 3, "batch_size": 50}
@@ -57,6 +60,24 @@ def test_training_is_what_a_plain_loop_does(run, few):
             optimizer.step()
             plain.append(loss.item())
     assert np.allclose(run.batch_losses, plain, rtol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{}, {"optimizer": "adamw", "weight_decay": 0.1}])
+def test_an_update_has_the_bits_of_torchs_fused_optimizer(settings, few):
+    trainer = make_trainer("simple", few, batch_size=50, epochs=1, **settings)
+    theirs = copy.deepcopy(trainer.model)
+    kind = torch.optim.AdamW if settings else torch.optim.Adam
+    optimizer = kind(theirs.parameters(), lr=trainer.recipe.lr, weight_decay=trainer.recipe.weight_decay, fused=True)
+    x = torch.from_numpy(few.train_images)
+    for batch in (x[:50], x[50:100], x[100:150]):
+        loss = theirs.loss(to_pixels(batch, theirs.input_range))[0]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        trainer.step(batch)
+    assert same_bits(trainer.model.state_dict(), theirs.state_dict())
+    ours = trainer.optimizer.state_dict()["state"]
+    assert all(same_bits(ours[key], moments) for key, moments in optimizer.state_dict()["state"].items())
 
 
 def test_an_epochs_loss_counts_every_image_once(run):
@@ -123,12 +144,8 @@ def test_gradients_are_clipped_to_the_maximum_norm(few):
     def norms(clip):
         trainer = make_trainer("simple", few, grad_clip=clip, epochs=1, batch_size=32)
         seen = []
-        trainer.optimizer.register_step_pre_hook(
-            lambda optimizer, *_: seen.append(
-                torch.cat([p.grad.flatten() for p in optimizer.param_groups[0]["params"]]).norm().item()
-            )
-        )
-        next(trainer.epochs())
+        weights = list(trainer.model.parameters())
+        next(trainer.epochs(lambda *_: seen.append(torch.cat([w.grad.flatten() for w in weights]).norm().item())))
         return seen
 
     assert max(norms(1e-3)) == pytest.approx(1e-3, rel=1e-3) and min(norms(0.0)) > 1e-3
