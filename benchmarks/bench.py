@@ -2,9 +2,9 @@
 
 Each round trains the same recipe on the same images with the plain loop (plain.py), with ours in fp32 and, with --amp,
 in mixed precision, one after the other in one process; medians over the rounds are reported, since a shared machine
-drifts. The matrix products alone, of the shapes that the recipe multiplies, are timed in the same rounds: no training
-loop can be faster. Then complete processes: `ae_pca.py`, the speedrun against the plain loop's ten epochs, and the
-time to the first step and the memory of `ae_train.py`. Needs the real MNIST (--data-root).
+drifts. The matrix products or convolutions alone, of the shapes that the recipe multiplies, are timed in the same
+rounds: no training loop can be faster. Then complete processes: `ae_pca.py`, the speedrun against the plain loop's ten
+epochs, and the time to the first step and the memory of `ae_train.py`. Needs the real MNIST (--data-root).
 """
 
 import json
@@ -26,7 +26,6 @@ from autoencoders.reproduction.runs import machine_name
 from autoencoders.runtime import cli
 from autoencoders.runtime.device import flush_denormals, keep_freed_memory
 from autoencoders.runtime.files import write_json
-from benchmarks import scaling
 from benchmarks.common import SYSTEMS, make_trainer, run_python, sized
 from benchmarks.plain import build, plain_epoch, plain_loader
 
@@ -36,11 +35,11 @@ PROCESSES = ("ae_pca.py", "speedrun")  # timed as complete processes too
 Work = Callable[[], object]
 
 
-def products(recipe: Recipe, dtype: torch.dtype) -> Work | None:
-    """The matrix products of one step (forward, weight and input gradients); None for a model with convolutions."""
+def products(recipe: Recipe, dtype: torch.dtype) -> Work:
+    """The matrix products, or convolutions, of one step: forward, weight and input gradients."""
     model, batch = build(recipe), recipe.batch_size
     if any(isinstance(module, nn.Conv2d) for module in model.modules()):
-        return None
+        return convolutions(model.to(dtype), torch.rand(batch, recipe.pixels, dtype=dtype))
     if model.members > 1:  # each member's encoder and decoder
         layers = [weight for rows in model.state_dict()["weight"] for weight in (rows, rows.t().contiguous())]
     else:
@@ -54,6 +53,25 @@ def products(recipe: Recipe, dtype: torch.dtype) -> Work | None:
             torch.mm(gradient.t(), x)
             if x.shape[1] != recipe.pixels:  # the gradient of the pixels is not needed
                 torch.mm(gradient, weight)
+
+    return step
+
+
+def convolutions(model: nn.Module, images: torch.Tensor) -> Work:
+    """The convolutions of a model alone, forward and backward, on the inputs (batch, ...) that the images give them."""
+    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)]
+    calls: list[Any] = []
+    hooks = [layer.register_forward_hook(lambda *call: calls.append(call)) for layer in layers]
+    model(images)
+    for hook in hooks:
+        hook.remove()
+    # The gradient of the pixels is not needed.
+    inputs = [inputs[0].detach().requires_grad_(layer is not layers[0]) for layer, inputs, _ in calls]
+    gradients = [torch.rand_like(output) for *_, output in calls]
+
+    def step() -> None:
+        for layer, x, gradient in zip(layers, inputs, gradients, strict=True):
+            layer(x).backward(gradient)
 
     return step
 
@@ -91,13 +109,13 @@ def bench_recipe(recipe: Recipe, root: Path, count: int, rounds: int, mixed: boo
     for name, (amp, dtype) in modes.items():
         epochs = make_trainer(recipe.override({"epochs": 1000}), images, amp).epochs()
         contestants[name] = partial(next, epochs)
-        if matrix := products(recipe, dtype):
-            contestants[f"products of {name}"] = partial(repeat, matrix, -(-count // recipe.batch_size))
+        steps = -(-count // recipe.batch_size)
+        contestants[f"products of {name}"] = partial(repeat, products(recipe, dtype), steps)
     times = in_turn(contestants, rounds)
     result: dict[str, Any] = {"recipe": recipe.name, "images": count, "rounds": rounds, "seconds": times}
     for name in modes:
         result[f"plain / {name}"] = ratio(times, "plain", name)
-        if f"products of {name}" in times and model.members == 1:  # the ensemble skips most products
+        if model.members == 1:  # the ensemble skips most products
             result[f"share of the matrix peak, {name}"] = ratio(times, f"products of {name}", name)
     for name in ("plain", *modes):
         result[f"images a second, {name}"] = count / statistics.median(times[name])
@@ -133,11 +151,11 @@ def bench_memory(recipe: Recipe, root: Path) -> dict[str, Any]:
             "ae_train.py", *flags, "--dataset", "mnist", *code, "--output-dir", folder, "--log-interval", 1
         )
     plain = run_python("-m", "benchmarks.plain", *flags, "--images", recipe.batch_size)
-    imports = run_python("-c", IMPORTS).peak
+    imports, torch_alone = run_python("-c", IMPORTS).peak, run_python("-c", "import torch").seconds
     own = 12 * recipe.count_parameters() + 55e6
     return {
         "seconds to the first step": ours.seconds_until("step 1/"),
-        "plain: seconds to the first step": plain.seconds_until("epoch 1"),
+        "plain: seconds to the first step": plain.seconds_until("epoch 1"), "seconds of import torch": torch_alone,
         "peak memory": ours.peak, "plain: peak memory": plain.peak, "imports' memory": imports,
         "memory over imports": (ours.peak - own) / imports,
     }  # fmt: skip
@@ -154,6 +172,7 @@ COLUMNS = {
     "ours, test MSE": ("ours: test MSE", ".4f"),
     "plain, s to first step": ("plain: seconds to the first step", ".1f"),
     "ours, s to first step": ("seconds to the first step", ".1f"),
+    "`import torch` alone, s": ("seconds of import torch", ".1f"),
     "plain, peak MB of a step": ("plain: peak memory", ",.0f"),
     "ours, peak MB of a run": ("peak memory", ",.0f"),
     "ours, peak / imports": ("memory over imports", ".2f"),
@@ -171,7 +190,7 @@ def format_results(results: list[dict[str, Any]]) -> str:
     return cli.format_table(("", *columns), rows, markdown=True)
 
 
-NAMES = (*PROCESSES, *(f"{name} epochs" for name in SYSTEMS), "scaling")
+NAMES = (*PROCESSES, *(f"{name} epochs" for name in SYSTEMS))
 
 
 def parser() -> cli.Parser:
@@ -195,9 +214,6 @@ def main() -> None:
     before = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     results = {r["recipe"]: r for r in before["results"]} if before.get("machine") == machine else {}
     for name in wanted:
-        if name == "scaling":
-            scaling.measure(args.data_root, machine)
-            continue
         if name in PROCESSES:
             result = bench_process(name, args.data_root, args.rounds)
         else:

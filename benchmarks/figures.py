@@ -1,26 +1,40 @@
-"""The figures of the benchmarks: costs over sizes, and errors over code sizes. Each function returns a PNG's bytes."""
+"""The figures of the benchmarks: costs and errors over sizes. Each function returns a PNG's bytes."""
 
 from collections.abc import Mapping
 
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import EngFormatter, NullLocator
 
 from autoencoders.style import BLUE, GREY, ORANGE, log_ticks, png, styled_figure
 
+_MEASURES = {"microseconds_per_image": "µs per image, log scale", "peak_mb": "peak memory, MB, log scale"}
+_SIDES = {"ours": ("this suite", BLUE, "o"), "theirs": ("the closest other library", ORANGE, "s")}
 
-def scaling_panels(panels: Mapping[str, Mapping[int, float]], title: str) -> bytes:
-    """A panel for each `"x label|y label|recipe"` of more than two points, with the cost at each x; two in a row."""
-    drawn = {labels: points for labels, points in panels.items() if len(points) > 2}  # two make no curve
-    with styled_figure(title, 11, 3.6 * -(-len(drawn) // 2) + 0.6) as figure:
-        for number, (labels, points) in enumerate(drawn.items(), start=1):
-            x_label, y_label, recipe = labels.split("|")
-            axes = figure.add_subplot(-(-len(drawn) // 2), 2, number)
-            axes.plot(list(points), list(points.values()), "o-", color=BLUE)
-            axes.set(title=f"{x_label[0].upper()}{x_label[1:]} (recipe {recipe})", xscale="log", yscale="log",
-                     xlabel=f"{x_label}, log scale", ylabel=f"{y_label}, log scale",
-                     ylim=(min(points.values()) / 1.6, max(points.values()) * 1.6))  # fmt: skip
-            axes.set_xticks(list(points), [f"{x:,}" for x in points])
-            axes.xaxis.set_minor_locator(NullLocator())
-            log_ticks(axes.yaxis)
+
+def growth_panels(axes: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]], title: str) -> bytes:
+    """Time above memory, a column for each thing that grows: {title: {side: {value: {measure: number}}}}."""
+    with styled_figure(title, 3.1 * len(axes), 6.6) as figure:
+        grid = figure.subplots(2, len(axes), squeeze=False)
+        for column, (name, sides) in zip(grid.T, axes.items()):
+            for panel, measure in zip(column, _MEASURES):
+                for side, points in sides.items():
+                    legend, colour, marker = _SIDES[side]
+                    values, shown = [int(value) for value in points], [point[measure] for point in points.values()]
+                    line = "-" if len(values) > 2 else ""  # two points are no curve
+                    panel.plot(values, shown, f"{marker}{line}", color=colour, label=legend)
+                drawn = [point[measure] for points in sides.values() for point in points.values()]
+                ticks = [int(value) for value in sides["ours"]]
+                panel.set(xscale="log", yscale="log", xlim=(ticks[0] / 1.3, ticks[-1] * 1.3),
+                          ylim=(min(drawn) / 1.4, max(drawn) * 1.4))  # fmt: skip
+                number = EngFormatter(sep="") if ticks[-1] >= 100_000 else str
+                panel.set_xticks(ticks, [number(tick) for tick in ticks])
+                panel.tick_params(axis="x", labelsize=9)
+                panel.xaxis.set_minor_locator(NullLocator())
+                log_ticks(panel.yaxis)
+            column[0].set_title(name)
+            column[1].set_xlabel(name)
+        for panel, label in zip(grid[:, 0], _MEASURES.values()):
+            panel.set_ylabel(label)
+        figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
         return png(figure)
 
 

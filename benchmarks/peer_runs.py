@@ -20,7 +20,8 @@ import numpy as np
 
 Result = tuple[float, float]  # seconds of training, test MSE
 WIDTHS = {"simple": (784, 128, 64, 32), "vae": (784, 256, 20)}
-BATCH, FEATURES, K, MEMBERS = 128, 1024, 50, 5
+BATCH, FEATURES, K = 128, 1024, 50
+MEMBERS = 5
 
 
 def read_pixels(root: Path, part: str) -> np.ndarray:
@@ -219,8 +220,9 @@ def run_sklearn(model: str, train: np.ndarray, test: np.ndarray, epochs: int) ->
     from sklearn.neural_network import MLPRegressor
 
     assert model == "simple"
-    net = MLPRegressor(hidden_layer_sizes=(128, 64, 32, 64, 128), batch_size=BATCH, learning_rate_init=1e-3, alpha=0,
-                       max_iter=epochs, tol=0, n_iter_no_change=epochs + 1, random_state=0)  # fmt: skip
+    widths = WIDTHS["simple"][1:]
+    net = MLPRegressor(hidden_layer_sizes=(*widths, *widths[-2::-1]), batch_size=BATCH, learning_rate_init=1e-3,
+                       alpha=0, max_iter=epochs, tol=0, n_iter_no_change=epochs + 1, random_state=0)  # fmt: skip
     warnings.simplefilter("ignore", ConvergenceWarning)
     seconds = timed(lambda: net.fit(train, train))
     return seconds, float(np.square(net.predict(test) - test).mean())
@@ -323,15 +325,21 @@ RUNS = {name.removeprefix("run_"): function for name, function in globals().item
 
 
 def main() -> None:
+    global MEMBERS
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("peer", choices=RUNS)
     parser.add_argument("model", choices=("simple", "conv", "vae", "sparse"))
     parser.add_argument("--data-root", type=Path, default=Path("data"))
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--widths", help="of another `simple`, for scikit-learn: 784,128,64,32")
+    parser.add_argument("--members", type=int, default=MEMBERS, help="autoencoders of `sparse`, for sae_lens")
     args = parser.parse_args()
+    if args.widths:
+        WIDTHS["simple"] = tuple(map(int, args.widths.split(",")))
+    MEMBERS = args.members
     train, test = read_pixels(args.data_root, "train"), read_pixels(args.data_root, "t10k")
     seconds, error = RUNS[args.peer](args.model, train, test, args.epochs)
-    print(json.dumps({"seconds": seconds, "test_mse": error}), flush=True)
+    print(json.dumps({"seconds": seconds, "images": len(train), "test_mse": error}), flush=True)
 
 
 if __name__ == "__main__":

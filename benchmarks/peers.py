@@ -10,6 +10,7 @@ import json
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -57,12 +58,15 @@ def environment(name: str, folder: Path) -> Path:
     return python
 
 
-def run_peer(name: str, model: str, python: Path, root: Path, epochs: int) -> dict[str, float]:
-    """One training by another library."""
-    flags = (name, model, "--data-root", root.absolute(), "--epochs", epochs)
-    done = run_python(Path(__file__).with_name("peer_runs.py"), *flags, python=python)
+def run_peer(
+    name: str, model: str, python: Path, root: Path, epochs: int, more: Sequence[str] = (), threads: str = ""
+) -> dict[str, float]:
+    """One training by another library, with `more` flags of peer_runs.py, on all cores or so many threads."""
+    flags = (name, model, "--data-root", root.absolute(), "--epochs", epochs, *more)
+    limit: Any = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads) if threads else {}
+    done = run_python(Path(__file__).with_name("peer_runs.py"), *flags, python=python, **limit)
     found = json.loads(next(line for _, line in reversed(done.lines) if line.startswith("{")))
-    return {"images_per_second": epochs * IMAGES / found["seconds"], "process_seconds": done.seconds,
+    return {"images_per_second": epochs * found["images"] / found["seconds"], "process_seconds": done.seconds,
             "test_mse": found["test_mse"], "peak": done.peak}  # fmt: skip
 
 

@@ -47,17 +47,18 @@ def operators(work: Callable[[], object], steps: int) -> dict[str, float]:
     return found
 
 
-def profile_steps(trainer: Trainer, images: torch.Tensor, steps: int) -> dict[str, float]:
+def profile_steps(trainer: Trainer, steps: int) -> dict[str, float]:
     """Microseconds of a step by kind, the wall clock as `step`."""
-    chosen = torch.arange(steps * trainer.recipe.batch_size).split(trainer.recipe.batch_size)
+    images = torch.as_tensor(trainer.train_images)
+    chosen = torch.randperm(len(images))[: steps * trainer.recipe.batch_size].split(trainer.recipe.batch_size)
 
     def work() -> None:
         for index in chosen:
-            trainer.step(images[index])
+            trainer.step(images.index_select(0, index))
 
     def fetch() -> None:
         for index in chosen:
-            to_pixels(images[index], trainer.model.input_range)
+            to_pixels(images.index_select(0, index), trainer.model.input_range)
 
     trainer.model.train()
     work()
@@ -68,11 +69,9 @@ def profile_steps(trainer: Trainer, images: torch.Tensor, steps: int) -> dict[st
     return {**found, "batches": batches, "Python": max(0.0, wall - sum(found.values()) - batches), "step": wall}
 
 
-def matrix_peak(recipe: Recipe, steps: int) -> float | None:
-    """Microseconds of the products of a step alone, of the same shapes; None for a model with convolutions."""
+def products_alone(recipe: Recipe, steps: int) -> float:
+    """Microseconds of the products, or convolutions, of a step alone, of the same shapes."""
     work = products(recipe, torch.float32)
-    if work is None:
-        return None
     repeat(work, steps)
     start = time.perf_counter()
     repeat(work, steps)
@@ -100,9 +99,10 @@ def main(arguments: list[str] | None = None) -> None:
     for name in args.only:
         recipe = sized(name)
         count = min(args.steps, len(images) // recipe.batch_size)
-        found = profile_steps(make_trainer(recipe, images), torch.tensor(images), count)
-        peak, wall = matrix_peak(recipe, count), found.pop("step")
-        share = f"{peak / wall:.0%}" if peak and not recipe.build().selects else ""  # a sparse pass skips products
+        found = profile_steps(make_trainer(recipe, images), count)
+        wall = found.pop("step")
+        # A sparse pass skips products.
+        share = "" if recipe.build().selects else f"{products_alone(recipe, count) / wall:.0%}"
         rows.append((name, f"{wall / 1000:.2f}", *(f"{part / wall:.0%}" for part in found.values()), share))
     head = ("recipe", "ms a step", "products", "elementwise", "optimizer", "batches", "Python", "products alone / step")
     print(f"{machine_name()}, one thread\n\n{cli.format_table(head, rows, markdown=True)}")

@@ -4,20 +4,23 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import call_script, make_trainer
 
+from autoencoders.data.sets import load_images
 from autoencoders.evaluation import dictionaries
 from autoencoders.evaluation.metrics import reconstruction_error
 from autoencoders.evaluation.pca import fit_pca
 from autoencoders.reproduction.runs import Setup
 from autoencoders.runtime.errors import RunError
 from autoencoders.sparse import SparseEnsemble
-from benchmarks import code_sizes, peers, recipes, seeds, showcase, speedrun, step_profile
+from benchmarks import code_sizes, peers, recipes, scaling, seeds, showcase, speedrun, step_profile
 from benchmarks.common import run_python, sized
+from benchmarks.figures import growth_panels
 from benchmarks.parallel import largest_difference
 
 
@@ -121,6 +124,21 @@ def test_another_library_trains_on_the_same_files_and_stands_beside_ours(fake_mn
     ours = {**found, "images_per_second": 3 * found["images_per_second"]}
     table = peers.format_results({"models": {"simple": {peers.OURS: ours, "sklearn": found}}})
     assert "| 3.00 |" in table
+
+
+def test_ours_and_a_peer_stand_beside_each_other_where_the_work_grows(fake_mnist, tmp_path, monkeypatch):
+    root, _ = fake_mnist
+    ours, theirs = ("simple", "--hidden-sizes", "16", "--code-size", "{}"), ("simple", "--widths", "784,16,{}")
+    monkeypatch.setattr(scaling, "AXES", {"code": scaling.Axis("code size", (4,), ours, "sklearn", theirs)})
+    args = SimpleNamespace(images=300, rounds=1, output_dir=tmp_path)
+    images = load_images("mnist", root)
+    points = scaling.measure("code", images, args, tmp_path)
+    repeated = load_images("mnist", tmp_path).train_images
+    np.testing.assert_array_equal(repeated, np.resize(images.train_images, (300, 784)))
+    lead = points["theirs"][4]["microseconds_per_image"] / points["ours"][4]["microseconds_per_image"]
+    assert lead > 0 and min(points[side][4]["peak_mb"] for side in points) > 50
+    assert scaling.format_points({"code": points}).endswith(f"| {lead:.2f} |")
+    assert growth_panels({"code size": points}, "title").startswith(b"\x89PNG")
 
 
 def test_the_showcase_draws_the_first_digits_through_each_system(tmp_path, capsys, digits, figures):
