@@ -265,6 +265,7 @@ class ConvAutoencoder(LayeredAutoencoder):
             _WholeConv2d(32, code_size, kernel_size=7),
         ]  # fmt: skip
         decoder = [
+            nn.Unflatten(1, (code_size, 1, 1)),
             _WholeConvTranspose2d(code_size, 32, kernel_size=7), nn.ReLU(),
             nn.ConvTranspose2d(32, 16, **halve, output_padding=1), nn.ReLU(),
             nn.ConvTranspose2d(16, 1, **halve, output_padding=1), nn.Flatten(),
@@ -276,7 +277,7 @@ class _Images(nn.Module):
     """(batch, 784) -> (batch, 1, 28, 28) with the channels last in memory, where oneDNN's convolutions are faster."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.view(-1, 28, 28, 1).permute(0, 3, 1, 2)
+        return x.unflatten(1, (28, 28, 1)).permute(0, 3, 1, 2)
 
 
 class _WholeConv2d(nn.Conv2d):
@@ -284,16 +285,16 @@ class _WholeConv2d(nn.Conv2d):
     takes half of the time."""
 
     def forward(self, x: Tensor) -> Tensor:
-        images, kernels = (t.permute(0, 2, 3, 1).flatten(1) for t in (x, self.weight))  # as they lie in memory
+        images, kernels = (t.permute(0, 2, 3, 1).flatten(1) for t in (x, self.weight))  # images as they lie in memory
         return F.linear(images, kernels, self.bias)
 
 
 class _WholeConvTranspose2d(nn.ConvTranspose2d):
-    """The transposed convolution of a single position, as one product: (batch, code_size) -> (batch, 32, 7, 7)."""
+    """The transposed convolution of one position, as one product: (batch, code_size, 1, 1) -> (batch, 32, 7, 7)."""
 
     def forward(self, code: Tensor) -> Tensor:  # type: ignore[override]
         kernels = self.weight.permute(0, 2, 3, 1)
-        images = (code @ kernels.flatten(1)).view(-1, *kernels.shape[1:])
+        images = (code.flatten(1) @ kernels.flatten(1)).view(-1, *kernels.shape[1:])
         return (images + self.get_parameter("bias")).permute(0, 3, 1, 2)
 
 

@@ -92,15 +92,15 @@ class _SparsePass(torch.autograd.Function):
         a, dv, sums = a.flatten(), dv.flatten(), _RowSums(f.flatten(), len(rows))
         sources = torch.stack([answer % len(x), answer + len(x)])
         dw = sums(torch.stack([dv, a]), torch.cat([x, dy]), sources)  # sum_x dL/dv_f x  +  sum_x a_f dL/dy
-        along, db = sums.of(a * dv, dv)
-        along = along / n  # sum_x a_f dL/dv_f / n_f, the factor of -W_f
+        norm_term, db = sums.of(a * dv, dv)
+        norm_term = norm_term / n  # sum_x a_f dL/dv_f / n_f
         if partner is not None:
             row, pull = torch.arange(len(rows), device=x.device), dc / (n * n[partner])
             ends, others = torch.cat([row, partner]), torch.cat([partner, row])  # both ends of every pair (f, g)
             pairs = _RowSums(ends, len(rows))
             dw += pairs(pull.repeat(2)[None], rows, others[None])  # W_g / (n_f n_g)
-            along += pairs.of((dc * c).repeat(2))[0] / n.square()  # c_f / n_f^2
-        dw.addcmul_(rows, along[:, None], value=-1)
+            norm_term += pairs.of((dc * c).repeat(2))[0] / n.square()  # c_f / n_f^2
+        dw.addcmul_(rows, norm_term[:, None], value=-1)
         dw.addcmul_(dm[:, None], x.mean(0))  # dL/dm_f mean_x x
         return None, dw.view_as(weight), (dm + db).view(weight.shape[:2]), None, None
 

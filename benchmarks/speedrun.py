@@ -42,7 +42,7 @@ class Gate:
         return figure > self.limit if self.higher else figure < self.limit
 
 
-_SPEEDRUN = ("--recipe", "speedrun", "--batch-size", "128", "--lr", "1.2e-2")  # of 24 settings, on held-out images
+_SPEEDRUN = ("--recipe", "speedrun", "--batch-size", "128", "--lr", "1.2e-2")  # of 24, on held-out images
 _MSE = ("metrics", "test_mse_unit")
 GATES = {
     "symmetric": Gate("code of 154: MSE of the published `symmetric`, pixels in [-1, 1]", 0.0142,

@@ -139,10 +139,18 @@ def test_the_products_of_the_convolutional_autoencoder_are_its_convolutions(unit
         x = layer(x)
     code = F.conv2d(x.contiguous(), encoder[-1].weight, encoder[-1].bias)
     assert code.flatten(1).allclose(model.encode(unit_x), atol=1e-6)
-    x = F.conv_transpose2d(code, decoder[0].weight, decoder[0].bias)
-    for layer in decoder[1:]:
+    x = F.conv_transpose2d(code, decoder[1].weight, decoder[1].bias)
+    for layer in decoder[2:]:
         x = layer(x)
     assert x.allclose(model(unit_x)[0], atol=1e-6)
+
+
+def test_weights_of_earlier_versions_of_the_convolutional_autoencoder_load():
+    names = [f"{half}.{layer}" for half in ("encoder", "decoder") for layer in (1, 3, 5)]
+    expected = {f"{name}.{kind}" for name in names for kind in ("weight", "bias")}
+    assert ConvAutoencoder().state_dict().keys() == expected
+    with pytest.raises(RuntimeError):
+        ConvAutoencoder()(torch.zeros(3, 1568))
 
 
 def test_the_convolutional_code_is_one_place_of_as_many_channels(unit_x):

@@ -131,8 +131,8 @@ def test_a_lazy_import_stands_once_a_script_and_elsewhere_only_for_optional_pack
 
 
 def test_the_main_job_can_be_read_in_one_sitting():
-    assert lines(rests_on("ae_train")) <= 4670
-    assert lines(rests_on("ae_pca")) <= 2000
+    assert lines(rests_on("ae_train")) <= 4675
+    assert lines(rests_on("ae_pca")) <= 2005
 
 
 def test_no_file_and_no_function_is_too_long_to_read():

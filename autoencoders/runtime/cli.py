@@ -131,7 +131,7 @@ def run(main: Callable[[], None], distributed: bool = False) -> None:
         return
     global _running
     _running = True
-    # Importing torch makes 200,000 objects, and none is garbage: to look through them again and again takes a second.
+    # Importing torch makes 200,000 objects, and none is garbage: to search them again and again takes a second.
     gc.set_threshold(100_000)
     signal.signal(signal.SIGTERM, terminate)
     _make_streams_robust()
@@ -157,7 +157,7 @@ def run(main: Callable[[], None], distributed: bool = False) -> None:
         _fail(message, status)
     finally:
         _running = False
-        gc.freeze()  # or the end of the process looks through them, too
+        gc.freeze()  # or Python searches all objects for garbage again at its end
 
 
 def _explain(error: BaseException) -> tuple[str, int]:

@@ -63,7 +63,7 @@ def use_exact_kernels() -> None:
 def flush_denormals() -> None:
     """On CPUs numbers below 1e-38 become 0, in this whole process; not for a program that only imports us.
 
-    Adam's moments of a weight without gradients shrink to such numbers in 800 steps, and each costs a hundred cycles.
+    Adam's first moment of a weight without gradients gets there in 800 steps, and each such number costs 100 cycles.
     """
     torch.set_flush_denormal(True)  # the threads that compute inherit it when they start
 

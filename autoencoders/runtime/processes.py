@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -157,6 +158,8 @@ def data_parallel(loss: Any, model: Any, example: "Tensor") -> Loss:
         return loss
     import torch
 
+    # Gradients of images with channels last; the weights that they are copied for are small.
+    warnings.filterwarnings("ignore", "Grad strides do not match", UserWarning)
     DDP = torch.nn.parallel.DistributedDataParallel
     averaging = DDP(loss, forward_sync_buffers=False, gradient_as_bucket_view=True)
     # A discarded pass fixes the order in which gradients are summed: a resumed run would sum in another order.
