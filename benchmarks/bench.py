@@ -210,6 +210,7 @@ def main() -> None:
         parser().error(f"--only {', '.join(sorted(unknown))}: is none of {', '.join(NAMES)}")
     flush_denormals()
     keep_freed_memory()
+    load_images("mnist", args.data_root)  # an error, or a download, comes before any clock
     machine = machine_name()
     before = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     results = {r["recipe"]: r for r in before["results"]} if before.get("machine") == machine else {}

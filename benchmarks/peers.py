@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from autoencoders.data.sets import load_images
 from autoencoders.reproduction.runs import machine_name
 from autoencoders.runtime import cli
 from autoencoders.runtime.files import read_json, write_json
@@ -114,10 +115,14 @@ def format_results(results: dict[str, Any]) -> str:
 def parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
     parser.add_argument(
-        "--only", type=cli.items(cli.one_of(FLAGS)), default=tuple(FLAGS), metavar="MODEL", help="models (default: all)"
+        "--only",
+        type=cli.items(cli.one_of(FLAGS)),
+        default=tuple(FLAGS),
+        metavar="MODEL",
+        help=f"of {', '.join(FLAGS)} (default: all)",
     )
     parser.add_argument("--peers", type=cli.items(cli.one_of(PEERS)), default=tuple(PEERS), metavar="NAME",
-                        help="libraries (default: all)")  # fmt: skip
+                        help=f"of {', '.join(PEERS)} (default: all)")  # fmt: skip
     parser.add_argument("--epochs", type=cli.integer(1), default=2, help="of each training")
     parser.add_argument("--rounds", type=cli.integer(1), default=3, help="trainings of each library")
     parser.add_argument("--data-root", type=Path, default=Path("data"), help="where MNIST is")
@@ -127,13 +132,15 @@ def parser() -> cli.Parser:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
+    load_images("mnist", args.data_root)  # an error, or a download, comes before the installations
     args.output_dir.mkdir(parents=True, exist_ok=True)
     machine = machine_name()
-    before = read_json(RESULTS, "") if RESULTS.exists() else {}
-    models = before["models"] if before.get("machine") == machine else {}
+    stored = read_json(RESULTS, "") if RESULTS.exists() else {}
+    models = stored["models"] if stored.get("machine") == machine else {}
     for model in args.only:
         peers = [name for name in args.peers if model in PEERS[name][1]]
-        models[model] = models.get(model, {}) | measure(model, peers, args)
+        before = {name: row for name, row in models.get(model, {}).items() if row["epochs"] == args.epochs}
+        models[model] = before | measure(model, peers, args)
         write_json(RESULTS, {"machine": machine, "models": models})
     print(f"{machine}; medians over the rounds\n")
     print(format_results({"models": models}))

@@ -136,7 +136,11 @@ def format_points(axes: dict[str, Any]) -> str:
 def parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
     parser.add_argument(
-        "--only", type=cli.items(cli.one_of(AXES)), default=tuple(AXES), metavar="AXIS", help="axes (default: all)"
+        "--only",
+        type=cli.items(cli.one_of(AXES)),
+        default=tuple(AXES),
+        metavar="AXIS",
+        help=f"of {', '.join(AXES)} (default: all)",
     )
     parser.add_argument("--images", type=cli.integer(1), default=12_800, help="images of every other axis")
     parser.add_argument("--rounds", type=cli.integer(1), default=3, help="runs of each point, of 600,000 images one")
@@ -150,13 +154,14 @@ def main(arguments: list[str] | None = None) -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     results, machine = HERE / "scaling.json", machine_name()
     before = read_json(results, "") if results.exists() else {}
-    axes = before["axes"] if before.get("machine") == machine else {}
+    facts = {"machine": machine, "images": args.images, "rounds": args.rounds}
+    axes = before["axes"] if all(before.get(name) == value for name, value in facts.items()) else {}
     images = load_images("mnist", args.data_root)
     for name in args.only:
         with tempfile.TemporaryDirectory() as folder:
             points = measure(name, images, args, Path(folder))
         axes[name] = {side: {str(value): point for value, point in its.items()} for side, its in points.items()}
-        write_json(results, {"machine": machine, "axes": axes})
+        write_json(results, {**facts, "axes": axes})
     axes = {name: axes[name] for name in AXES if name in axes}
     picture = growth_panels({AXES[name].title: its for name, its in axes.items()}, f"Training on a CPU: {machine}")
     write_atomic(HERE.parent / "docs" / "scaling.png", picture)

@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from autoencoders.data.sets import load_images
 from autoencoders.reproduction.claims import EACH
 from autoencoders.reproduction.runs import machine_name
 from autoencoders.runtime import cli
@@ -101,14 +102,16 @@ def measure(name: str, seeds: int, root: Path) -> dict[str, Any]:
 
 
 def format_records(records: list[dict[str, Any]]) -> str:
-    """The fastest record of each gate and machine that all seeds passed, else the last one."""
+    """The fastest record of each gate and machine that five seeds or more passed; else of fewer, or one that failed."""
     rows = []
     machines = dict.fromkeys((record["machine"], record["threads"]) for record in records)
     for (machine, threads), (name, gate) in product(machines, GATES.items()):
         its = [each for each in records if (each["gate"], each["machine"], each["threads"]) == (name, machine, threads)]
         if its:
             best = min(
-                (each for each in its if each["passed"]), key=lambda each: mean(each["seconds"]), default=its[-1]
+                (each for each in its if each["passed"]),
+                default=its[-1],
+                key=lambda each: (-min(5, len(each["seconds"])), mean(each["seconds"])),
             )
             passed = sum(map(gate.passed, best["figures"]))
             figures = f"{mean(best['figures']):.4g}"
@@ -123,7 +126,11 @@ def format_records(records: list[dict[str, Any]]) -> str:
 def parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
     parser.add_argument(
-        "--only", type=cli.items(cli.one_of(GATES)), default=tuple(GATES), metavar="GATE", help="gates (default: all)"
+        "--only",
+        type=cli.items(cli.one_of(GATES)),
+        default=tuple(GATES),
+        metavar="GATE",
+        help=f"of {', '.join(GATES)} (default: all)",
     )
     parser.add_argument("--seeds", type=cli.integer(1), default=5, help="runs of each entry")
     parser.add_argument("--data-root", type=Path, default=Path("data"), help="where MNIST is")
@@ -132,6 +139,7 @@ def parser() -> cli.Parser:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
+    load_images("mnist", args.data_root)  # an error, or a download, comes before any clock
     records = list(read_json(RECORDS, "")["records"]) if RECORDS.exists() else []
     for name in args.only:
         records.append(measure(name, args.seeds, args.data_root.absolute()))

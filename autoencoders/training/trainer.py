@@ -251,8 +251,8 @@ class _Loss(nn.Module):
 
 
 class _Adam(torch.optim.Adam):
-    """Adam without the wrappers of torch's methods, so without closures and hooks. At every step they look for a GPU and
-    open a profiler's record, a tenth of a step of `simple`; they import the compiler, 150 MB and two seconds."""
+    """Adam without the wrappers of torch's methods, so without closures and hooks. At every step they look for a GPU
+    and open a profiler's record, a tenth of a step of `simple`; they import the compiler, 150 MB and two seconds."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
