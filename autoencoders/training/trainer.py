@@ -250,6 +250,9 @@ class _Loss(nn.Module):
         return loss, {"train_loss": loss.detach(), **parts}
 
 
+_adam, _SETTINGS = inspect.unwrap(adam), ("lr", "weight_decay", "eps", "amsgrad", "maximize", "decoupled_weight_decay")
+
+
 class _Adam(torch.optim.Adam):
     """Adam without the wrappers of torch's methods, so without closures and hooks. At every step they look for a GPU
     and open a profiler's record, a tenth of a step of `simple`; they import the compiler, 150 MB and two seconds."""
@@ -260,9 +263,8 @@ class _Adam(torch.optim.Adam):
         for group in self.param_groups:
             lists: list[list[Tensor]] = [[] for _ in range(6)]
             self._init_group(group, *lists)  # type: ignore[no-untyped-call]
-            names = ("lr", "weight_decay", "eps", "amsgrad", "maximize", "decoupled_weight_decay")
-            beta1, beta2 = group["betas"]
-            inspect.unwrap(adam)(*lists, fused=True, beta1=beta1, beta2=beta2, **{name: group[name] for name in names},
+            (beta1, beta2), settings = group["betas"], {name: group[name] for name in _SETTINGS}
+            _adam(*lists, fused=True, beta1=beta1, beta2=beta2, **settings,
                   grad_scale=getattr(self, "grad_scale", None), found_inf=getattr(self, "found_inf", None))  # fmt: skip
 
     step.hooked = True  # type: ignore[attr-defined]  # or torch wraps this one, too
