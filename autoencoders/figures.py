@@ -1,8 +1,7 @@
 """The PNGs of training and generation; those of an evaluation are in evaluation/plots.py, that of PCA in pca.py.
 
-Each function draws one picture and returns the bytes of its file; the caller writes them.
-
-Images are arrays (n, pixels) of squares in [0, 1].
+Each function draws one picture and returns the bytes of its file; the caller writes them. Images are arrays (n, pixels)
+of squares in [0, 1].
 """
 
 import math

@@ -198,8 +198,7 @@ SETTINGS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
 }
 TRAINING = tuple(SETTINGS["training"])
 
-DEFAULT, BEST = "symmetric", "tuned"  # BEST is what a warning recommends: the lowest test error
-BEST_SPARSE = "sparse_tuned"
+DEFAULT, BEST, BEST_SPARSE = "symmetric", "tuned", "sparse_tuned"  # a warning recommends BEST: the lowest test error
 
 # Arguments that every fully connected row shares; a row says what differs.
 _DENSE = {"activation": "relu", "code_activation": "relu", "linear_path": False, "output": "sigmoid", "loss": "mse",

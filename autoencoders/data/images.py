@@ -19,9 +19,8 @@ from autoencoders.runtime.errors import RunError, UsageError
 class MappedImages:
     """Images (n, pixels) uint8, or float32 vectors, that stay in a .npy file; an index works as for an array.
 
-    `rows` are their numbers in the file.
-
-    An index reads the images that it selects: a mapping of a file that someone shortens would end the process.
+    `rows` are their numbers in the file. An index reads the images that it selects: a mapping of a file that someone
+    shortens would end the process.
     """
 
     path: Path

@@ -57,7 +57,7 @@ class Run:
             "precision": str(trainer.precision), "versions": checkpoint.versions(), "launch": processes.launch_id(),
         }  # fmt: skip
         self.signals = signals.Signals()
-        self.saved_at = time.monotonic()
+        self.saved_at, self.next_save = time.monotonic(), 0.0  # seconds
         self.digest = ""  # SHA-256 of the checkpoint that this run wrote or resumed
         # Problems that health.check does not warn about (again); with --only the test images are of other labels, too.
         self.reported: set[str] = set() if images.only is None else {"rising_test_loss"}
@@ -125,13 +125,10 @@ class Run:
 
     def start_anew(self) -> bool:
         """Rename the checkpoint of an unfinished run, so that nothing overwrites it."""
-        if not self.path.exists():
-            return False
-        try:
-            finished = checkpoint.is_finished(self.folder, checkpoint.load_checkpoint(self.path)[1])
-        except RunError:
-            finished = False  # an unreadable checkpoint may still matter to somebody
-        if not finished:
+        matters = self.path.exists()
+        with contextlib.suppress(RunError):  # an unreadable checkpoint may still matter to somebody
+            matters = matters and not checkpoint.is_finished(self.folder, checkpoint.load_checkpoint(self.path)[1])
+        if matters:
             names = (f"checkpoint.previous{n}.pt" for n in itertools.chain([""], itertools.count(2)))
             previous = next(path for name in names if not (path := self.folder / name).exists())
             self.path.replace(previous)
@@ -139,9 +136,10 @@ class Run:
         return False
 
     def epochs(self, on_step: OnStep, minutes: float) -> Iterator[Row]:
-        """Train to the end; save a checkpoint after each epoch, then yield the row of history.
+        """Train to the end; yield the row of history after each epoch.
 
-        A checkpoint is also saved every `minutes` inside an epoch, and when the process is asked to stop.
+        A checkpoint is saved after the last epoch, and after each other if that takes at most a twentieth of the time;
+        every `minutes` inside an epoch; and when the process is asked to stop.
         """
         self.signals.listen()
 
@@ -149,19 +147,17 @@ class Run:
             on_step(epoch, step, steps, loss)
             if self.signals.received or time.monotonic() - self.saved_at > 60 * minutes:
                 self.trainer.check_finite()
-                self.save()
                 self._stop_if_asked()
+                self.save()
 
         try:
             for row in self.trainer.epochs(watch):
-                self.save()
+                if row["epoch"] == self.trainer.recipe.epochs or time.monotonic() >= self.next_save:
+                    self.save()
                 yield row
                 self._stop_if_asked()
-        except Diverged as error:
-            kept = f"{self.path} holds the last good state" if self.digest else "no checkpoint was written yet"
-            raise RunError(f"{error}; {kept}") from error
         except RunError as error:
-            raise RunError(f"{error}; {self._resume_hint()}") from error
+            raise RunError(f"{error}; {self._resume_hint(isinstance(error, Diverged))}") from error
         self.signals.restore()
         self._stop_if_asked()  # by a signal since the last epoch's check
 
@@ -173,16 +169,22 @@ class Run:
 
     def save(self) -> None:
         """Write the checkpoint."""
+        started = time.monotonic()
         self.digest = checkpoint.save_checkpoint(self.path, {**self.identity, "trainer": self.trainer.state_dict()})
         self.saved_at = time.monotonic()
+        self.next_save = self.saved_at + 19 * (self.saved_at - started)
 
     def _stop_if_asked(self) -> None:
+        """After a signal: save a checkpoint and raise Stopped."""
         if self.signals.received:
+            self.save()
             raise signals.Stopped(f"stopped; {self._resume_hint()}", 128 + self.signals.received)
 
-    def _resume_hint(self) -> str:
+    def _resume_hint(self, diverged: bool = False) -> str:
         if not self.digest:
             return "no checkpoint was written yet"
+        if diverged:
+            return f"{self.path} holds the last good state"
         return f"{self.path} holds the progress; the same command with --resume continues it"
 
 

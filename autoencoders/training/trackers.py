@@ -54,7 +54,8 @@ class Trackers:
             state = checks.like(read_json(path, hint := "delete it to start a new one"), state)
             if not re.fullmatch(r"\w[\w.-]{0,99}", state["id"], re.ASCII):  # it becomes part of a path
                 raise RunError(f"{path}: holds no id of a run; {hint}")
-            checks.integer(state["epochs"], 0, len(self.trainer.history))
+            epochs = checks.integer(state["epochs"], 0, self.trainer.recipe.epochs)
+            state["epochs"] = min(epochs, len(self.trainer.history))  # those after the checkpoint come again
         first_step = state["epochs"] * len(self.trainer.batch_sizes) + 1
         tracker = TRACKERS[name](state["id"], self.folder, project, self.settings, first_step)
         tracker.path, tracker.state, self.active[name] = path, state, tracker

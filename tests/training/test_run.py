@@ -121,6 +121,16 @@ def test_a_signal_after_the_last_epoch_is_not_forgotten(few, tmp_path, monkeypat
     assert caught.value.status == 143
 
 
+def test_epochs_shorter_than_a_save_share_checkpoints_and_the_first_and_the_last_have_one(few, tmp_path):
+    run = Run(make_trainer("simple", few, epochs=60, batch_size=32), few, tmp_path)
+    saved = {}  # the digest of a checkpoint, and the epoch after which it was first seen
+    for row in run.epochs(lambda *_: None, 10):
+        saved.setdefault(run.digest, row["epoch"])
+    epochs = list(saved.values())
+    assert epochs[0] == 1 and epochs[-1] == 60 and 1 < len(epochs) < 60
+    assert len(load_checkpoint(run.path)[0]["trainer"]["history"]) == 60
+
+
 def test_divergence_names_the_epoch_and_the_step(few):
     trainer = make_trainer("simple", few, epochs=3, batch_size=32)
     epochs = trainer.epochs()

@@ -266,3 +266,12 @@ def test_a_fresh_start_is_a_new_run(run):
     log_with_tensorboard(run)
     folders = sorted((run.folder / "trackers" / "tensorboard").iterdir())
     assert [steps_of(events_of(run.folder, folder.name), "train_loss") for folder in folders] == [[2, 4], [2, 4]]
+
+
+def test_epochs_after_the_checkpoint_are_logged_again_and_once(run, few):
+    log_with_tensorboard(run)  # both epochs, of which the checkpoint holds none
+    killed = Run(make_trainer("bce", few, hidden_sizes=(8,), epochs=2), few, run.folder)
+    assert not killed.resume() and not killed.trainer.history
+    log_with_tensorboard(killed)
+    events = events_of(run.folder)
+    assert steps_of(events, "train_loss") == [2, 4] and steps_of(events, "batch_loss") == [1, 2, 3, 4]
