@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 Parts = dict[str, Tensor]
 
-ACTIVATIONS: dict[str, type[nn.Module]]
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh, "leaky-relu": nn.LeakyReLU}
 _OUTPUTS: dict[str, tuple[type[nn.Module], str]]
 _OUTPUTS = {"tanh": (nn.Tanh, "signed"), "sigmoid": (nn.Sigmoid, "unit"), "linear": (nn.Identity, "unit")}

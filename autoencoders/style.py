@@ -49,8 +49,7 @@ def styled_figure(title: str, width: float = 8.0, height: float = 4.8) -> Iterat
     """An empty figure, in inches, 6 or more wide, under a wrapped title; draw, and call `png`, inside the block."""
     width = max(width, 6.0)
     with rc_context(_STYLE | {"font.family": font_families()}):
-        figure = Figure((width, height), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = Figure((width, height), dpi=150, layout="constrained")
         figure.suptitle(textwrap.fill(title, int(8.5 * width)))  # matplotlib's own wrapping would parse a $
         yield figure
 
@@ -60,7 +59,7 @@ def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # about letters that no font has, and a layout without room
-        figure.savefig(buffer, format="png", dpi=150)
+        FigureCanvasAgg(figure).print_png(buffer)  # type: ignore[no-untyped-call]  # savefig draws twice
     return buffer.getvalue()
 
 

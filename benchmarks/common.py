@@ -58,7 +58,7 @@ def run_python(
         seconds = time.perf_counter() - start
         errors.seek(0)
         if process.returncode:
-            raise RunError(f"{arguments}: ended with status {process.returncode}: {errors.read()[-500:]}")
+            raise RunError(f"{' '.join(command[2:])}: ended with status {process.returncode}: {errors.read()[-500:]}")
     return Finished(seconds, lines, peaks["VmHWM"], peaks["RssAnon"])
 
 

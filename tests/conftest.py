@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 import ae_train
 from autoencoders.data.sets import load_images
@@ -173,13 +173,13 @@ def silent_network():
 def figures(monkeypatch):
     """The Figure objects saved while the test runs, in order; they are really drawn."""
     saved = []
-    save = Figure.savefig
+    draw = FigureCanvasAgg.print_png
 
-    def record(figure, *args, **kwargs):
-        saved.append(figure)
-        return save(figure, *args, **kwargs)
+    def record(canvas, *args, **kwargs):
+        saved.extend({canvas.figure}.difference(saved))  # a test may draw it again
+        return draw(canvas, *args, **kwargs)
 
-    monkeypatch.setattr(Figure, "savefig", record)
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", record)
     return saved
 
 

@@ -38,7 +38,7 @@ from autoencoders.runtime import cli
 calls = json.loads(sys.argv[1])
 cli.run(lambda: [importlib.import_module(name).main(flags) for name, flags in calls], distributed=True)
 """
-LONG = ("--dataset", "digits", "--hidden-sizes", "64", "--epochs", "40", "--checkpoint-minutes", "0.0005")
+LONG = ("--dataset", "digits", "--hidden-sizes", "64", "--epochs", "12", "--checkpoint-minutes", "0.0005")
 
 
 def launch(*arguments, **options):
