@@ -54,8 +54,8 @@ def plain_loss(model: Autoencoder, recipe: Recipe, x: Tensor) -> Tensor:
 
 def plain_epoch(model: Autoencoder, recipe: Recipe, loader: Loader) -> Callable[[], list[float]]:
     """A function that trains one epoch by the plain loop and returns the batch losses."""
-    if model.members > 1:
-        ensemble = PlainEnsemble()
+    if model.selects:
+        ensemble = PlainEnsemble(model.members)
         return lambda: [sum(ensemble.step(x.view(len(x), -1))) for x, _ in loader]
     kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
     optimizer = kind(model.parameters(), lr=recipe.lr)

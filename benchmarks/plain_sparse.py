@@ -29,7 +29,7 @@ class SparseAutoencoder(nn.Module):
 
 
 class PlainEnsemble:
-    """Trains five of them, step by step."""
+    """Trains several of them, step by step."""
 
     def __init__(self, num_saes: int = 5, consistency_weight: float = 0.01) -> None:
         self.saes = [SparseAutoencoder() for _ in range(num_saes)]
@@ -45,7 +45,7 @@ class PlainEnsemble:
             for a, b in combinations(rows, 2):
                 cosine = a @ b.T
                 scores.append((cosine.amax(1).mean() + cosine.amax(0).mean()).item() / 2)
-        return 1 - sum(scores) / len(scores)
+        return 1 - sum(scores) / len(scores) if scores else 0.0
 
     def step(self, x: Tensor) -> list[float]:
         """One step on images (batch, 784); the losses as floats."""

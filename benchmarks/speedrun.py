@@ -44,6 +44,8 @@ class Gate:
 
 
 _SPEEDRUN = ("--recipe", "speedrun", "--batch-size", "128", "--lr", "1.2e-2")  # of 24, on held-out images
+_BF16 = ("--amp", "on")
+_LARGE_BATCHES = ("--activation", "gelu", "--batch-size", "256", "--lr", "4e-3", *_BF16)
 _MSE = ("metrics", "test_mse_unit")
 GATES = {
     "symmetric": Gate("code of 154: MSE of the published `symmetric`, pixels in [-1, 1]", 0.0142,
@@ -52,15 +54,15 @@ GATES = {
                 "https://mfaulk.github.io/2024/07/26/pytorch-ae.html", _SPEEDRUN, _MSE, 4),
     "hinton": Gate("code of 30: squared error of an image", 3.00,
                    "Hinton & Salakhutdinov 2006, https://doi.org/10.1126/science.1127647",
-                   ("--recipe", "hinton", "--epochs", "8"), _MSE, 784),
+                   ("--recipe", "hinton", "--epochs", "10", "--batch-size", "256", "--lr", "8e-3", *_BF16), _MSE, 784),
     "static": Gate("static binary MNIST: nats, 1,000 samples", 89.78,
                    "https://github.com/clementchadebec/benchmark_VAE, commit 6419e21",
-                   ("--recipe", "vae_static", "--epochs", "25", "--importance-samples", "5", "--hidden-sizes",
-                    "512,512", "--activation", "gelu", "--lr", "2e-3"), ("likelihood", "nll"), evaluation=()),
+                   ("--recipe", "vae_static", "--epochs", "32", "--importance-samples", "2", "--hidden-sizes",
+                    "400,400", *_LARGE_BATCHES), ("likelihood", "nll"), evaluation=()),
     "dynamic": Gate("dynamic binary MNIST: nats, 1,000 samples", 86.76,
                     "Burda et al. 2016, https://arxiv.org/abs/1509.00519",
-                    ("--recipe", "iwae", "--hidden-sizes", "512,512", "--activation", "gelu", "--lr", "2e-3",
-                     "--epochs", "40"), ("likelihood", "nll"), evaluation=()),
+                    ("--recipe", "iwae", "--epochs", "65", "--importance-samples", "2", "--hidden-sizes",
+                     "512,512", *_LARGE_BATCHES), ("likelihood", "nll"), evaluation=()),
     "linear": Gate("linear classifier on features without labels: accuracy", 0.9862,
                    "FC-WTA, https://github.com/guoguo12/tensorflow-fcwta, commit 1a72123", ("--recipe", "wta"),
                    ("probe", "code", "linear", "accuracy"), evaluation=("--probe", "--features", "dense"), higher=True),

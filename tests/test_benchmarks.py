@@ -19,9 +19,10 @@ from autoencoders.reproduction.runs import Setup
 from autoencoders.runtime.errors import RunError
 from autoencoders.sparse import SparseEnsemble
 from benchmarks import code_sizes, peers, recipes, scaling, seeds, showcase, speedrun, step_profile
-from benchmarks.common import run_python, sized
+from benchmarks.common import SYSTEMS, run_python, sized
 from benchmarks.figures import growth_panels
 from benchmarks.parallel import largest_difference
+from benchmarks.plain import build, plain_epoch
 
 
 def test_a_process_is_timed_line_by_line_and_its_memory_is_its_own():
@@ -42,6 +43,14 @@ def test_a_process_that_fails_is_reported_with_its_last_words():
 def test_a_recipe_to_time_has_a_code_size_and_the_given_settings():
     assert sized("symmetric", batch_size=7).code_size == 154 and sized("symmetric", batch_size=7).batch_size == 7
     assert sized("simple").code_size == 32
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_the_plain_loop_trains_every_system_of_the_bench(name):
+    torch.manual_seed(0)
+    recipe, batches = sized(name), [(torch.rand(4, 1, 28, 28), torch.zeros(4))] * 3
+    first, *_, last = plain_epoch(build(recipe), recipe, batches)()
+    assert last < first
 
 
 def test_the_largest_difference_is_relative_and_named_and_times_do_not_count():
