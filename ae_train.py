@@ -67,8 +67,8 @@ def parser(recipe: Recipe = RECIPES[DEFAULT], only_own: bool = False) -> cli.Par
     output.add_argument("--output-dir", type=cli.path, help=f"where results go (default: {recipe.default_folder})")
     output.add_argument("--resume", action="store_true", help="continue from the output folder's checkpoint")
     output.add_argument("--checkpoint-minutes", type=cli.number(0), default=10.0, metavar="X",
-                        help="minutes between checkpoints inside an epoch; one is also saved after epochs, except "
-                             "where that would take more than 5%% of the time")
+                        help="minutes between checkpoints inside an epoch; others are saved after the first and the "
+                             "last epoch, and after those between unless it takes more than 5%% of the time")
     output.add_argument("--log-interval", type=cli.integer(1), metavar="N",
                         help="print the loss of every N-th batch, and every epoch (default: at most 20 epochs)")
     output.add_argument("--pictures-every", type=cli.integer(1), metavar="N",

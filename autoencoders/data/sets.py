@@ -17,7 +17,6 @@ import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +86,6 @@ def _load_known(name: str, root: Path, side: int) -> ImageSet:
     return _load_idx(_IDX_SETS[name], folder, side)
 
 
-@cache
 def _load_digits(side: int) -> ImageSet:
     """scikit-learn's 8 x 8 digits, enlarged: 1,500 for training, 297 for testing."""
     from sklearn.datasets import load_digits  # takes a second, and only this set needs it

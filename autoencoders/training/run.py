@@ -57,7 +57,7 @@ class Run:
             "precision": str(trainer.precision), "versions": checkpoint.versions(), "launch": processes.launch_id(),
         }  # fmt: skip
         self.signals = signals.Signals()
-        self.saved_at, self.next_save = time.monotonic(), 0.0  # seconds
+        self.saved_at, self.next_save, self.is_saved = time.monotonic(), 0.0, False
         self.digest = ""  # SHA-256 of the checkpoint that this run wrote or resumed
         # Problems that health.check does not warn about (again); with --only the test images are of other labels, too.
         self.reported: set[str] = set() if images.only is None else {"rising_test_loss"}
@@ -138,12 +138,13 @@ class Run:
     def epochs(self, on_step: OnStep, minutes: float) -> Iterator[Row]:
         """Train to the end; yield the row of history after each epoch.
 
-        A checkpoint is saved after the last epoch, and after each other if that takes at most a twentieth of the time;
-        every `minutes` inside an epoch; and when the process is asked to stop.
+        A checkpoint is saved after the first and the last epoch, and after others if that takes at most a twentieth of
+        the time; every `minutes` inside an epoch; and when the process is asked to stop.
         """
         self.signals.listen()
 
         def watch(epoch: int, step: int, steps: int, loss: Tensor) -> None:
+            self.is_saved = False
             on_step(epoch, step, steps, loss)
             if self.signals.received or time.monotonic() - self.saved_at > 60 * minutes:
                 self.trainer.check_finite()
@@ -173,19 +174,20 @@ class Run:
         self.digest = checkpoint.save_checkpoint(self.path, {**self.identity, "trainer": self.trainer.state_dict()})
         self.saved_at = time.monotonic()
         self.next_save = self.saved_at + 19 * (self.saved_at - started)
+        self.is_saved = True
 
     def _stop_if_asked(self) -> None:
-        """After a signal: save a checkpoint and raise Stopped."""
+        """After a signal: save a checkpoint, unless that is done, and raise Stopped."""
         if self.signals.received:
-            self.save()
+            if not self.is_saved:
+                self.save()
             raise signals.Stopped(f"stopped; {self._resume_hint()}", 128 + self.signals.received)
 
     def _resume_hint(self, diverged: bool = False) -> str:
         if not self.digest:
             return "no checkpoint was written yet"
-        if diverged:
-            return f"{self.path} holds the last good state"
-        return f"{self.path} holds the progress; the same command with --resume continues it"
+        what = "an earlier, good state" if diverged else "the progress; the same command with --resume continues it"
+        return f"{self.path} holds {what}"
 
 
 @contextlib.contextmanager
