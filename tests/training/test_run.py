@@ -131,6 +131,24 @@ def test_epochs_shorter_than_a_save_share_checkpoints_and_the_first_and_the_last
     assert len(load_checkpoint(run.path)[0]["trainer"]["history"]) == 60
 
 
+@pytest.mark.parametrize("is_saved", [True, False])
+def test_a_stop_after_an_epoch_saves_it_once(few, tmp_path, is_saved):
+    run = Run(make_trainer("simple", few, epochs=60, batch_size=32), few, tmp_path)
+    before, digest, saved = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}, "", []
+    try:
+        with pytest.raises(signals.Stopped):
+            for row in run.epochs(lambda *_: None, 10):
+                if not saved and (run.digest != digest) == is_saved:
+                    saved = [row["epoch"], run.path.stat().st_mtime_ns]
+                    os.kill(os.getpid(), signal.SIGTERM)
+                digest = run.digest
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert len(load_checkpoint(run.path)[0]["trainer"]["history"]) == saved[0] < 60
+    assert (run.path.stat().st_mtime_ns == saved[1]) == is_saved
+
+
 def test_divergence_names_the_epoch_and_the_step(few):
     trainer = make_trainer("simple", few, epochs=3, batch_size=32)
     epochs = trainer.epochs()
