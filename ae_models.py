@@ -133,9 +133,6 @@ class Autoencoder(nn.Module):
         of an ensemble whose weights are new, each one slice of every parameter."""
         return ()
 
-    def check_state(self) -> None:
-        """Raise ValueError when the buffers, restored from a file, hold what training could not have left there."""
-
 
 class LayeredAutoencoder(Autoencoder):
     """An encoder and a decoder, both `nn.Sequential`, and the objective they are trained with.

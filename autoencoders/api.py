@@ -128,17 +128,16 @@ def train(
 
 
 def _recipe(name: str, settings: dict[str, Any]) -> Recipe:
-    """The recipe with these settings, each of them checked; ValueError for one that its flag would refuse."""
+    """The recipe with these settings; ValueError for one that it does not have."""
     if name not in RECIPES:
         raise ValueError(f"recipe {name!r}: expected one of {', '.join(RECIPES)}")
     if unknown := sorted(settings.keys() - SETTINGS["model"].keys() - SETTINGS["training"].keys()):
         raise ValueError(f"{', '.join(unknown)}: no such setting; the flags of ae_train.py name them")
-    recipe = RECIPES[name].override(settings)  # ValueError for a setting that this recipe does not have
-    known = {key: value for key, value in settings.items() if (key, value) != ("code_size", None)}
-    checked = Recipe.from_dict({"name": name, "model_args": {}, **known})
-    if checked.epochs < 1:
-        raise ValueError(f"epochs {checked.epochs}: expected at least 1")
-    return checked.override({"code_size": None}) if recipe.code_size is None else checked
+    plain = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    recipe = RECIPES[name].override(plain)  # ValueError for a setting that this recipe does not have
+    if recipe.epochs < 1:
+        raise ValueError(f"epochs {recipe.epochs}: expected at least 1")
+    return recipe
 
 
 def _image_set(images: Any, test_images: Any, root: Path, seed: int) -> ImageSet:

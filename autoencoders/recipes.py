@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from autoencoders.runtime import checks, cli
+from autoencoders.runtime import cli
 from autoencoders.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -114,11 +114,9 @@ class Recipe:
         flags = SETTINGS["model"] | SETTINGS["training"]
         defaults = {**vars(row), **row.model_args}
         known = {name: stored[name] for name in flags if name in stored and name in defaults}
-        settings = {name: None if value is None is defaults[name] else _as_flag_takes_it(name, value)
-                    for name, value in known.items()}  # fmt: skip
-        image_size = checks.integer(plain.get("image_size", row.image_size), 4, 128)
-        vector_size = checks.integer(plain.get("vector_size", 0), 0, 10**6)
-        return dataclasses.replace(row.override(settings), image_size=image_size, vector_size=vector_size)
+        settings = {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
+        sizes = {name: plain.get(name, getattr(row, name)) for name in ("image_size", "vector_size")}
+        return dataclasses.replace(row.override(settings), **sizes)
 
     @property
     def pixels(self) -> int:
@@ -293,19 +291,6 @@ _ROWS = (
 # fmt: on
 
 RECIPES: dict[str, Recipe] = {row.name: row for row in _ROWS}
-
-
-def _as_flag_takes_it(name: str, value: Any) -> Any:
-    """The value of the setting `name`, from a file or from Python; ValueError for one that its flag would refuse."""
-    _, options = (SETTINGS["model"] | SETTINGS["training"])[name]
-    try:
-        if "type" in options and not isinstance(value, str):
-            return options["type"](",".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
-    except argparse.ArgumentTypeError as error:
-        raise ValueError(f"{name}: {error}") from error
-    if isinstance(value, bool) if "action" in options else value in options.get("choices", ()):
-        return value
-    raise ValueError(f"{name}: cannot be {checks.printable(str(value), 40)}")
 
 
 def owners(name: str) -> str:

@@ -300,11 +300,6 @@ class SparseEnsemble(Autoencoder):
         self.step.add_(1)
         return self._reinitialise()
 
-    def check_state(self) -> None:
-        rows = self.features * self.members
-        if self.step < 0 or self.images < 0 or ((self.matches < 0) | (self.matches >= rows)).any():
-            raise ValueError("its matches are not rows of the dictionaries")
-
     def _reinitialise(self) -> list[int]:
         """The published rule: re-initialise the autoencoders whose firing rates are far off; waits for the device."""
         if self.reinit_threshold is None or self.step % self.reinit_every:

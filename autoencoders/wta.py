@@ -60,7 +60,3 @@ class WinnerTakeAll(SymmetricAutoencoder):
         share = (1 / self.steps).clamp(min=1 - self.threshold_momentum)  # the plain mean of the first steps
         self.threshold.lerp_(parts["least"][0], share)
         return ()
-
-    def check_state(self) -> None:
-        if self.steps < 0:
-            raise ValueError("its number of steps is negative")

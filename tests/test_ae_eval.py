@@ -289,12 +289,6 @@ def test_other_images_than_the_runs_own_are_refused(capsys, copied):
     assert sorted(folder.iterdir()) == before
 
 
-@pytest.mark.parametrize("label", [65536, -1, "3", 2.5])
-def test_a_record_that_leaves_out_no_label_is_no_record(capsys, copied, label):
-    status, _, err = call_script(capsys, ae_eval.main, "--run", copied("plain", leave_out=label))
-    assert status == 1 and is_one_error_line(err) and "run.json" in err
-
-
 def test_the_label_left_out_belongs_to_the_run(capsys, copied):
     folder = copied("without")
     assert read_record(folder)["dataset"]["leave_out"] == 3

@@ -110,14 +110,11 @@ def test_other_codes_are_refused(tuned):
     ("settings", "text"),
     [
         ({"epochs": 0}, "epochs 0"),
-        ({"epochs": 2.5}, "epochs: expected a whole number"),
-        ({"lr": -1}, "lr: must be above 0"),
-        ({"loss": "l1"}, "loss: cannot be l1"),
         ({"k": 3}, "only to sparse"),
         ({"epoch": 3}, "epoch: no such setting"),
     ],
 )
-def test_a_setting_is_checked_as_its_flag_is(few, settings, text):
+def test_a_setting_that_the_recipe_does_not_have_is_refused(few, settings, text):
     with pytest.raises(ValueError, match=text):
         train("simple", few.train_images, **settings)
 

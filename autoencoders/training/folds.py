@@ -22,7 +22,7 @@ from tqdm import tqdm
 from autoencoders.data.images import ImageSet
 from autoencoders.evaluation.metrics import reconstruction_error
 from autoencoders.recipes import Recipe
-from autoencoders.runtime import checks, cli, signals
+from autoencoders.runtime import cli, signals
 from autoencoders.runtime.device import Precision, flush_denormals, keep_freed_memory, seed_for
 from autoencoders.runtime.errors import RunError
 from autoencoders.runtime.files import prepare_folder, read_json, write_json
@@ -159,9 +159,8 @@ def load_result(key: dict[str, Any], folder: Path) -> Result | None:
     try:
         record = read_json(path, "delete it")
         if record.pop("sha256", None) == checksum(record) and record["facts"] == key:
-            error, seconds = record["result"]["val_mse_unit"], checks.number(record["result"]["seconds"], 0)
-            return {"val_mse_unit": None if error is None else checks.number(error, 0), "seconds": seconds}
-    except Exception:  # any content that we did not write
+            return {name: record["result"][name] for name in ("val_mse_unit", "seconds")}
+    except (RunError, KeyError):
         pass
     log.warning(f"{path}: is damaged, or of an earlier version; this fold is trained again")
     return None

@@ -88,10 +88,8 @@ class Run:
         self._check_same_run(state)
         try:
             self.trainer.load_state_dict(state["trainer"])
-        except Exception as error:  # any content that we did not write
-            raise RunError(
-                f"{self.path}: does not fit the recipe's model ({error}); delete it, or train without --resume"
-            ) from error
+        except Exception as error:  # whatever the file holds
+            raise RunError(f"{self.path}: does not fit ({error}); train again, without --resume") from error
         if state["versions"] != self.identity["versions"]:
             log.warning("the versions of the libraries have changed: the resumed run may not be bit-identical")
         done, epochs = len(self.trainer.history), self.trainer.recipe.epochs

@@ -7,7 +7,6 @@ which a resumed training continues the same run. Values have the names of `run.j
 
 import logging
 import os
-import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from autoencoders.runtime import checks, cli
+from autoencoders.runtime import cli
 from autoencoders.runtime.errors import RunError
 from autoencoders.runtime.files import read_json, write_json
 
@@ -51,11 +50,8 @@ class Trackers:
         id = f"{self.settings['name']}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         state: dict[str, Any] = {"id": id, "epochs": 0}
         if resumed and path.exists():
-            state = checks.like(read_json(path, hint := "delete it to start a new one"), state)
-            if not re.fullmatch(r"\w[\w.-]{0,99}", state["id"], re.ASCII):  # it becomes part of a path
-                raise RunError(f"{path}: holds no id of a run; {hint}")
-            epochs = checks.integer(state["epochs"], 0, self.trainer.recipe.epochs)
-            state["epochs"] = min(epochs, len(self.trainer.history))  # those after the checkpoint come again
+            state = read_json(path, "delete it to start a new one")
+            state["epochs"] = min(state["epochs"], len(self.trainer.history))  # those after the checkpoint come again
         first_step = state["epochs"] * len(self.trainer.batch_sizes) + 1
         tracker = TRACKERS[name](state["id"], self.folder, project, self.settings, first_step)
         tracker.path, tracker.state, self.active[name] = path, state, tracker

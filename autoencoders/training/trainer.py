@@ -21,7 +21,7 @@ from autoencoders.data.batches import epoch_batches, to_device
 from autoencoders.data.images import ImageSet, MappedImages
 from autoencoders.evaluation.metrics import evaluation_means, evaluation_sums, to_pixels
 from autoencoders.recipes import Recipe
-from autoencoders.runtime import checks, processes
+from autoencoders.runtime import processes
 from autoencoders.runtime.device import Precision, keep_freed_memory, seed_for
 from autoencoders.runtime.errors import RunError
 
@@ -135,12 +135,9 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state; an exception when it does not fit this trainer."""
-        self._check(state)
-        state = state | {name: _owned(state[name]) for name in ("optimizer", "logged", "random")}
         self.model.load_state_dict(state["model"])
         for name, buffer in self.model.named_buffers():
             buffer.copy_(state["buffers"][name])
-        self.model.check_state()
         self.optimizer.load_state_dict(state["optimizer"])
         if self.schedule:
             self.schedule.load_state_dict(state["schedule"])
@@ -151,49 +148,6 @@ class Trainer:
         torch.set_rng_state(state["random"])
         if self.device.type == "cuda" and state["random_cuda"] is not None:
             torch.cuda.set_rng_state(state["random_cuda"], self.device)
-
-    def _check(self, state: dict[str, Any]) -> None:
-        """Raise an exception unless `state` is what `state_dict` may return: its shapes, ranges and finite numbers."""
-        mine, steps = self.state_dict(), len(self.batch_sizes)
-        for name in ("model", "scaler", "schedule", "random"):
-            checks.like(state[name], mine[name], name)
-        checks.like({name: state["buffers"][name] for name in mine["buffers"]}, mine["buffers"], "buffers")
-        moments = {i: {"step": torch.zeros(()), "exp_avg": weight, "exp_avg_sq": weight}
-                   for i, weight in enumerate(self.model.parameters()) if state["optimizer"]["state"]}  # fmt: skip
-        checks.like(state["optimizer"], mine["optimizer"] | {"state": moments}, "optimizer")
-        if any((a["step"] < 0) | (a["exp_avg_sq"] < 0).any() for a in state["optimizer"]["state"].values()):
-            raise ValueError("the optimizer's squared gradients or steps are negative")
-        changing = ("lr", "betas") if self.schedule else ()
-        for theirs, group in zip(state["optimizer"]["param_groups"], mine["optimizer"]["param_groups"]):
-            checks.number(theirs["lr"], 0)
-            if any(theirs[name] != group[name] for name in group.keys() - changing):
-                raise ValueError("the optimizer has other settings")  # with which its kernel may crash
-        moving = ("last_epoch", "_step_count", "_last_lr")
-        if any(state["schedule"][name] != value for name, value in mine["schedule"].items() if name not in moving):
-            raise ValueError("the schedule of the learning rate is another one")
-        history, (row, logged) = state["history"], self._templates()
-        done = len(history) * steps + checks.integer(state["steps_done"], 0, steps)
-        if done > self.recipe.epochs * steps or (self.schedule and state["schedule"]["last_epoch"] != done):
-            raise ValueError("more steps are done than the recipe has, or the schedule is at another step")
-        checks.number(state["seconds"], 0)
-        checks.like(history, [row] * len(history), "history")
-        if [each["epoch"] for each in history] != [*range(1, len(history) + 1)]:
-            raise ValueError("history lacks an epoch")
-        losses = checks.like(state["batch_losses"], torch.zeros(len(history) * steps, dtype=torch.double), "losses")
-        if (losses.abs() > 1e30).any():
-            raise ValueError("a loss is too large")
-        checks.like(state["logged"], logged if state["logged"] else {}, "logged")
-
-    def _templates(self) -> tuple[Row, dict[str, Tensor]]:
-        """A row of history and the tables of `StepLog`, with all names, types and shapes, of a discarded pass."""
-        self.model.train()
-        with torch.no_grad(), torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            _, values = _Loss(self.model, self.precision)(self.test_images[:1])
-            tested = evaluation_means(evaluation_sums(self.model, self.test_images[:1], 0), 1, self.model.epoch_metrics)
-        scalars = {name: value.cpu() for name, value in values.items() if value.ndim < 2}
-        row = {"epoch": 0, **{name: value.tolist() for name, value in scalars.items()}, **tested}
-        tables = {name: value.new_zeros((len(self.batch_sizes), *value.shape)) for name, value in scalars.items()}
-        return row | {"seconds": 0.0, "images_per_second": 0.0}, tables
 
 
 @dataclass
@@ -226,15 +180,6 @@ class StepLog:
         weights = torch.tensor(batch_sizes, dtype=torch.double) / sum(batch_sizes)
         table = {name: values.cpu().double() for name, values in self.table.items()}
         return {name: torch.tensordot(weights, values, dims=1).tolist() for name, values in table.items()}
-
-
-def _owned(value: Any) -> Any:
-    """A copy whose tensors need no gradient and share no memory, of a value that was checked."""
-    if isinstance(value, Tensor):
-        return value.detach().resolve_neg().clone()
-    if isinstance(value, dict):
-        return {name: _owned(each) for name, each in value.items()}
-    return type(value)(map(_owned, value)) if isinstance(value, list | tuple) else value
 
 
 class _Loss(nn.Module):

@@ -211,21 +211,6 @@ def test_a_stored_pca_is_used_unless_it_is_too_small_or_damaged(digits, tmp_path
     assert load_or_fit_pca(tmp_path, digits, 300).samples == len(digits.train_images)
 
 
-OTHERS = {
-    "ones": lambda c: np.ones_like(c) / 28,
-    "zeros": np.zeros_like,
-    "one axis": lambda c: np.repeat(c[:1], len(c), axis=0),
-    "long doubles": lambda c: c.astype(np.longdouble),
-}
-
-
-@pytest.mark.parametrize("other", OTHERS)
-def test_components_that_are_no_orthogonal_axes_are_refused(other, pca, digits, tmp_path):
-    write_pca(tmp_path, replace(pca, components=OTHERS[other](pca.components)), 0.95, "digits")
-    with pytest.raises(RunError, match="does not hold a PCA"):
-        read_pca(tmp_path, digits)
-
-
 def test_the_variance_curve_passes_through_the_chosen_number_of_components(figures):
     cumulative = 1 - 0.9 ** np.arange(1, 101)  # 29 components for 95%
     picture = variance_curve(cumulative, 0.95, 29, "$et")
