@@ -106,17 +106,12 @@ class Recipe:
 
     @staticmethod
     def from_dict(plain: Mapping[str, Any]) -> "Recipe":
-        """The recipe that `as_dict` wrote, in this version or an earlier one; an exception for anything else.
-
-        A missing setting has the recipe's default; an unknown one is ignored.
-        """
-        row, stored = RECIPES[plain["name"]], {**plain["model_args"], **plain}
-        flags = SETTINGS["model"] | SETTINGS["training"]
-        defaults = {**vars(row), **row.model_args}
-        known = {name: stored[name] for name in flags if name in stored and name in defaults}
-        settings = {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
-        sizes = {name: plain.get(name, getattr(row, name)) for name in ("image_size", "vector_size")}
-        return dataclasses.replace(row.override(settings), **sizes)
+        """The recipe that `as_dict` wrote."""
+        row, stored = RECIPES[plain["name"]], plain["model_args"]
+        arguments = {name: tuple(stored[name]) if isinstance(stored[name], list) else stored[name]
+                     for name in row.model_args}  # fmt: skip
+        training = {name: plain[name] for name in (*TRAINING, "image_size", "vector_size")}
+        return dataclasses.replace(row, model_args=arguments, **training)
 
     @property
     def pixels(self) -> int:

@@ -101,13 +101,6 @@ def test_a_recipe_survives_being_written_as_json(recipe):
 
 
 @every_recipe
-def test_a_recipe_of_an_earlier_version_is_read_with_this_ones_model(recipe):
-    plain = {**recipe.as_dict(), "model": "ae_sparse.SparseEnsemble", "micro_batches": 1}
-    plain.pop("grad_clip")
-    assert Recipe.from_dict(plain) == recipe
-
-
-@every_recipe
 def test_an_override_changes_that_setting_and_leaves_the_table_alone(recipe):
     before = recipe.as_dict()
     other = recipe.override({"lr": 0.5, "epochs": 3})

@@ -172,13 +172,3 @@ def test_a_trainer_stopped_inside_an_epoch_and_resumed_ends_in_the_same_bits(few
     hidden = ("seconds", "images_per_second")
     ours, theirs = ([{k: v for k, v in row.items() if k not in hidden} for row in t.history] for t in (whole, resumed))
     assert ours == theirs
-
-
-def test_a_checkpoint_of_an_earlier_version_loads(few):
-    """It held counts of images and of a batch besides; a buffer that is not needed is ignored."""
-    settings = {"num_saes": 2, "features": 64, "k": 8}
-    trainer, other = make_trainer("sparse", few, **settings), make_trainer("sparse", few, **settings)
-    state = trainer.state_dict()
-    assert state["buffers"].keys() == {"step", "images", "fires", "silent", "matches"}
-    state["buffers"] |= {"batch_images": torch.zeros(()), "batch_fires": torch.zeros(2, 64)}
-    other.load_state_dict(state)

@@ -21,7 +21,8 @@ from autoencoders.runtime.files import read_bytes, read_json, write_atomic, writ
 RUN_FILE = "run.json"
 CHECKPOINT_FILE = "checkpoint.pt"
 RESULT_FILES = ("history.csv", "training_loss.png", "reconstructions.png")  # of every run on images, with the weights
-_MAGIC = b"autoencoder checkpoint 1 sha256 "  # the number counts up when the format changes
+FORMAT = 2  # of run.json and of checkpoints; counts up when either changes
+_MAGIC = f"autoencoder checkpoint {FORMAT} sha256 ".encode()
 
 
 def save_weights(path: Path, model: torch.nn.Module) -> str:
@@ -48,6 +49,7 @@ def from_bytes(data: bytes, path: Path, hint: str) -> Any:
 
 def save_record(folder: Path, record: dict[str, Any]) -> None:
     """Write run.json with a checksum of itself, which detects accidental changes."""
+    record = {**record, "format": FORMAT}
     write_json(folder / RUN_FILE, {**record, "sha256": checksum(record)})
 
 
@@ -61,6 +63,8 @@ def read_record(folder: Path, script: str = "ae_train.py") -> dict[str, Any]:
         unfinished = "the run is not finished: repeat its command with --resume"
         raise UsageError(f"{path}: does not exist; {unfinished if (folder / CHECKPOINT_FILE).exists() else first}")
     record = read_json(path, hint)
+    if record.get("format") != FORMAT:
+        raise RunError(f"{path}: was written by another version of the suite; {hint}")
     if record.pop("sha256", None) != checksum(record):
         raise RunError(f"{path}: was changed after the run wrote it: its checksum does not match; {hint}")
     return record

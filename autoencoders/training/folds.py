@@ -162,5 +162,5 @@ def load_result(key: dict[str, Any], folder: Path) -> Result | None:
             return {name: record["result"][name] for name in ("val_mse_unit", "seconds")}
     except (RunError, KeyError):
         pass
-    log.warning(f"{path}: is damaged, or of an earlier version; this fold is trained again")
+    log.warning(f"{path}: is damaged; this fold is trained again")
     return None

@@ -49,12 +49,14 @@ def test_a_run_resumed_mid_epoch_ends_in_the_same_bits(few, tmp_path, name):
         assert rows[0] == rows[1]
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "foreign"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "foreign", "version"])
 def test_a_damaged_checkpoint_is_refused_by_name(folder, damage):
     path = folder / "checkpoint.pt"
     data = path.read_bytes()
     flipped = data[:5000] + bytes([data[5000] ^ 4]) + data[5001:]
-    path.write_bytes({"cut": data[:-1], "flip": flipped, "empty": b"", "foreign": b"PK\x03\x04" + data}[damage])
+    other = data.replace(b"checkpoint 2", b"checkpoint 1", 1)
+    damaged = {"cut": data[:-1], "flip": flipped, "empty": b"", "foreign": b"PK\x03\x04" + data, "version": other}
+    path.write_bytes(damaged[damage])
     with pytest.raises(RunError, match=r"checkpoint\.pt"):
         load_checkpoint(path)
 

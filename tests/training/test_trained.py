@@ -24,6 +24,13 @@ def test_a_number_changed_in_the_record_is_noticed(folder):
         load_run(folder, CPU)
 
 
+def test_a_record_of_another_format_is_refused(folder):
+    text = (folder / "run.json").read_text()
+    (folder / "run.json").write_text(text.replace('"format": 2', '"format": 1'))
+    with pytest.raises(RunError, match=r"run\.json: was written by another version of the suite"):
+        load_run(folder, CPU)
+
+
 def test_weights_that_are_not_the_records_own_are_refused(folder):
     path = folder / "mnist_denoising.pt"
     data = bytearray(path.read_bytes())
