@@ -31,7 +31,7 @@ def parser() -> cli.Parser:
     parser.add_argument("--run", type=cli.path, required=True, help="folder of the trained model, such as outputs")
     parser.add_argument("--output-dir", type=cli.path, help="where results go (default: the folder of the run)")
     parser.add_argument("--dataset", type=dataset_type, metavar="SET",
-                        help="the run's images (default: the known set it was trained on; your own must be named)")
+                        help="the run's images (default: those it was trained on, as run.json says)")
     parser.add_argument("--data-root", type=cli.path, default=Path("data"),
                         help="where known sets are, or are downloaded")
     parser.add_argument("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu")

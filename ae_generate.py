@@ -45,7 +45,7 @@ def parser() -> cli.Parser:
     tests.add_argument("--method", choices=("spherical", "linear"), default="spherical", help="of the interpolation")
     tests.add_argument("--steps", type=cli.integer(2, 40), default=9, metavar="N", help="images from end to end")
     tests.add_argument("--dataset", type=dataset_type, metavar="SET",
-                       help="the run's images (default: the known set it was trained on; your own must be named)")
+                       help="the run's images (default: those it was trained on, as run.json says)")
     tests.add_argument("--data-root", type=cli.path, default=Path("data"),
                        help="where known sets are, or are downloaded")
 

@@ -221,11 +221,11 @@ def test_a_label_above_9_can_be_left_out(tmp_path, digits, capsys):
             Image.fromarray(image.reshape(28, 28)).save(folder / f"{label:02d}" / f"{number}.png")
     train = ("--dataset", folder, *RUNS["vae"], "--epochs", 1, "--device", "cpu", "--test-fraction", 0.5)
     assert call_script(capsys, ae_train.main, *train, "--leave-out", 12, "--output-dir", tmp_path / "out")[0] == 0
-    flags = ("--run", tmp_path / "out", "--dataset", folder, "--importance-samples", 5, "--device", "cpu")
+    flags = ("--run", tmp_path / "out", "--importance-samples", 5, "--device", "cpu")
     for more, name in (((), "label 12, never"), (("--leave-out", 11), "label 11, also")):
         status, out, _ = call_script(capsys, ae_eval.main, *flags, *more)
         assert status == 0 and f"{name} trained on" in out
-    pair = ("--run", tmp_path / "out", "--dataset", folder, "--interpolate", 11, 12, "--device", "cpu")
+    pair = ("--run", tmp_path / "out", "--interpolate", 11, 12, "--device", "cpu")
     assert call_script(capsys, ae_generate.main, *pair)[0] == 0
 
 
@@ -233,7 +233,7 @@ def test_one_test_image_is_enough_for_all_but_a_map(tmp_path, digits, capsys):
     path = save(tmp_path / "few.npy", digits.train_images[:12].reshape(-1, 28, 28))
     train = ("--dataset", path, *RUNS["vae"], "--epochs", 1, "--device", "cpu", "--output-dir", tmp_path / "out")
     assert call_script(capsys, ae_train.main, *train)[0] == 0
-    flags = ("--run", tmp_path / "out", "--dataset", path, "--device", "cpu", "--importance-samples", 9)
+    flags = ("--run", tmp_path / "out", "--device", "cpu", "--importance-samples", 9)
     status, out, err = call_script(capsys, ae_eval.main, *flags, "--outliers", path)
     assert (status, err) == (0, "") and "1 test images" in out and re.search(r"standard error .* undefined\n", out)
     assert re.search(r"Monte Carlo error +0\.\d+\nfall from .* undefined\n", out)

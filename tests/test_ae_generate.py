@@ -38,7 +38,8 @@ def runs(tmp_path_factory, digits):
             "recipe": recipe.as_dict(), "weights": recipe.weights_file, "metrics": {}, "precision": "float32",
             "seconds": 1.0,
             "weights_sha256": save_weights(folder / recipe.weights_file, trainer.model),
-            "dataset": {"name": digits.name, "title": digits.title, "fingerprint": digits.fingerprint},
+            "dataset": {"name": digits.name, "title": digits.title, "fingerprint": digits.fingerprint, **digits.source,
+                        "leave_out": None, "only": None},
         })  # fmt: skip
     return root
 

@@ -77,7 +77,7 @@ Images = np.ndarray | MappedImages
 class ImageSet:
     """Training and test images (N, 784) uint8 with labels (N,); `title` is for people, `name` for files.
 
-    `source` holds, in JSON types, the arguments of `load_images` that load the set again, but no path.
+    `source` holds, in JSON types, the arguments of `load_images` that load the set again.
     """
 
     name: str

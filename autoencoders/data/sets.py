@@ -34,7 +34,6 @@ from autoencoders.runtime.files import read_bytes
 log = logging.getLogger(__name__)
 
 DATASETS = ("mnist", "fashion-mnist", "kmnist", "digits", BINARIZED, "auto")
-OWN = "own"  # the source of a person's own images, whose path no file keeps
 _IDX_SETS = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "kmnist": "KMNIST", "auto": "MNIST"}
 _TORCHVISION = {name: title.replace("-", "") for name, title in _IDX_SETS.items()}  # its classes and folders
 _IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -56,7 +55,7 @@ def load_images(
     """
     if source not in DATASETS:
         images = load_own_images(Path(source), image_size, test_fraction, split_seed, stream, root)
-        name = OWN
+        name = os.path.abspath(source)
     elif test_fraction is not None or split_seed or stream == "on":
         raise UsageError(f"--test-fraction, --split-seed and --stream are for your own images; {source} is a known set")
     else:

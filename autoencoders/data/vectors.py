@@ -44,7 +44,8 @@ def load_vectors(path: Path, test_fraction: float, seed: int, stream: str) -> Im
                          "least, and the test vectors must differ")  # fmt: skip
     name = printable(path.resolve().name, 40)
     labels = (np.zeros(len(part), np.uint8) for part in (train, test))
-    return ImageSet(name, name, train_vectors, next(labels), test_vectors, next(labels), source={"source": "own"})
+    source = {"source": str(path.absolute())}
+    return ImageSet(name, name, train_vectors, next(labels), test_vectors, next(labels), source=source)
 
 
 def _open(path: Path) -> np.ndarray:

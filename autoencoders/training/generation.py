@@ -10,7 +10,7 @@ from autoencoders import figures
 from autoencoders.data.digit import to_digit
 from autoencoders.data.images import ImageSet
 from autoencoders.data.pictures import read_picture, resized
-from autoencoders.data.sets import OWN
+from autoencoders.data.sets import DATASETS
 from autoencoders.evaluation import metrics
 from autoencoders.runtime.device import seed_for
 from autoencoders.runtime.errors import UsageError
@@ -116,7 +116,7 @@ def own_picture(run: TrainedRun, path: Path, invert: str) -> Picture:
     It is prepared like the images that the model was trained on: as a digit, or, for a person's own images, resized.
     """
     dataset, side = run.record["dataset"], run.recipe.image_size
-    is_known_set = dataset["source"] != OWN
+    is_known_set = dataset["source"] in DATASETS
     photo = read_picture(path, keep_levels=not is_known_set)
     if is_known_set:
         image = resized(to_digit(photo, invert).reshape(1, 28, 28), side)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ae_models import Autoencoder, to_range
 from autoencoders.data.binary import binarized
 from autoencoders.data.images import ImageSet
-from autoencoders.data.sets import DATASETS, OWN, load_images
+from autoencoders.data.sets import DATASETS, load_images
 from autoencoders.recipes import Recipe
 from autoencoders.runtime.errors import RunError, UsageError
 from autoencoders.runtime.files import read_bytes
@@ -34,15 +34,12 @@ class TrainedRun:
         return f"{self.record['dataset']['title']}, {self.recipe.name}"
 
     def load_images(self, source: str | None = None, root: Path = Path("data")) -> ImageSet:
-        """The images of the run, at `source` or under the name in its record; UsageError for different images.
-
-        The record names no path: a folder from a stranger must not decide what is read here.
-        """
+        """The images of the run, at `source` or where its record says; UsageError for different images."""
         dataset = self.record["dataset"]
         source = source or dataset["source"]
-        if source == OWN:
-            raise UsageError(f"{self.folder}: was trained on images of your own ({dataset['title']}); name their "
-                             f"folder or file with --dataset")  # fmt: skip
+        if source not in DATASETS and not Path(source).exists():
+            raise UsageError(f"{self.folder}: was trained on images of your own, which are no longer at {source}; name "
+                             "their folder or file with --dataset")  # fmt: skip
         arguments: dict[str, Any] = {}
         if source not in DATASETS:
             arguments = {"test_fraction": dataset["test_fraction"], "split_seed": dataset["split_seed"],

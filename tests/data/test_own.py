@@ -304,16 +304,24 @@ def test_a_run_on_own_images_of_another_size_is_trained_loaded_again_and_shown(c
     status, out, _ = call(capsys, "ae_train", *data, *TINY, "--output-dir", tmp_path)
     assert status == 0 and "pictures" in out and (tmp_path / "latent_map.png").exists()
     run = load_run(tmp_path, torch.device("cpu"))
-    with pytest.raises(UsageError, match="--dataset"):  # its record names no path
-        run.load_images()
-    assert str(collections) not in (tmp_path / "run.json").read_text()
-    images = run.load_images(str(collections / "pictures"))
+    assert run.record["dataset"]["source"] == str(collections / "pictures")
+    images = run.load_images()
     assert run.recipe.image_size == 16 and run.record["dataset"]["name"] == "pictures"
     assert images.fingerprint == run.record["dataset"]["fingerprint"] and len(images.test_images) == 15
     picture = next((collections / "pictures" / "odd").iterdir())
-    for flags in ((*data[:2], "--walk", 0), (*data[:2], "--interpolate", 0, 1), ("--input", picture)):
+    for flags in (("--walk", 0), ("--interpolate", 0, 1), ("--input", picture)):
         status, out, err = call(capsys, "ae_generate", "--run", tmp_path, "--device", "cpu", *flags)
         assert status == 0 and f"Wrote {tmp_path}" in out, err
+
+
+def test_a_run_whose_images_are_gone_asks_for_them(collections, tmp_path, capsys):
+    path = shutil.copy(collections / "array.npy", tmp_path / "before.npy")
+    assert call(capsys, "ae_train", "--dataset", path, *TINY, "--output-dir", tmp_path / "out")[0] == 0
+    path.rename(tmp_path / "after.npy")
+    flags = ("--run", tmp_path / "out", "--device", "cpu")
+    status, _, err = call(capsys, "ae_eval", *flags)
+    assert status == 2 and is_one_error_line(err) and str(path) in err and "--dataset" in err
+    assert call(capsys, "ae_eval", *flags, "--dataset", tmp_path / "after.npy")[0] == 0
 
 
 @pytest.mark.parametrize("recipe", ["vae", "sparse", "denoising"])
@@ -470,7 +478,7 @@ def test_a_streamed_run_uses_the_same_images_from_its_pca_to_its_evaluation(coll
     assert call(capsys, "ae_pca", *data, "--output-dir", out)[0] == 0
     status, _, err = call(capsys, "ae_train", *data, *TINY, "--output-dir", out)
     assert status == 0 and only_warnings(err)
-    status, table, err = call(capsys, "ae_eval", "--run", out, *data[:2], "--device", "cpu")
+    status, table, err = call(capsys, "ae_eval", "--run", out, "--device", "cpu")
     assert status == 0 and err == "" and "6 test images" in table
     evaluated, record = (json.loads((out / name).read_text()) for name in ("evaluation.json", "run.json"))
     assert evaluated["model"]["test_mse_unit"] == pytest.approx(record["metrics"]["test_mse_unit"], rel=1e-5)
