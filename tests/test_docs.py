@@ -108,13 +108,6 @@ def test_dead_links_to_files_and_headings_are_found(tmp_path):
     assert dead_links(tmp_path / "a.md", tmp_path) == [target for target in bad for _ in range(4)]
 
 
-def test_the_names_of_other_projects_are_listed():
-    page = (ROOT / "docs" / "flags.md").read_text(encoding="utf-8")
-    table = next(table for table in tables(page) if table[0] == ["other name", "flag"])
-    listed = {name: flag.strip("`") for names, flag in table[1:] for name in re.findall(r"`(.+?)`", names)}
-    assert listed == cli.ALIASES
-
-
 @every_page
 def test_every_command_shown_is_one_that_its_script_takes(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -31,15 +31,6 @@ from autoencoders.runtime.signals import Stopped, terminate
 VERSION = "1.0.0"
 log = logging.getLogger("autoencoders")  # info: progress, hidden by --quiet; warning: always shown
 
-# Names of other projects for our flags; each is taken by the scripts that have the flag.
-ALIASES = {
-    "--beta": "--kl-weight", "--checkpoint": "--run", "--d-sae": "--features", "--dict-size": "--features",
-    "--latent-dim": "--code-size", "--latent-size": "--code-size", "--learning-rate": "--lr",
-    "--noise-std": "--noise-factor", "--num-epochs": "--epochs", "--num-samples": "--num", "--num-workers": "--workers",
-    "--out": "--output-dir", "--outdir": "--output-dir", "--output": "--output-dir", "--report-to": "--tracker",
-    "--save-every": "--weights-every",
-}  # fmt: skip
-
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser with one-line errors and defaults in its help; takes --some_flag for --some-flag."""
@@ -60,19 +51,18 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
     def _respell(self, word: str) -> str:
-        """The word, where a flag has the parser's name for it; an unknown flag is an error."""
+        """The word, where a flag is written with dashes; an unknown flag is an error."""
         flag, equals, value = word.partition("=")
         if not flag.startswith("--") or " " in flag:
             return word
         if value == "--":  # argparse would read it as an empty list
             self.error(f"argument {flag}: expected a value, got '--'")
-        dashed, known = flag.replace("_", "-"), self._option_string_actions
-        ours = dashed if dashed in known else ALIASES.get(dashed, dashed)
-        if ours not in known:
-            names = [name[2:] for name in known if name.startswith("--")]
-            near = difflib.get_close_matches(dashed[2:], names, 1) or difflib.get_close_matches(ours[2:], names, 1, 0.8)
+        dashed = flag.replace("_", "-")
+        if dashed not in self._option_string_actions:
+            names = [name[2:] for name in self._option_string_actions if name.startswith("--")]
+            near = difflib.get_close_matches(dashed[2:], names, 1)
             self.error(f"unknown flag {flag}" + (f" (did you mean --{near[0]}?)" if near else ""))
-        return ours + equals + value
+        return dashed + equals + value
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see {self.prog} --help")
