@@ -129,8 +129,6 @@ def run(main: Callable[[], None], distributed: bool = False) -> None:
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (open as long as the process)
     logging.basicConfig(handlers=[_LineHandler()], force=True)
     try:
-        _check_folder()
-        processes.check_torchrun()
         main()
         sys.stdout.flush()
         if processes.size() > 1:  # gloo's threads may abort a Python that ends while they still run
@@ -175,21 +173,13 @@ def _fail(message: str, status: int) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(30)
     where = f" (rank {processes.rank()} on {platform.node()})" if processes.rank() else ""
-    with contextlib.suppress(OSError, ValueError):  # stderr may be closed; the status still counts
+    with contextlib.suppress(OSError):  # where stderr takes nothing the status still counts
         stream = sys.__stderr__ if processes.rank() else sys.stderr
         print(f"error: {printable(message)}{where}", file=stream, flush=True)
     if processes.size() > 1:  # an ordinary exit would wait for pending collectives
         sys.stdout.flush()
         os._exit(status)
     raise SystemExit(status)
-
-
-def _check_folder() -> None:
-    """RunError where the current folder was deleted: PyTorch cannot be loaded there."""
-    try:
-        os.getcwd()
-    except OSError as error:
-        raise RunError("the current folder no longer exists; change to one that does") from error
 
 
 def _stdout_works() -> bool:
@@ -203,15 +193,9 @@ def _stdout_works() -> bool:
 
 
 def _make_streams_robust() -> None:
-    """Replace a closed stream by the null device, and escape characters that a stream cannot encode."""
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # or the next file would be what others call stderr
-        os.set_inheritable(descriptor, True)
-    os.close(descriptor)
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open as long as the process)
-        elif hasattr(stream, "reconfigure"):
+    """Escape characters that a stream cannot encode."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from autoencoders.runtime.errors import RunError, UsageError
+from autoencoders.runtime.errors import RunError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,35 +25,14 @@ T = TypeVar("T")
 Loss = Callable[["Tensor"], "tuple[Tensor, dict[str, Tensor]]"]  # batch -> (scalar to minimise, values to log)
 
 _TIMEOUT = timedelta(days=7)  # a dead process raises at once; a slow one is waited for
-_NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")  # variables of torchrun
-_ALONE = f"unset {', '.join(_NUMBERS)} to run one process"
+_ALONE = "unset RANK, WORLD_SIZE, LOCAL_RANK to run one process"
 _rank, _size = 0, 1
 _dist: Any = None  # torch.distributed; `setup` imports it where there are several processes
 
 
 def torchrun_env(name: str) -> int:
     """The integer that torchrun set for this process, such as RANK or LOCAL_RANK; 0 where one process runs alone."""
-    return int(os.environ[name]) if not _wrong_variable() and int(os.environ.get("WORLD_SIZE", 1)) > 1 else 0
-
-
-def check_torchrun() -> None:
-    """UsageError for variables of torchrun that are incomplete or contradict one another, left over in a shell."""
-    if name := _wrong_variable():
-        value = f"={os.environ[name]}" if name in os.environ else " is not set"
-        raise UsageError(f"torchrun's variables are incomplete or wrong ({name}{value}); {_ALONE}, or use torchrun")
-
-
-def _wrong_variable() -> str:
-    """The first variable of torchrun that is missing or wrong; empty if all are right, or none is there."""
-    if not os.environ.keys() & _NUMBERS:
-        return ""
-    values = {name: os.environ.get(name, "") for name in _NUMBERS}
-    wrong = [name for name, text in values.items() if not (text.isdecimal() and len(text) < 9)]
-    if not wrong and int(values["RANK"]) >= int(values["WORLD_SIZE"]):
-        wrong = ["RANK"]
-    if not wrong and int(values["WORLD_SIZE"]) > 1:
-        wrong = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
-    return wrong[0] if wrong else ""
+    return int(os.environ.get(name, 0)) if int(os.environ.get("WORLD_SIZE", 1)) > 1 else 0
 
 
 def launch_id() -> str:

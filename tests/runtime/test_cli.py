@@ -13,7 +13,6 @@ from functools import partial
 import pytest
 import torch
 from conftest import ROOT, TRAIN, call_script, is_one_error_line, only_warnings, run_script
-from PIL import Image
 
 import ae_eval
 import ae_export
@@ -93,29 +92,6 @@ def test_a_full_disk_under_stdout_is_named(monkeypatch, unbuffered):
         process = run_code("cli.run(lambda: print('x'))", stdout=full, stderr=subprocess.PIPE)
     assert process.returncode == 1 and is_one_error_line(process.stderr)
     assert process.stderr.startswith("error: standard output: No space left")
-
-
-def test_a_deleted_current_folder_is_named(tmp_path):
-    (tmp_path / "gone").mkdir()
-    process = run_code("os.rmdir(os.getcwd()); cli.run(lambda: print('x'))", cwd=tmp_path / "gone", capture_output=True)
-    assert process.returncode == 1 and is_one_error_line(process.stderr)
-    assert "the current folder no longer exists" in process.stderr and process.stdout == ""
-
-
-def test_closed_standard_streams_are_the_null_device_and_make_no_picture_damaged(tmp_path, digits):
-    Image.fromarray(digits.train_images[0].reshape(28, 28)).save(tmp_path / "digit.tif", compression="tiff_lzw")
-    code = """
-from pathlib import Path
-from autoencoders.data.pictures import read_picture
-def main():
-    print("lost")
-    with open("result", "w") as file:
-        streams = [os.path.samestat(os.stat(os.devnull), os.fstat(number)) for number in range(3)]
-        print(streams, file.fileno() > 2, os.get_inheritable(2), read_picture(Path("digit.tif")).size, file=file)
-cli.run(main)
-"""
-    assert run_code(code, cwd=tmp_path, preexec_fn=lambda: os.closerange(0, 3)).returncode == 0
-    assert (tmp_path / "result").read_text() == "[True, True, True] True True (28, 28)\n"
 
 
 def test_a_reader_that_leaves_early_is_no_traceback():

@@ -152,28 +152,6 @@ def workers(parent):
     return [child for child in children if b"LOCAL_RANK=" in Path(f"/proc/{child}/environ").read_bytes()]
 
 
-ADDRESS = "MASTER_ADDR=127.0.0.1 MASTER_PORT=29577"
-LEFT_OVER = {
-    "RANK=0 WORLD_SIZE=abc LOCAL_RANK=0": "WORLD_SIZE=abc",
-    "RANK=0 WORLD_SIZE=2 LOCAL_RANK=0": "MASTER_ADDR is not set",
-    "RANK=0 WORLD_SIZE=2 LOCAL_RANK=0 MASTER_ADDR=127.0.0.1": "MASTER_PORT is not set",
-    "LOCAL_RANK=3": "RANK is not set",
-    "WORLD_SIZE=2": "RANK is not set",
-    f"RANK=2 WORLD_SIZE=2 LOCAL_RANK=0 {ADDRESS}": "RANK=2",
-    f"RANK=-1 WORLD_SIZE=2 LOCAL_RANK=0 {ADDRESS}": "RANK=-1",
-    f"RANK=0 WORLD_SIZE=-2 LOCAL_RANK=0 {ADDRESS}": "WORLD_SIZE=-2",
-    f"RANK=0 WORLD_SIZE={'9' * 5000} LOCAL_RANK=0 {ADDRESS}": "WORLD_SIZE=999",
-}
-
-
-@pytest.mark.parametrize("variables", LEFT_OVER, ids=[text[:50] for text in LEFT_OVER])
-def test_variables_of_torchrun_that_do_not_fit_together_are_a_usage_error(monkeypatch, capsys, variables):
-    for variable in variables.split():
-        monkeypatch.setenv(*variable.split("="))
-    status, _, err = call_script(capsys, lambda _: pytest.fail("it ran"))
-    assert status == 2 and is_one_error_line(err) and LEFT_OVER[variables] in err and "unset RANK" in err
-
-
 def test_one_process_of_torchrun_is_a_process_without_it(monkeypatch, capsys):
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "3")):
         monkeypatch.setenv(name, value)
