@@ -118,7 +118,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
 
     # What imports torch is imported once the flags are known to be good.
-    from autoencoders.runtime.device import check_memory, pick_device
+    from autoencoders.runtime.device import pick_device
     from autoencoders.training.folds import Fold, cross_validate
 
     device, folder = pick_device(args.device), args.output_dir
@@ -126,7 +126,6 @@ def main(arguments: list[str] | None = None) -> None:
     if args.folds > len(images.train_images):
         raise UsageError(f"--folds {args.folds}: there are only {len(images.train_images)} training images")
     candidates = make_grid(args, images)
-    check_memory(max(candidate.recipe.count_parameters() for candidate in candidates))
     if args.dry_run:
         print_plan(args, candidates, images)
         return

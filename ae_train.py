@@ -99,7 +99,7 @@ def train(recipe: Recipe, args: argparse.Namespace) -> None:
         return
     # What imports torch is imported once the flags are known to be good.
     from autoencoders.evaluation.pca import write_pca
-    from autoencoders.runtime.device import check_memory, pick_device
+    from autoencoders.runtime.device import pick_device
     from autoencoders.training import health, report
     from autoencoders.training.run import Run, resolve_code_size, training_progress
     from autoencoders.training.trainer import Trainer
@@ -108,7 +108,6 @@ def train(recipe: Recipe, args: argparse.Namespace) -> None:
     device, folder, started = pick_device(args.device), args.output_dir or Path(recipe.default_folder), time.monotonic()
     images = load_training_images(recipe, args)
     recipe = fit_to_images(recipe, args, images)
-    check_memory(recipe.count_parameters())
     recipe, pca, pca_is_new = processes.on_main(lambda: resolve_code_size(recipe, images, folder))
     run = Run(Trainer(recipe, images, device, args.amp, args.workers), images, folder)
     if args.dry_run:

@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
             f"{args.vectors}: lies in --output-dir, where results could replace it; use another --output-dir"
         )
     # What imports torch is imported once the flags are known to be good.
-    from autoencoders.runtime.device import check_memory, pick_device
+    from autoencoders.runtime.device import pick_device
     from autoencoders.training import health
     from autoencoders.training.report import print_epoch
     from autoencoders.training.run import Run, training_progress
@@ -71,7 +71,6 @@ def main(arguments: list[str] | None = None) -> None:
     vectors = load_vectors(args.vectors, args.test_fraction, args.split_seed, args.stream)
     recipe = replace(recipe, vector_size=vectors.train_images.shape[1])
     recipe = recipe if "epochs" in args else recipe.override({"epochs": vectors.epochs(recipe.epochs)})
-    check_memory(recipe.count_parameters())
     others = {str(folder): load_run(folder, device, vectors=True) for folder in args.agree_with}
     check_comparable(recipe, vectors, others)
     run = Run(Trainer(recipe, vectors, device), vectors, args.output_dir)

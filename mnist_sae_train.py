@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     import torch
 
     from autoencoders.evaluation.loss_analysis import ANALYSED, analyse_untrained
-    from autoencoders.runtime.device import check_memory, pick_device
+    from autoencoders.runtime.device import pick_device
 
     if re.fullmatch(r"cuda(:\d+)?", args.device) and not torch.cuda.device_count():
         log.warning("CUDA is not available: falling back to the CPU")
@@ -47,7 +47,6 @@ def main(arguments: list[str] | None = None) -> None:
         processes.setup()
         device, images = pick_device(args.device), ae_train.load_training_images(recipe, args)
         untrained = replace(recipe, image_size=images.side)
-        check_memory(untrained.count_parameters())
         analysis, total = analyse_untrained(untrained, images.train_images, device), len(images.train_images)
         count = min(ANALYSED * recipe.batch_size, total)
         print(f"Loss before training, {images.title}: {count:,} of {total:,} training images")

@@ -24,7 +24,7 @@ from autoencoders.data.sets import DATASETS, load_images
 from autoencoders.evaluation.metrics import to_pixels
 from autoencoders.evaluation.pca import fit_pca
 from autoencoders.recipes import RECIPES, SETTINGS, Recipe
-from autoencoders.runtime.device import check_memory, pick_device
+from autoencoders.runtime.device import pick_device
 from autoencoders.training.trained import UnitPixels, load_run
 from autoencoders.training.trainer import Row, Trainer
 
@@ -119,7 +119,6 @@ def train(
     if row.code_size is None:
         row = row.override({"code_size": fit_pca(data).components_for(0.95)})
     target, row = pick_device(device), replace(row, image_size=data.side)
-    check_memory(row.count_parameters())
     with torch.random.fork_rng([target] if target.type == "cuda" else []):
         trainer = Trainer(row, data, target)
         for _ in tqdm(trainer.epochs(), total=row.epochs, unit="epoch", leave=False, disable=True if quiet else None):

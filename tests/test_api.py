@@ -186,11 +186,6 @@ def test_numbers_that_torch_cannot_compute_with_are_refused(trained, images):
         load(trained[1]).encode(images)
 
 
-def test_a_model_that_does_not_fit_into_memory_is_refused_before_it_is_built(few):
-    with pytest.raises(ValueError, match="GB"):
-        train("simple", few.train_images, epochs=1, hidden_sizes=(10**9,), quiet=True)
-
-
 def test_static_pixels_are_drawn_of_grey_arrays_and_binary_arrays_stay(digits):
     grey = digits.train_images[:60]
 

@@ -110,8 +110,6 @@ def _open_array(path: Path, stream: str) -> tuple[Images, tuple[int, ...]]:
     except Exception as error:  # a damaged header fails in more ways than can be listed
         raise UsageError(f"{path}: is not a whole .npy file of numbers ({error}); save one with numpy.save") from error
     array = _grey_squares(array, path)
-    if 32 * len(array) > max(total_memory() / 2, 1e9):  # bytes that the numbers of the images take
-        raise UsageError(f"{path}: holds {len(array):,} images, too many for this machine's memory; split the file")
     if isinstance(array, np.memmap) and array.flags.c_contiguous:
         return MappedImages(path, np.arange(len(array), dtype=np.int32), math.prod(array.shape[1:])), array.shape[1:]
     if isinstance(array, np.memmap):
@@ -130,8 +128,6 @@ def _grey_squares(array: np.ndarray, path: Path) -> np.ndarray:
     if array.ndim == 3 and array.size and array.dtype.kind in "fbiu":
         if array.dtype == np.uint8:
             return array
-        if array.nbytes > total_memory() / 4:
-            raise UsageError(f"{path}: holds {found}, too much to convert in memory; save it as uint8")
         if array.min() >= 0 and array.max() <= white:
             return np.rint(np.asarray(array) * (255 / white)).astype(np.uint8)
     grey = "images"

@@ -9,7 +9,7 @@ import numpy as np
 
 from autoencoders.data.images import Images, ImageSet
 from autoencoders.runtime.errors import RunError, UsageError
-from autoencoders.runtime.files import read_npz, total_memory, write_atomic, write_npz
+from autoencoders.runtime.files import read_npz, write_atomic, write_npz
 from autoencoders.style import BLUE, GREY, ORANGE, png, styled_figure
 
 PCA_FILE = "pca.npz"
@@ -62,22 +62,12 @@ def fit_pca(images: ImageSet, max_samples: int = 60_000, seed: int = 0) -> Pca:
     chosen = images.train_images
     if max_samples < len(chosen):
         chosen = chosen[np.sort(np.random.default_rng(seed).choice(len(chosen), max_samples, replace=False))]
-    check_memory(len(chosen), chosen.shape[1])
     mean, components, variances = _principal_axes(chosen)
     if not variances.any():
         raise UsageError(f"{images.title}: all training images are the same; there is no variance to explain")
     curve = np.cumsum(variances) / variances.sum()
     mean, components = mean.astype(np.float32), components.astype(np.float32)
     return Pca(mean, components, curve, images.name, images.fingerprint, len(chosen))
-
-
-def check_memory(images: int, pixels: int) -> None:
-    """UsageError when a PCA cannot fit into this machine's memory; measured, the arrays are up to 7 or 9 as below."""
-    arrays = 7 * pixels**2 if images >= pixels else 9 * images * pixels
-    needed, available = 8e-9 * arrays, 1e-9 * total_memory()
-    if needed > available:
-        raise UsageError(f"PCA of {pixels:,} pixels needs {needed:,.0f} GB and this machine has {available:,.0f} GB; "
-                         "use a smaller --image-size, or shorter vectors")  # fmt: skip
 
 
 def moments(images: Images) -> tuple[np.ndarray, np.ndarray]:

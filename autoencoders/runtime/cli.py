@@ -157,7 +157,9 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if processes.peer_is_gone(error):
         return "another process of this run has died; the same command with --resume continues the run", 1
     # PyTorch's out-of-memory error of the CPU is a plain RuntimeError.
-    no_memory = re.search("out of memory|can't allocate memory|not enough memory|failed to map segment", str(error))
+    no_memory = re.search(
+        "out of memory|can't allocate|not enough memory|size calculation overflowed|to map segment", str(error)
+    )
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError | ImportError) and no_memory):
         return "out of memory; use a smaller model, batch size or image set", 1
     if isinstance(error, OSError):

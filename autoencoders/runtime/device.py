@@ -12,7 +12,6 @@ from torch import Tensor
 
 from autoencoders.runtime import cli, processes
 from autoencoders.runtime.errors import UsageError
-from autoencoders.runtime.files import total_memory
 
 
 def pick_device(name: str) -> torch.device:
@@ -105,14 +104,6 @@ class Precision:
 
     def __str__(self) -> str:
         return str(self.dtype).removeprefix("torch.")
-
-
-def check_memory(parameters: float) -> None:
-    """UsageError when weights, gradients and Adam's two moments of a model cannot fit into this machine's memory."""
-    needed, available = 16e-9 * parameters, 1e-9 * total_memory()
-    if needed > available:
-        raise UsageError(f"the model needs {needed:,.0f} GB to train and this machine has {available:,.0f} GB; use "
-                         f"smaller --hidden-sizes, --code-size or --features")  # fmt: skip
 
 
 def seed_for(seed: int, *path: int) -> int:

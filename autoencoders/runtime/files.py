@@ -1,15 +1,12 @@
 """Files: atomic writes, checked reads, and the lock of an output folder; without torch, for a quick `ae_pca.py`."""
 
 import contextlib
-import ctypes
-import errno
 import io
 import json
 import logging
 import math
 import os
 import platform
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +18,6 @@ import numpy as np
 from autoencoders.runtime.errors import RunError, UsageError
 
 log = logging.getLogger(__name__)
-
-_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # of flock, on a disk without file locks
 
 
 def write_atomic(path: Path, *parts: bytes | memoryview) -> None:
@@ -50,16 +45,14 @@ def write_atomic(path: Path, *parts: bytes | memoryview) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Flush the entries of a folder; nothing on Windows, in unreadable folders and on disks without it (SMB, FUSE)."""
+    """Flush the entries of a folder, which Windows does by itself."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EINVAL, errno.ENOTSUP):
-            raise
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def prepare_folder(folder: Path) -> Path:
@@ -92,17 +85,9 @@ def locked(folder: Path) -> Iterator[Path]:
 def file_lock(path: Path, timeout: float = -1) -> contextlib.AbstractContextManager[object]:
     """Lock the file `path` until the context ends, waiting at most `timeout` seconds, forever if it is negative.
 
-    Raises filelock.Timeout or OSError. On a file system without locks a warning is given and nothing is locked: a file
-    that stands for a lock would outlive a crash. The lock file stays there, because deleting it would be a race.
+    Raises filelock.Timeout or OSError. The lock file stays there, because deleting it would be a race.
     """
-    lock = filelock.FileLock(path, timeout, preserve_lock_file=True, on_acquired=_name_holder)
-    try:
-        return lock.acquire()
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        log.warning(f"{path}: this disk has no file locks; do not start a second process that writes there")
-        return contextlib.nullcontext()
+    return filelock.FileLock(path, timeout, preserve_lock_file=True, on_acquired=_name_holder).acquire()
 
 
 def _name_holder(descriptor: int) -> None:
@@ -122,10 +107,10 @@ def _holder(path: Path) -> str:
 def read_bytes(path: Path, hint: str, most: float = math.inf) -> bytes:
     """The bytes, at most so many, of an existing file; `hint` ends the error message when they cannot be read.
 
-    Only a regular file that fits into memory is read, never a pipe that does not end or a sparse file of a terabyte.
+    Only a regular file is read, never a pipe that does not end.
     """
     try:
-        if path.exists() and (not path.is_file() or path.stat().st_size > min(most, total_memory())):
+        if path.exists() and (not path.is_file() or path.stat().st_size > most):
             raise RunError(f"{path}: is not a file that a run wrote; {hint}")
         return path.read_bytes()
     except OSError as error:
@@ -182,25 +167,6 @@ def read_n_components(path: Path, maximum: int, hint: str) -> int:
     return int(text)
 
 
-def total_memory(root: Path = Path("/")) -> float:
-    """Bytes of memory that this process may use: the machine's, or the limit of its container if that is lower.
-
-    `root` has the folders proc and sys of Linux. Infinite where the system does not say.
-    """
-    if sys.platform == "win32":
-        status = (ctypes.c_uint64 * 8)(64)  # MEMORYSTATUSEX: its size, then the total, and six numbers more
-        return status[1] if ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)) else math.inf
-    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_memory_limits(root)])
-
-
-def _memory_limits(root: Path) -> Iterator[int]:
-    """The limits, in bytes, of this process's control groups and of those around them (cgroups(7))."""
-    files = {"": "memory.max", "memory": "memory.limit_in_bytes"}  # of version 2, and of version 1
-    with contextlib.suppress(OSError):
-        for line in (root / "proc/self/cgroup").read_text().splitlines():
-            _, controllers, group = line.split(":", 2)
-            for controller in files.keys() & controllers.split(","):
-                folder = root / "sys/fs/cgroup" / controller / group.lstrip("/")
-                for place in (folder, *folder.parents):
-                    with contextlib.suppress(OSError, ValueError):  # no such file, or "max" for no limit
-                        yield int((place / files[controller]).read_text())
+def total_memory() -> float:
+    """Bytes of memory of this machine; infinite where the system does not say."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf

@@ -1,7 +1,5 @@
 """A folder of pictures or a .npy file gives the set that its files describe, or one line of error."""
 
-import errno
-import fcntl
 import json
 import logging
 import os
@@ -442,15 +440,6 @@ def test_a_full_disk_is_an_error_that_names_the_folder_and_leaves_nothing(collec
     assert [path.suffix for path in (tmp_path / "converted").iterdir()] == [".lock"]
 
 
-def test_a_disk_without_locks_can_hold_the_converted_images(collections, tmp_path, monkeypatch, caplog):
-    def flock(*args):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-    own(collections / "pictures", root=tmp_path, stream="on")
-    assert "no file locks" in caplog.text
-
-
 def test_an_array_in_fortran_order_is_not_streamed(tmp_path):
     np.save(tmp_path / "a.npy", np.asfortranarray(np.random.default_rng(0).integers(0, 256, (9, 28, 28), np.uint8)))
     assert len(own(tmp_path / "a.npy").train_images) == 8
@@ -523,15 +512,6 @@ def test_folders_nested_deeper_than_pythons_calls_are_walked(place_for_deep_fold
         (folder / f"{number}.png").write_bytes(picture)
     with pytest.raises(UsageError, match="same"):  # all were found
         own(folder)
-
-
-def test_more_images_than_can_be_numbered_in_memory_are_refused_at_once(tmp_path):
-    header = {"descr": "|u1", "fortran_order": False, "shape": (10**11, 2, 2)}
-    with (tmp_path / "a.npy").open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        file.truncate(file.tell() + 4 * 10**11)  # takes no space on the disk
-    with pytest.raises(UsageError, match="too many"):
-        own(tmp_path / "a.npy", stream="on")
 
 
 def test_a_dry_run_with_a_folder_without_pictures_writes_nothing(tmp_path, capsys):

@@ -6,7 +6,6 @@ import pytest
 from test_figures import check_picture
 
 from autoencoders.data.images import MappedImages
-from autoencoders.evaluation import pca as pca_module
 from autoencoders.evaluation.pca import (
     PCA_FILE,
     fit_pca,
@@ -23,15 +22,6 @@ from autoencoders.runtime.errors import RunError, UsageError
 @pytest.fixture(scope="module")
 def pca(digits):
     return fit_pca(digits)
-
-
-def test_a_pca_too_large_for_the_memory_is_refused_before_it_starts(digits, few, monkeypatch):
-    for images, needed in ((digits, 8 * 7 * 784**2), (few, 8 * 9 * 256 * 784)):
-        monkeypatch.setattr(pca_module, "total_memory", lambda needed=needed: needed - 1)
-        with pytest.raises(UsageError, match=r"PCA of 784 pixels needs .* --image-size"):
-            fit_pca(images)
-        monkeypatch.setattr(pca_module, "total_memory", lambda needed=needed: needed + 1)
-        fit_pca(images)
 
 
 @pytest.fixture(scope="module")
