@@ -190,7 +190,7 @@ def outlier_split(images: ImageSet, args: argparse.Namespace) -> "OutlierSplit |
         others = load_images(args.outliers, args.data_root, images.side)
         name, outliers = others.title, others.test_images
     elif args.outliers:
-        name, outliers = load_all_images(Path(args.outliers), images.side, args.data_root)
+        name, outliers = load_all_images(Path(args.outliers), images.side)
     elif label is None:
         name, outliers = f"all labels but {images.only}, never trained on", images.test_images[~inlier]
     else:
@@ -204,9 +204,9 @@ def outlier_split(images: ImageSet, args: argparse.Namespace) -> "OutlierSplit |
     return name, inliers, outliers
 
 
-def load_all_images(path: Path, side: int, root: Path) -> tuple[str, Images]:
+def load_all_images(path: Path, side: int) -> tuple[str, Images]:
     """The printable name of `path`, and all images there (N, side * side) uint8; many of them stay in their file."""
-    images, _, _ = read_images(path, side, has_parts=False, stream="auto", root=root)
+    images, _, _ = read_images(path, side, has_parts=False, stream="auto")
     return printable(path.resolve().name, 40), images
 
 

@@ -134,7 +134,7 @@ def train(recipe: Recipe, args: argparse.Namespace) -> None:
 
 
 def check_flags(recipe: Recipe, args: argparse.Namespace) -> bool:
-    """Check what needs no images; False when a dry run ends here, because images would be downloaded or converted."""
+    """Check what needs no images; False when a dry run ends here, because images would be downloaded."""
     if recipe.epochs < 1:
         raise UsageError("--epochs 0: there is nothing to train; give at least 1")
     for name in args.tracker:

@@ -4,16 +4,13 @@ Pictures become grey squares. The folders directly below the given one are the l
 `test` are among them, they are the two parts, with the labels inside, and everything beside them is ignored; otherwise
 a random part is used for testing. Damaged pictures, hidden files, links to folders and other files are left out.
 
-Training images too large for the memory stay in a .npy file: one of the right size where it is, everything else is
-converted to one, once, below DATA_ROOT/converted.
+All images are read into memory, but training images may stay in a .npy file of uint8 images of the right size.
 """
 
-import hashlib
 import logging
 import math
-import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,16 +22,15 @@ from autoencoders.data.pictures import FORMATS, read_picture, resized
 from autoencoders.runtime import cli
 from autoencoders.runtime.checks import printable
 from autoencoders.runtime.errors import RunError, UsageError
-from autoencoders.runtime.files import file_lock, read_npz, total_memory, write_npz
+from autoencoders.runtime.files import total_memory
 
 log = logging.getLogger(__name__)
 
 Labelled = tuple[Images, np.ndarray, np.ndarray]  # (N, side * side), labels (N,), whether in a test part (N,)
-Pictures = Iterable[Path | np.ndarray]  # files, or grey images (H, W) uint8
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 
 
-def load_own_images(path: Path, side: int, test_fraction: float | None, seed: int, stream: str, root: Path) -> ImageSet:
+def load_own_images(path: Path, side: int, test_fraction: float | None, seed: int, stream: str) -> ImageSet:
     """The images at `path`, resized to `side` x `side`; `seed` draws the test images and the order in memory.
 
     `stream` is `on`, `off` or `auto`, see `stays_in_file`; the test images are the same with each.
@@ -43,7 +39,7 @@ def load_own_images(path: Path, side: int, test_fraction: float | None, seed: in
     has_parts = _has_parts(path)
     if has_parts and test_fraction is not None:
         raise UsageError(f"{path}: has a test part of its own; leave out --test-fraction")
-    images, labels, in_test = read_images(path, side, has_parts, stream, root)
+    images, labels, in_test = read_images(path, side, has_parts, stream)
     order = np.random.default_rng(seed).permutation(len(labels))
     if not has_parts:
         count = max(1, round((test_fraction or 0.1) * len(order)))
@@ -67,54 +63,40 @@ def stays_in_file(nbytes: int, stream: str, memory: float | None = None) -> bool
     return stream == "on" or (stream == "auto" and nbytes > (memory or total_memory()) / 4)
 
 
-def read_images(path: Path, side: int, has_parts: bool, stream: str, root: Path) -> Labelled:
+def read_images(path: Path, side: int, has_parts: bool, stream: str) -> Labelled:
     """All images at `path`; from here on the arguments are those of `load_own_images`."""
     if path.is_dir():
-        return _read_folder(path, side, has_parts, stream, root)
-    images, shape = _open_array(path, stream)
-    stays = stays_in_file(len(images) * side**2, stream)
-    if shape != (side, side) or (stays and not isinstance(images, MappedImages)):
-        squares = _in_pieces(images, shape)
-        images, _ = _gather(squares, len(images), side, stream, _converted_file(root, path, [path], side))
-    elif not stays:
-        images = images[:]
+        if stream == "on":
+            raise UsageError(f"{path}: a folder of pictures is read into memory; save its images as a .npy file of "
+                             f"uint8 (N, {side}, {side}), or drop --stream")  # fmt: skip
+        return _read_folder(path, side, has_parts)
+    images = _read_array(path, side, stream)
     return images, np.zeros(len(images), np.uint8), np.zeros(len(images), bool)
 
 
-def conversion_notice(path: Path, side: int, stream: str, root: Path) -> str:
-    """The conversion that `load_own_images` would begin with, for a dry run; empty if there would be none."""
-    if path.is_dir():
-        files, _ = _pictures_in(path, _has_parts(path))
-        count = len(files)
-    else:
-        (images, shape), files = _open_array(path, stream), [path]
-        count = 0 if shape == (side, side) else len(images)
-    target = _converted_file(root, path, files, side)
-    if not count or not stays_in_file(count * side**2, stream) or target.exists():
-        return ""
-    return f"The images of {printable(path.name, 40)} would be converted to {target}"
-
-
-def _open_array(path: Path, stream: str) -> tuple[Images, tuple[int, ...]]:
-    """The images (N, H * W) of a .npy file, left there if their order allows, and (H, W)."""
+def _read_array(path: Path, side: int, stream: str) -> Images:
+    """The images (N, side * side) of a .npy file, which stay there if `stream` says so and their form allows it."""
     if path.suffix.lower() != ".npy" or not path.is_file():
         raise UsageError(f"{path}: is neither a folder of pictures nor a .npy file; name one")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the product of an absurd shape
-            array: np.ndarray = np.lib.format.open_memmap(path, mode="r")  # loads no pickle, and reads the header alone
-        if not (array.flags.c_contiguous or stays_in_file(array.nbytes, stream)):
-            array = np.load(path, allow_pickle=False)
+            mapped: np.ndarray = np.lib.format.open_memmap(path, mode="r")  # no pickle; reads the header alone
+        array = _grey_squares(mapped, path) if mapped.dtype == np.uint8 else mapped
+        fits = array.dtype == np.uint8 and array.flags.c_contiguous and array.shape[1:] == (side, side)
+        if fits and stays_in_file(array.nbytes, stream):
+            return MappedImages(path, np.arange(len(array), dtype=np.int32), side**2)
+        array = np.load(path, allow_pickle=False)
+    except (UsageError, MemoryError):
+        raise
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     except Exception as error:  # a damaged header fails in more ways than can be listed
         raise UsageError(f"{path}: is not a whole .npy file of numbers ({error}); save one with numpy.save") from error
-    array = _grey_squares(array, path)
-    if isinstance(array, np.memmap) and array.flags.c_contiguous:
-        return MappedImages(path, np.arange(len(array), dtype=np.int32), math.prod(array.shape[1:])), array.shape[1:]
-    if isinstance(array, np.memmap):
-        raise UsageError(f"{path}: is in Fortran order; save numpy.ascontiguousarray of it, or use --stream off")
-    return array.reshape(len(array), -1), array.shape[1:]
+    if stream == "on":
+        raise UsageError(f"{path}: only uint8 images of {side} x {side} in C order can stay in their file; save "
+                         f"numpy.ascontiguousarray of such images, or drop --stream")  # fmt: skip
+    return resized(_grey_squares(array, path), side)
 
 
 def _grey_squares(array: np.ndarray, path: Path) -> np.ndarray:
@@ -139,13 +121,6 @@ def _grey_squares(array: np.ndarray, path: Path) -> np.ndarray:
                      f"whole numbers from 0 to 255 or floats from 0 to 1{f'; save {code}' * bool(usable)}")  # fmt: skip
 
 
-def _in_pieces(images: Images, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
-    """Each image (H, W), read in pieces of some megabytes."""
-    step = max(1, 2**24 // images.shape[1])
-    for start in range(0, len(images), step):
-        yield from images[start : start + step].reshape(-1, *shape)
-
-
 def _has_parts(folder: Path) -> bool:
     return (folder / "train").is_dir() and (folder / "test").is_dir()
 
@@ -159,11 +134,11 @@ def _pictures_in(folder: Path, has_parts: bool) -> tuple[list[Path], int]:
     return paths, len(files) - len(paths) + len(beside)
 
 
-def _read_folder(folder: Path, side: int, has_parts: bool, stream: str, root: Path) -> Labelled:
+def _read_folder(folder: Path, side: int, has_parts: bool) -> Labelled:
     """`read_images` for a folder of pictures; prints the labels and how many files are left out."""
     paths, others = _pictures_in(folder, has_parts)
-    converted = _converted_file(root, folder, paths, side)
-    images, damaged = _gather(paths, len(paths), side, stream, converted) if paths else (np.empty(0), set[int]())
+    damaged: list[int] = []
+    images = np.array(list(_squares(paths, side, damaged)))
     if not len(images):
         raise UsageError(f"{folder}: holds no readable picture; readable formats are {', '.join(FORMATS)}")
     parts = [path.relative_to(folder).parts for number, path in enumerate(paths) if number not in damaged]
@@ -187,69 +162,14 @@ def _walk(folder: Path) -> Iterator[Path]:
         folders += reversed(inner)
 
 
-def _squares(pictures: Pictures, count: int, side: int, damaged: list[int]) -> Iterator[np.ndarray]:
-    """Each of `count` pictures as an image (side * side,); `damaged` gets the numbers of others, warnings name 20."""
+def _squares(paths: list[Path], side: int, damaged: list[int]) -> Iterator[np.ndarray]:
+    """Each picture as an image (side * side,); `damaged` gets the numbers of those that are none, warnings name 20."""
     hidden = None if cli.is_verbose() else True  # None: shown on a terminal only
-    for number, picture in enumerate(tqdm(pictures, total=count, unit=" images", leave=False, disable=hidden)):
+    for number, path in enumerate(tqdm(paths, unit=" images", leave=False, disable=hidden)):
         try:
-            if isinstance(picture, Path):
-                picture = np.asarray(read_picture(picture, keep_levels=True).convert("L"))
+            picture = np.asarray(read_picture(path, keep_levels=True).convert("L"))
             yield resized(picture[None], side)[0]
         except (UsageError, RunError) as error:
             damaged.append(number)
             if len(damaged) <= 20:
                 log.warning(f"left out: {error}")
-
-
-def _gather(pictures: Pictures, count: int, side: int, stream: str, target: Path) -> tuple[Images, set[int]]:
-    """The pictures as images, in memory or in the file `target`, and the numbers of damaged ones, left out."""
-    damaged: list[int] = []
-    if not stays_in_file(count * side**2, stream):
-        return np.array(list(_squares(pictures, count, side, damaged))), set(damaged)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with file_lock(target.with_suffix(".lock")):  # the first process converts for all
-            if not target.exists():
-                log.info(f"converting the images to {target}, once")
-                _convert(pictures, count, side, target)
-    except OSError as error:
-        raise RunError(f"{target.parent}: cannot hold the converted images ({error.strerror}); make room there, or use "
-                       f"another --data-root") from error  # fmt: skip
-    path, hint = target.with_suffix(".npz"), f"delete {target} to convert the images again"
-    numbers = set(read_npz(path, {"damaged": (-1,)}, hint)["damaged"].tolist())
-    if not numbers <= set(range(count)):
-        raise RunError(f"{path}: does not number the damaged pictures; {hint}")
-    try:
-        images, shape = _open_array(target, "on")
-    except UsageError as error:
-        raise RunError(f"{error}; {hint}") from error
-    if not isinstance(images, MappedImages) or (len(images), *shape) != (count, side, side):
-        raise RunError(f"{target}: does not hold these {count:,} images; {hint}")
-    return replace(images, rows=images.rows[: count - len(numbers)]), numbers
-
-
-def _converted_file(root: Path, source: Path, files: list[Path], side: int) -> Path:
-    """The .npy file for the images of `source`, which are in `files`; another one once any of these changes."""
-    digest = hashlib.sha256(repr((str(source.resolve()), side)).encode())
-    for path in files:
-        status = path.stat()
-        digest.update(repr((str(path.relative_to(source)), status.st_size, status.st_mtime_ns)).encode())
-    return root / "converted" / f"{digest.hexdigest()[:32]}.npy"
-
-
-def _convert(pictures: Pictures, count: int, side: int, target: Path) -> None:
-    """Write the images to the .npy file `target`, and the numbers of damaged ones to the .npz file beside it."""
-    temporary, damaged = target.with_suffix(".tmp"), list[int]()
-    header = {"descr": "|u1", "fortran_order": False, "shape": (count, side, side)}
-    try:
-        temporary.unlink(missing_ok=True)  # a link there would be followed, and opening a pipe would wait
-        with temporary.open("xb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
-            file.writelines(image.data for image in _squares(pictures, count, side, damaged))
-            file.truncate(file.tell() + len(damaged) * side**2)  # black images, unused, up to the number in the header
-            file.flush()
-            os.fsync(file.fileno())
-        write_npz(target.with_suffix(".npz"), damaged=np.array(damaged, int))
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -25,7 +25,7 @@ import numpy as np
 from autoencoders.data import binary
 from autoencoders.data.binary import BINARIZED
 from autoencoders.data.images import ImageSet, MappedImages
-from autoencoders.data.own import conversion_notice, load_own_images
+from autoencoders.data.own import load_own_images
 from autoencoders.data.pictures import resized
 from autoencoders.runtime import cli, processes
 from autoencoders.runtime.errors import RunError, UsageError
@@ -54,7 +54,7 @@ def load_images(
     `test_fraction`, `split_seed` and `stream` are for a person's own images. RunError for missing or damaged files.
     """
     if source not in DATASETS:
-        images = load_own_images(Path(source), image_size, test_fraction, split_seed, stream, root)
+        images = load_own_images(Path(source), image_size, test_fraction, split_seed, stream)
         name = os.path.abspath(source)
     elif test_fraction is not None or split_seed or stream == "on":
         raise UsageError(f"--test-fraction, --split-seed and --stream are for your own images; {source} is a known set")
@@ -132,11 +132,9 @@ def is_on_disk(name: str, root: Path) -> bool:
     return name not in _IDX_SETS or all((root / _TORCHVISION[name] / "raw" / file).is_file() for file in _IDX_FILES)
 
 
-def preparation_notice(source: str, root: Path, image_size: int = 28, stream: str = "off", **_: Any) -> str:
-    """The download or conversion that `load_images` would begin with, for a dry run; empty if there would be none."""
-    if source not in DATASETS:
-        return conversion_notice(Path(source), image_size, stream, root)
-    if is_on_disk(source, root):
+def preparation_notice(source: str, root: Path, **_: Any) -> str:
+    """The download that `load_images` would begin with, for a dry run; empty if there would be none."""
+    if source not in DATASETS or is_on_disk(source, root):
         return ""
     fallback = "; if that fails, scikit-learn's digits would be used" if source == "auto" else ""
     return f"{_IDX_SETS.get(source, source)} is not in {root}: it would be downloaded{fallback}"

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import resource
 import shutil
 import subprocess
 import tempfile
@@ -24,7 +23,7 @@ from autoencoders.data.images import MappedImages
 from autoencoders.data.own import stays_in_file
 from autoencoders.data.sets import load_images
 from autoencoders.evaluation.pca import fit_pca
-from autoencoders.runtime.errors import RunError, UsageError
+from autoencoders.runtime.errors import UsageError
 from autoencoders.training.trained import load_run
 
 TINY = ("--hidden-sizes", 16, "--code-size", 2, "--code-activation", "none", "--epochs", 1, "--device", "cpu")
@@ -152,8 +151,7 @@ def test_an_image_keeps_its_left_and_right_when_it_is_resized(tmp_path):
     assert (images[:, :, :13] < 3).all() and (images[:, :, 15:] > 195).all()
 
 
-@pytest.mark.parametrize("stream", ["off", "on"])
-def test_damaged_pictures_are_named_and_all_files_left_out_are_counted(tmp_path, digits, info, stream):
+def test_damaged_pictures_are_named_and_all_files_left_out_are_counted(tmp_path, digits, info):
     for number in range(4):
         Image.fromarray(digits.train_images[number].reshape(28, 28)).save(tmp_path / f"{number}.png")
     whole = (tmp_path / "0.png").read_bytes()
@@ -166,9 +164,9 @@ def test_damaged_pictures_are_named_and_all_files_left_out_are_counted(tmp_path,
     (tmp_path / "again").symlink_to(tmp_path)
     (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
     os.mkfifo(tmp_path / "pipe.png")
-    images = own(tmp_path, root=tmp_path / ".root", stream=stream)
+    images = own(tmp_path)
     named = [record.getMessage() for record in info.records if record.levelno == logging.WARNING]
-    assert rows([*images.train_images[:], *images.test_images]) == rows(digits.train_images[:4])
+    assert rows([*images.train_images, *images.test_images]) == rows(digits.train_images[:4])
     assert len(named) == 2 and "cut.png" in named[0] and "empty.jpg" in named[1]
     assert "4 pictures" in info.messages[-1] and "2 damaged and 6 other files" in info.messages[-1]
 
@@ -246,10 +244,7 @@ def test_an_array_of_a_usual_other_form_gives_the_images_it_holds(tmp_path, imag
     white = 1 if images.dtype.kind in "fb" else 255
     same = np.rint(images.reshape(9, 28, 28).astype(float) * 255 / white).astype(np.uint8)
     np.save(tmp_path / "b.npy", same)
-    for stream in ("off", "on"):
-        ours, theirs = own(tmp_path / "a.npy", root=tmp_path, stream=stream), own(tmp_path / "b.npy", stream=stream)
-        assert np.array_equal(ours.train_images[:], theirs.train_images[:])
-        assert isinstance(ours.train_images, MappedImages) == (stream == "on")
+    assert np.array_equal(own(tmp_path / "a.npy").train_images, own(tmp_path / "b.npy").train_images)
 
 
 @pytest.mark.parametrize("shape", [(9, 28, 28), (9, 28, 28, 3), (9, 14, 14, 4), (9, 3, 28, 28)], ids=str)
@@ -269,7 +264,7 @@ from autoencoders.data.own import read_images
 from autoencoders.runtime.errors import RunError
 
 def read(stream):
-    return read_images(Path(sys.argv[1]), 28, False, stream, Path("unused"))[0]
+    return read_images(Path(sys.argv[1]), 28, False, stream)[0]
 
 def cut_after_a_look(*args, **settings):
     array = load(*args, **settings)
@@ -343,23 +338,17 @@ def pairs(images, part):
     )
 
 
-@pytest.mark.parametrize("settings", [{}, {"test_fraction": 0.3, "split_seed": 5}, {"image_size": 16}], ids=str)
-@pytest.mark.parametrize("name", ["array.npy", "pictures", "parts"])
-def test_a_streamed_set_has_the_same_test_part_and_the_same_training_images(collections, tmp_path, name, settings):
-    path = collections / name
-    if name == "parts":
-        path, settings = tmp_path / "parts", {key: value for key, value in settings.items() if key == "image_size"}
-        path.mkdir()
-        for part, label in (("train", "even"), ("test", "odd")):
-            (path / part).symlink_to(collections / "pictures" / label)
-    streamed, held = (own(path, root=tmp_path / "root", stream=stream, **settings) for stream in ("on", "off"))
+@pytest.mark.parametrize("settings", [{}, {"test_fraction": 0.3, "split_seed": 5}], ids=str)
+def test_a_streamed_set_has_the_same_test_part_and_the_same_training_images(collections, settings):
+    path = collections / "array.npy"
+    streamed, held = (own(path, stream=stream, **settings) for stream in ("on", "off"))
     assert isinstance(streamed.train_images, MappedImages) and isinstance(held.train_images, np.ndarray)
     assert type(streamed.test_images) is np.ndarray and np.array_equal(streamed.test_images, held.test_images)
     assert np.array_equal(streamed.test_labels, held.test_labels)
     assert pairs(streamed, "train") == pairs(held, "train") and (np.diff(streamed.train_images.rows) > 0).all()
     for images in (streamed, held):
         stream = "on" if images.source["stream"] else "off"
-        assert own(path, root=tmp_path / "root", stream=stream, **settings).fingerprint == images.fingerprint
+        assert own(path, stream=stream, **settings).fingerprint == images.fingerprint
 
 
 def test_at_most_10_000_test_images_are_taken_unless_a_fraction_is_given(tmp_path):
@@ -368,59 +357,11 @@ def test_at_most_10_000_test_images_are_taken_unless_a_fraction_is_given(tmp_pat
     assert counts == [10_000, 55_000]
 
 
-@pytest.mark.parametrize("name", ["array.npy", "pictures"])
-def test_images_are_converted_once_and_again_when_they_change(collections, tmp_path, info, name):
-    path, root = tmp_path / name, tmp_path / "root"
-    (shutil.copytree if name == "pictures" else shutil.copy)(collections / name, path)
-
-    def converted():
-        images = own(path, root=root, image_size=16, stream="on")
-        assert len(images.train_images) + len(images.test_images) == 60
-        return {file: file.stat().st_mtime_ns for file in root.glob("converted/*.npy")}
-
-    first = converted()
-    assert len(first) == 1 and np.load(next(iter(first))).shape == (60, 16, 16)
-    assert converted() == first and sum("converting" in message for message in info.messages) == 1
-    changed = path if name == "array.npy" else next(path.rglob("*.png"))
-    os.utime(changed, (0, 0))
-    assert len(converted()) == 2 and not list(root.glob("converted/*.tmp"))
-
-
-@pytest.mark.parametrize("name", ["array.npy", "pictures"])
-def test_a_dry_run_converts_nothing(collections, tmp_path, capsys, name):
-    root = tmp_path / "new" / "root"
-    data = ("--dataset", collections / name, "--image-size", 16, "--data-root", root)
-    flags = (*data, *TINY, "--output-dir", tmp_path / "out", "--dry-run", "--stream")
-    status, out, err = call(capsys, "ae_train", *flags, "on")
-    assert status == 0 and err == "" and f"would be converted to {root}" in out and out.count("\n") == 1
-    assert "Would write" in call(capsys, "ae_train", *flags, "off")[1] and not list(tmp_path.iterdir())
-    file = own(collections / name, root=root, image_size=16, stream="on").train_images.path
-    assert str(file) in out and "Would write" in call(capsys, "ae_train", *flags, "on")[1]
-
-
-def test_a_conversion_that_was_killed_is_begun_again(collections, tmp_path):
-    whole = own(collections / "pictures", root=tmp_path, stream="on")
-    fingerprint, file = whole.fingerprint, whole.train_images.path
-    file.rename(file.with_suffix(".tmp"))
-    file.with_suffix(".tmp").write_bytes(b"half")
-    assert own(collections / "pictures", root=tmp_path, stream="on").fingerprint == fingerprint
-
-
 def test_all_images_of_a_path_are_loaded_also_where_they_are_few_or_one(collections, tmp_path):
-    name, images = load_all_images(collections / "pictures", 28, tmp_path)
+    name, images = load_all_images(collections / "pictures", 28)
     assert name == "pictures" and images.shape == (60, 784)
     np.save(tmp_path / "one.npy", np.zeros((1, 28, 28), np.uint8))
-    assert load_all_images(tmp_path / "one.npy", 28, tmp_path)[1].shape == (1, 784)
-
-
-def test_all_images_of_a_large_folder_stay_in_a_file_but_for_the_damaged_ones(collections, tmp_path, monkeypatch):
-    shutil.copytree(collections / "pictures", tmp_path / "pictures")
-    (tmp_path / "pictures" / "even" / "damaged.png").write_bytes(b"")
-    monkeypatch.setattr("autoencoders.data.own.total_memory", lambda: 1)
-    images = load_all_images(tmp_path / "pictures", 28, tmp_path)[1]
-    assert isinstance(images, MappedImages) and rows(images[:]) == rows(
-        load_all_images(collections / "array.npy", 28, tmp_path)[1][:]
-    )
+    assert load_all_images(tmp_path / "one.npy", 28)[1].shape == (1, 784)
 
 
 def test_images_stay_in_their_file_when_asked_to_or_above_a_quarter_of_the_memory(collections):
@@ -429,22 +370,21 @@ def test_images_stay_in_their_file_when_asked_to_or_above_a_quarter_of_the_memor
     assert not isinstance(own(collections / "array.npy").train_images, MappedImages)
 
 
-def test_a_full_disk_is_an_error_that_names_the_folder_and_leaves_nothing(collections, tmp_path):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
-    try:
-        with pytest.raises(RunError, match=rf"{tmp_path}/converted: "):
-            own(collections / "pictures", root=tmp_path, stream="on")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert [path.suffix for path in (tmp_path / "converted").iterdir()] == [".lock"]
+OTHERS = {
+    "floats": lambda images: images / np.float32(255),
+    "smaller": lambda images: images[:, 1:, 1:],
+    "columns first": np.asfortranarray,
+}
 
 
-def test_an_array_in_fortran_order_is_not_streamed(tmp_path):
-    np.save(tmp_path / "a.npy", np.asfortranarray(np.random.default_rng(0).integers(0, 256, (9, 28, 28), np.uint8)))
-    assert len(own(tmp_path / "a.npy").train_images) == 8
-    with pytest.raises(UsageError, match="Fortran"):
+@pytest.mark.parametrize("other", OTHERS)
+def test_only_bytes_of_the_right_size_and_order_can_stay_in_their_file(other, collections, tmp_path):
+    np.save(tmp_path / "a.npy", OTHERS[other](np.load(collections / "array.npy")))
+    assert len(own(tmp_path / "a.npy").train_images) == 54
+    with pytest.raises(UsageError, match="can stay in their file"):
         own(tmp_path / "a.npy", stream="on")
+    with pytest.raises(UsageError, match="is read into memory"):
+        own(collections / "pictures", stream="on")
 
 
 @pytest.mark.parametrize("flags", [("--workers", 1), ("--leave-out", 1), ("--dataset", "digits")], ids=str)
@@ -512,49 +452,6 @@ def test_folders_nested_deeper_than_pythons_calls_are_walked(place_for_deep_fold
         (folder / f"{number}.png").write_bytes(picture)
     with pytest.raises(UsageError, match="same"):  # all were found
         own(folder)
-
-
-def test_a_dry_run_with_a_folder_without_pictures_writes_nothing(tmp_path, capsys):
-    (tmp_path / "empty").mkdir()
-    flags = ("--dataset", tmp_path / "empty", "--data-root", tmp_path / "root", "--stream", "on", "--dry-run")
-    status, _, err = call(capsys, "ae_train", *flags)
-    assert status == 2 and is_one_error_line(err) and not (tmp_path / "root").exists()
-
-
-@pytest.mark.parametrize("kind", ["link", "pipe"])
-def test_a_conversion_follows_no_link_and_waits_for_no_pipe(kind, collections, tmp_path):
-    root, victim = tmp_path / "root", tmp_path / "victim"
-    target = own(collections / "pictures", root=root, stream="on").train_images.path
-    target.unlink()
-    victim.write_text("kept")
-    temporary = target.with_suffix(".tmp")
-    temporary.symlink_to(victim) if kind == "link" else os.mkfifo(temporary)
-    own(collections / "pictures", root=root, stream="on")
-    assert victim.read_text() == "kept" and not target.is_symlink()
-
-
-@pytest.mark.parametrize("damaged", [[1.5], [99], [-1], ["x"], [np.nan]], ids=str)
-def test_numbers_of_damaged_pictures_that_cannot_be_are_refused(damaged, collections, tmp_path):
-    target = own(collections / "pictures", root=tmp_path, stream="on").train_images.path
-    np.savez(target.with_suffix(".npz"), damaged=np.array(damaged))
-    with pytest.raises(RunError, match=r"\.npz: does not number"):
-        own(collections / "pictures", root=tmp_path, stream="on")
-
-
-OTHERS = {
-    "fewer": lambda array: array[1:],
-    "smaller": lambda array: array[:, 1:, 1:],
-    "columns first": np.asfortranarray,
-    "floats": lambda array: array.astype(np.float32),
-}
-
-
-@pytest.mark.parametrize("other", OTHERS)
-def test_converted_images_of_another_shape_or_order_are_refused(other, collections, tmp_path):
-    target = own(collections / "pictures", root=tmp_path, stream="on").train_images.path
-    np.save(target, OTHERS[other](np.load(target)))
-    with pytest.raises(RunError, match=f"{target}.* to convert the images again"):
-        own(collections / "pictures", root=tmp_path, stream="on")
 
 
 @pytest.mark.parametrize("output", ["", "out/deep"])
