@@ -1,8 +1,7 @@
 """Evaluate a trained model on the test images, next to PCA of the same code size.
 
 --run names the folder of a finished run of ae_train.py; its run.json and weights are all that is needed. A table goes
-to stdout, evaluation.json and evaluation.png into the folder. A variational autoencoder also gets its likelihood, which
-torchrun computes on several processes.
+to stdout, evaluation.json and evaluation.png into the folder. A variational autoencoder also gets its likelihood.
 """
 
 import argparse
@@ -15,7 +14,7 @@ from autoencoders.data.binary import BINARIZED, static_draw
 from autoencoders.data.images import Images, ImageSet, MappedImages
 from autoencoders.data.own import read_images
 from autoencoders.data.sets import DATASETS, dataset_type, load_images
-from autoencoders.runtime import cli, processes
+from autoencoders.runtime import cli
 from autoencoders.runtime.checks import printable
 from autoencoders.runtime.errors import UsageError
 from autoencoders.runtime.files import prepare_folder, write_atomic, write_json
@@ -79,20 +78,16 @@ def main(arguments: list[str] | None = None) -> None:
     from autoencoders.training.trained import load_run
 
     keep_freed_memory()
-    processes.setup()
     run = load_run(args.run, pick_device(args.device))
     images = run.load_images(args.dataset, args.data_root)
     samples, binarize = importance_samples(run, args), pixels_of_likelihood(run, images, args.binarize)
     check_analyses(run, images, args)
     split, others = outlier_split(images, args), [load_run(folder, run.device) for folder in args.agree_with or ()]
     check_dictionaries([run, *others], args)
-    folder = processes.on_main(lambda: prepare_folder(args.output_dir or args.run))
+    folder = prepare_folder(args.output_dir or args.run)
 
     test_images = torch.tensor(images.test_images, device=run.device)
-    options = samples, binarize, args.seed, processes.rank(), processes.size(), processes.all_reduce
-    nats = likelihood(run.model, test_images, *options) if samples else {}  # takes longest: processes share it
-    if not processes.is_main():
-        return
+    nats = likelihood(run.model, test_images, samples, binarize, args.seed) if samples else {}
     pca = load_or_fit_pca(args.run, images, run.recipe.code_size or 0)
     subject = analyses.Subject(run.model, run.recipe, images, test_images, pca, args.seed, nats, split, args.features,
                                {str(each.folder): each.model for each in others})  # fmt: skip
@@ -211,7 +206,7 @@ def load_all_images(path: Path, side: int) -> tuple[str, Images]:
 
 
 def command() -> None:
-    cli.run(main, distributed=True)
+    cli.run(main)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from scipy.special import stdtrit  # the quantile of Student's t
 
 from autoencoders.data.binary import binarized
 from autoencoders.data.images import ImageSet
-from autoencoders.data.sets import add_data_flags, data_arguments, load_images, preparation_notice
+from autoencoders.data.sets import add_data_flags, data_arguments, load_images
 from autoencoders.evaluation import plots
 from autoencoders.evaluation.pca import fit_pca
 from autoencoders.recipes import DEFAULT, RECIPES, Recipe, recipe_named_in
@@ -79,7 +79,7 @@ class Candidate:
 # fmt: off
 def parser(recipe: Recipe = RECIPES[DEFAULT]) -> cli.Parser:
     """The command line, with the defaults of `recipe`."""
-    parser = cli.Parser(__doc__, dry_run=True)
+    parser = cli.Parser(__doc__)
     grid = parser.add_argument_group("candidates: every combination of these")
     grid.add_argument("--hidden-sizes", type=cli.sizes, nargs="+", default=[(500,), (1000,), (2500,)],
                       metavar="N,N,..", help="layer widths between pixels and code, '' for none "
@@ -113,10 +113,6 @@ def parser(recipe: Recipe = RECIPES[DEFAULT]) -> cli.Parser:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parser(recipe_named_in(arguments)).parse_args(arguments)
-    if args.dry_run and (notice := preparation_notice(**data_arguments(args))):
-        print(f"{notice}, and the candidates trained")
-        return
-
     # What imports torch is imported once the flags are known to be good.
     from autoencoders.runtime.device import pick_device
     from autoencoders.training.folds import Fold, cross_validate
@@ -126,9 +122,6 @@ def main(arguments: list[str] | None = None) -> None:
     if args.folds > len(images.train_images):
         raise UsageError(f"--folds {args.folds}: there are only {len(images.train_images)} training images")
     candidates = make_grid(args, images)
-    if args.dry_run:
-        print_plan(args, candidates, images)
-        return
     # Fold by fold, so that a search that is stopped has results of every candidate.
     folds = [Fold(candidate.name, candidate.recipe, number, args.folds, args.seed, device, args.threads)
              for number in range(args.folds) for candidate in candidates]  # fmt: skip
@@ -152,13 +145,6 @@ def make_grid(args: argparse.Namespace, images: ImageSet) -> list[Candidate]:
         if recipe not in recipes:
             recipes.append(recipe)
     return [Candidate(recipe) for recipe in recipes]
-
-
-def print_plan(args: argparse.Namespace, candidates: list[Candidate], images: ImageSet) -> None:
-    """Print what the search would train and write."""
-    print(f"Would train {len(candidates)} candidates on {args.folds} folds each, unless these are finished:")
-    print("\n".join(f"{candidate.name}: {candidate.parameters:,} parameters" for candidate in candidates))
-    print(f"Would write search.csv and search.png into {args.output_dir} ({images.title})")
 
 
 def write_results(args: argparse.Namespace, candidates: list[Candidate], images: str, label: str) -> None:

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 # fmt: off
 def parser(recipe: Recipe = RECIPES[DEFAULT], only_own: bool = False) -> cli.Parser:
     """The command line, with the defaults of `recipe`; `only_own` is for a script that trains that recipe alone."""
-    parser = cli.Parser(__doc__, dry_run=True)
+    parser = cli.Parser(__doc__, dry_run=not only_own)
+    parser.set_defaults(dry_run=False)
     data = parser.add_argument_group("data")
     add_data_flags(data, stream=True, default=recipe.dataset)
     labels = data.add_mutually_exclusive_group()

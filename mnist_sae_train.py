@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     if re.fullmatch(r"cuda(:\d+)?", args.device) and not torch.cuda.device_count():
         log.warning("CUDA is not available: falling back to the CPU")
         args.device = "cpu"
-    if args.analyze_loss and not args.dry_run:
+    if args.analyze_loss:
         processes.setup()
         device, images = pick_device(args.device), ae_train.load_training_images(recipe, args)
         untrained = replace(recipe, image_size=images.side)
@@ -51,8 +51,6 @@ def main(arguments: list[str] | None = None) -> None:
         count = min(ANALYSED * recipe.batch_size, total)
         print(f"Loss before training, {images.title}: {count:,} of {total:,} training images")
         print(format_analysis(analysis), flush=True)
-    if args.analyze_loss and args.dry_run:
-        print("Would compare the loss before training with that of the mean image")
     if recipe.epochs:
         ae_train.train(recipe, args)
 

@@ -105,12 +105,6 @@ def test_the_batch_size_is_the_recipes_or_that_of_the_flag(few):
     assert ae_search.parser(RECIPES["simple"]).parse_args([]).batch_size == RECIPES["simple"].batch_size
 
 
-def test_a_dry_run_lists_the_candidates_and_writes_nothing(tmp_path, capsys):
-    status, out, _ = call_script(capsys, ae_search.main, *SEARCH, "--dry-run", "--output-dir", tmp_path / "new")
-    assert status == 0 and "4 candidates on 3 folds" in out and "16-8, code 5" in out
-    assert not (tmp_path / "new").exists()
-
-
 def test_ctrl_c_is_one_line_and_finished_folds_stay(stopped):
     status, lines, folder = stopped
     stored = len(list((folder / "folds").iterdir()))

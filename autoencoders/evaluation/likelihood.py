@@ -51,18 +51,17 @@ def bernoulli(model: Any) -> LogLikelihood:
 
 def importance_weighted(
     x: Tensor, mean: Tensor, logvar: Tensor, log_likelihood: LogLikelihood, samples: int, seed: int,
-    part: int = 0, parts: int = 1, decoded: int | None = None,
+    decoded: int | None = None,
 ) -> Scores:  # fmt: skip
     """For images x (n, pixels) and q(z | x) = N(mean, exp(logvar)), each (n, code_size), estimates for each image:
     `log_px` of log p(x), `log_px_z` of E_q log p(x | z), and `effective` samples, (sum w)^2 / sum w^2; by ten groups of
     the samples, the `variance` of log_px over draws (nan for one sample), and `tenth`, the mean of log_px of one group.
 
-    Every `parts`-th chunk of 32 images from chunk `part` on is computed, the others are 0: the parts add up to the
-    whole, since the noise of a chunk depends on the seed and its number alone. `decoded` codes are decoded at a time.
+    The noise of a chunk of 32 images depends on the seed and its number alone. `decoded` codes are decoded at a time.
     """
     decoded = decoded or (1024 if x.device.type == "cpu" else 65536)  # on a CPU the logits stay in the cache
     terms = torch.zeros(5, len(x), dtype=torch.double)
-    starts = range(part * _CHUNK, len(x), parts * _CHUNK)
+    starts = range(0, len(x), _CHUNK)
     hidden = None if is_verbose() else True  # None: only on a terminal
     for start in tqdm(starts, unit=" images", unit_scale=_CHUNK, leave=False, disable=hidden):
         torch.manual_seed(seed_for(seed, 5, start // _CHUNK))
@@ -128,12 +127,11 @@ def entropy_floor(x: Tensor) -> float:
 
 @torch.no_grad()
 def likelihood(
-    model: Any, images: Tensor, samples: int, binarize: str, seed: int, part: int = 0, parts: int = 1,
-    add_up: Callable[[Scores], Scores] = lambda terms: terms, decoded: int | None = None,
+    model: Any, images: Tensor, samples: int, binarize: str, seed: int, decoded: int | None = None,
 ) -> Numbers:  # fmt: skip
     """`elbo`, `kl_loss`, `nll` and more of uint8 images (n, 784), in nats per image, with the `protocol`.
 
-    `part`, `parts`, `decoded`: see `importance_weighted`; `add_up` adds the terms of all parts.
+    `decoded`: see `importance_weighted`.
     `nll_standard_error` is over images (None for one), `nll_monte_carlo_error` over draws of the samples (None for one
     sample). `nll_fall_from_tenth` is how much lower the bound is than from a tenth of the samples (None for fewer than
     ten): where it is not small, more samples would lower it further. `active_units` are the dimensions of the code
@@ -141,8 +139,8 @@ def likelihood(
     """
     x = binarized(images, binarize, seed)
     mean, logvar = model.posterior(x)
-    terms = importance_weighted(x, mean, logvar, bernoulli(model), samples, seed, part, parts, decoded)
-    log_px, log_px_z, effective, over_draws, tenth = add_up(terms).values()
+    terms = importance_weighted(x, mean, logvar, bernoulli(model), samples, seed, decoded)
+    log_px, log_px_z, effective, over_draws, tenth = terms.values()
     kl = kl_to_standard_normal(mean, logvar).cpu().double()
     variance = mean.var(dim=0, correction=min(len(x) - 1, 1))  # 0 for one image
     numbers = {

@@ -117,22 +117,6 @@ def measured(model, images, samples, binarize="none", seed=0, **options):
     return likelihood(model, images, samples, binarize, seed, **options)
 
 
-@pytest.mark.parametrize("parts", [2, 3, 5])
-def test_the_parts_add_up_to_the_whole_bit_for_bit(model, images, parts):
-    def terms(**options):
-        found = []
-        measured(model, images, 20, "dynamic", seed=4, add_up=lambda terms: found.append(terms) or terms, **options)
-        return found[0]
-
-    whole, each = terms(), [terms(part=part, parts=parts) for part in range(parts)]
-    for name, values in whole.items():
-        assert torch.equal(sum(part[name] for part in each), values)
-        assert sum((part[name] != 0).sum() for part in each) == len(images)  # each image in a single part
-    total = {name: sum(part[name] for part in each) for name in whole}
-    found = measured(model, images, 20, "dynamic", seed=4, part=1, parts=parts, add_up=lambda terms: total)
-    assert found == measured(model, images, 20, "dynamic", seed=4)
-
-
 def test_the_number_of_codes_decoded_at_a_time_does_not_matter(model, images):
     found = [measured(model, images[:64], 50, decoded=decoded) for decoded in (7, 64, 4096)]
     for other in found[1:]:

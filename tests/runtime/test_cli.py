@@ -327,7 +327,7 @@ def test_quiet_leaves_results_and_warnings_alone_and_says_no_more(tmp_path, caps
 DRY = ("--dataset", "digits", "--dry-run", "--output-dir")
 
 
-@pytest.mark.parametrize("main", [ae_train.main, mnist_sae_train.main, ae_search.main, ae_reproduce.main])
+@pytest.mark.parametrize("main", [ae_train.main, ae_reproduce.main])
 def test_a_dry_run_says_what_it_would_do_and_touches_nothing(main, tmp_path, capsys):
     status, out, err = call_script(capsys, main, *DRY, tmp_path / "out")
     assert status == 0 and err == "" and f"into {tmp_path / 'out'}" in out and "Would " in out
@@ -349,7 +349,7 @@ def test_a_dry_run_resolves_recipe_images_code_size_and_epochs(tmp_path, capsys)
     assert call_script(capsys, ae_train.main, *DRY, tmp_path, "--code-size", 0)[0] == 2
     assert call_script(capsys, ae_train.main, *DRY, tmp_path, "--device", "tpu")[0] == 2
     missing = ("--dry-run", "--data-root", tmp_path / "none", "--output-dir", tmp_path / "out")
-    for main in (ae_train.main, ae_search.main, ae_reproduce.main):
+    for main in (ae_train.main, ae_reproduce.main):
         for dataset in ("mnist", "auto"):
             status, out, _ = call_script(capsys, main, *missing, "--dataset", dataset)
             assert status == 0 and "download" in out and not list(tmp_path.iterdir())
@@ -367,9 +367,8 @@ def test_a_dry_run_of_a_resume_says_where_it_goes_on_and_refuses_what_does_not_f
 
 def test_a_dry_run_of_what_cannot_be_read_fails_as_the_run_would(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    for main in (ae_train.main, ae_search.main):
-        status, _, err = call_script(capsys, main, "--dataset", tmp_path / "empty", "--dry-run")
-        assert status == 2 and is_one_error_line(err)
+    status, _, err = call_script(capsys, ae_train.main, "--dataset", tmp_path / "empty", "--dry-run")
+    assert status == 2 and is_one_error_line(err)
 
 
 def in_a_terminal(*arguments, **environment):
