@@ -29,6 +29,8 @@ def parser() -> cli.Parser:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
+    if args.workers:
+        cli.log.info(cli.NO_WORKERS)
 
     from autoencoders.evaluation.pca import fit_pca, n_components_file, write_pca  # imports matplotlib
 

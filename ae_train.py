@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoencoders.data.binary import binarized
-from autoencoders.data.images import ImageSet, MappedImages
+from autoencoders.data.images import ImageSet
 from autoencoders.data.sets import add_data_flags, data_arguments, load_images, preparation_notice
 from autoencoders.recipes import (
     DEFAULT,
@@ -47,7 +47,7 @@ def parser(recipe: Recipe = RECIPES[DEFAULT], only_own: bool = False) -> cli.Par
                         help="train on the images of this label alone; ae_eval.py then measures how well all others "
                         "are detected (with fewer than 10,000 images the recipe's epochs are ten times as many)")
     data.add_argument("--workers", type=cli.integer(0, 256), default=0,
-                      help="DataLoader processes that fetch the batches; 0 keeps the images on the device")
+                      help="no effect: the images are in memory")
 
     model = parser.add_argument_group("model", None if only_own else (
         f"Flags and defaults are those of the recipe {recipe.name}; --recipe NAME --help shows those of another."))
@@ -110,7 +110,7 @@ def train(recipe: Recipe, args: argparse.Namespace) -> None:
     images = load_training_images(recipe, args)
     recipe = fit_to_images(recipe, args, images)
     recipe, pca, pca_is_new = processes.on_main(lambda: resolve_code_size(recipe, images, folder))
-    run = Run(Trainer(recipe, images, device, args.amp, args.workers), images, folder)
+    run = Run(Trainer(recipe, images, device, args.amp), images, folder)
     if args.dry_run:
         print_dry_run(run, args)
         return
@@ -138,6 +138,8 @@ def check_flags(recipe: Recipe, args: argparse.Namespace) -> bool:
     """Check what needs no images; False when a dry run ends here, because images would be downloaded."""
     if recipe.epochs < 1:
         raise UsageError("--epochs 0: there is nothing to train; give at least 1")
+    if args.workers:
+        cli.log.info(cli.NO_WORKERS)
     for name in args.tracker:
         cli.check_installed(f"--tracker {name}", [name])
     notice = preparation_notice(**data_arguments(args)) if args.dry_run else ""
@@ -149,8 +151,6 @@ def check_flags(recipe: Recipe, args: argparse.Namespace) -> bool:
 def load_training_images(recipe: Recipe, args: argparse.Namespace) -> ImageSet:
     """The images that the flags select, in binary pixels for --binarize static."""
     images = binarized(load_images(**data_arguments(args)), recipe.model_args.get("binarize"))
-    if args.workers and isinstance(images.train_images, MappedImages):
-        raise UsageError("--workers: does not work with streamed images; drop it, or use --stream off")
     if args.only is not None:
         return images.keeping_only(args.only)
     return images if args.leave_out is None else images.leaving_out(args.leave_out)

@@ -1,12 +1,8 @@
-"""The batches of epoch e, in an order that depends on (seed, e) alone: from memory, DataLoader workers, or a file."""
+"""The batches of epoch e, in an order that depends on (seed, e) alone: from memory or a file."""
 
-import contextlib
-import os
-import signal
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing import resource_tracker
 from typing import TypeVar
 
 import numpy as np
@@ -34,48 +30,20 @@ def to_device(images: Images, device: torch.device) -> Tensor | MappedImages:
 
 def epoch_batches(
     images: Tensor | MappedImages, batch_size: int, seed: int, epoch: int, device: torch.device,
-    first: int = 0, workers: int = 0,
+    first: int = 0,
 ) -> Iterator[Tensor]:  # fmt: skip
     """The shuffled batches (batch_size, 784) uint8 of an epoch on the device, from number `first` on.
 
-    The last may be smaller. `workers` is the number of DataLoader processes, for images in memory.
+    The last may be smaller.
     """
     if isinstance(images, MappedImages):
         shuffled = prefetched(pools(images, seed, epoch, first * batch_size))
         yield from (torch.from_numpy(batch).to(device) for batch in cut(shuffled, batch_size))
         return
     order = batch_order(len(images), batch_size, seed, epoch)[first:]
-    if workers:
-        own = torch.Generator()  # the loader must not draw from the models' noise
-        data = torch.utils.data.TensorDataset(images)
-        loader = torch.utils.data.DataLoader(data, None, sampler=order, num_workers=workers, generator=own,
-                                             worker_init_fn=_ignore_signals)  # fmt: skip
-        with _blocked_signals():
-            loaded = iter(loader)
-        yield from (batch.to(device, non_blocking=True) for (batch,) in loaded)
-    elif order:
+    if order:
         one_transfer = torch.cat(order).to(images.device)
         yield from (images.index_select(0, index) for index in one_transfer.split(batch_size))  # faster than [index]
-
-
-def _ignore_signals(worker: int) -> None:
-    """Ctrl-C and a SIGTERM to the group reach the workers too; they end with the main process, which saves first."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-
-@contextlib.contextmanager
-def _blocked_signals() -> Iterator[None]:
-    """SIGINT and SIGTERM wait until the end of the block, and never reach the processes started in it (not Windows)."""
-    if os.name == "nt":
-        yield
-        return
-    resource_tracker.ensure_running()  # its start would unblock them, before Python 3.12
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def batch_order(count: int, batch_size: int, seed: int, epoch: int) -> tuple[Tensor, ...]:

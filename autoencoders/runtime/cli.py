@@ -30,6 +30,7 @@ from autoencoders.runtime.signals import Stopped, terminate
 
 VERSION = "1.0.0"
 log = logging.getLogger("autoencoders")  # info: progress, hidden by --quiet; warning: always shown
+NO_WORKERS = "--workers has no effect: the images are in memory"
 
 
 class Parser(argparse.ArgumentParser):

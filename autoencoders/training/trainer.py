@@ -36,16 +36,14 @@ class Diverged(RunError):
 class Trainer:
     """A recipe's model, its weights drawn by the recipe's seed, with its optimizer, schedule and progress."""
 
-    def __init__(
-        self, recipe: Recipe, images: ImageSet, device: str | torch.device = "cpu", amp: str = "off", workers: int = 0
-    ) -> None:
-        """`amp` is a mode of `Precision`, `workers` the number of DataLoader processes, 0 for none."""
+    def __init__(self, recipe: Recipe, images: ImageSet, device: str | torch.device = "cpu", amp: str = "off") -> None:
+        """`amp` is a mode of `Precision`."""
         keep_freed_memory()
-        self.recipe, self.device, self.workers = recipe, torch.device(device), workers
+        self.recipe, self.device = recipe, torch.device(device)
         self.precision = Precision(amp, self.device)
         torch.manual_seed(recipe.seed)
         self.model = recipe.build()
-        self.train_images = to_device(images.train_images, torch.device("cpu") if workers else self.device)
+        self.train_images = to_device(images.train_images, self.device)
         self.test_images = torch.as_tensor(to_device(images.test_images, self.device))
         self.model.on_start(lambda: pixel_moments(self.train_images))
         self.model.to(self.device)
@@ -77,7 +75,7 @@ class Trainer:
         self.model.train()
         started = time.perf_counter() - self.log.seconds
         for images in epoch_batches(self.train_images, self.recipe.batch_size, self.recipe.seed, epoch, self.device,
-                                    first=self.log.steps, workers=self.workers):  # fmt: skip
+                                    first=self.log.steps):  # fmt: skip
             values = self.step(images)
             self.log.append(values, time.perf_counter() - started)
             on_step(epoch + 1, self.log.steps, len(self.batch_sizes), values["train_loss"])

@@ -1,11 +1,6 @@
-"""Every image comes once per epoch, in an order that depends on (seed, epoch) alone, from memory, workers or a file."""
+"""Every image comes once per epoch, in an order that depends on (seed, epoch) alone, from memory or a file."""
 
-import os
-import signal
-import subprocess
-import sys
 import threading
-import time
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -13,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, is_one_error_line, make_trainer, run_script, same_bits
+from conftest import make_trainer, run_script, same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -126,13 +121,13 @@ def streamed(tmp_path_factory, few):
     return load_images(str(path), path.parent, stream="on")
 
 
-@pytest.mark.parametrize(("source", "workers"), [("file", 0), ("memory", 0), ("memory", 1)])
-def test_every_source_gives_all_images_and_starts_at_any_batch(streamed, source, workers):
+@pytest.mark.parametrize("source", ["file", "memory"])
+def test_every_source_gives_all_images_and_starts_at_any_batch(streamed, source):
     held = streamed.train_images[:]
     images = to_device(streamed.train_images if source == "file" else held, CPU)
 
     def batches(first):
-        return list(epoch_batches(images, 50, 0, 3, CPU, first=first, workers=workers))
+        return list(epoch_batches(images, 50, 0, 3, CPU, first=first))
 
     whole = batches(0)
     assert [len(batch) for batch in whole] == [50, 50, 50, 50, 30]
@@ -173,50 +168,6 @@ def test_an_exception_of_the_reading_thread_reaches_the_reader_and_closing_ends_
     assert next(unfinished) == 0
     unfinished.close()
     assert threading.active_count() == before
-
-
-WITH_WORKERS = """
-import multiprocessing, sys
-if __name__ == "__main__":
-    multiprocessing.set_start_method(sys.argv[1])
-    sys.path.insert(0, "")
-    import ae_train
-    from autoencoders.runtime import cli
-    cli.run(lambda: ae_train.main(sys.argv[2:]))
-"""
-
-
-@pytest.mark.skipif(os.name == "nt", reason="sends signals to a process group")
-@pytest.mark.parametrize(("method", "number"), [("fork", signal.SIGTERM), ("forkserver", signal.SIGINT),
-                                                ("spawn", signal.SIGTERM)])  # fmt: skip
-def test_a_signal_to_the_whole_group_while_workers_start_saves_the_run(tmp_path, method, number):
-    flags = (
-        "--recipe",
-        "simple",
-        "--dataset",
-        "digits",
-        "--epochs",
-        "100000",
-        "--workers",
-        "1",
-        "--log-interval",
-        "1000000",
-        "--output-dir",
-    )
-    command = [sys.executable, "-c", WITH_WORKERS, method, *flags, str(tmp_path)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               start_new_session=True)  # fmt: skip
-    try:
-        while not process.stdout.readline().startswith("Epoch 1/"):
-            assert process.poll() is None
-        time.sleep(0.5)  # into the next epoch, where workers start
-        os.killpg(process.pid, number)  # as a terminal, a scheduler or a service manager does
-        _, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 128 + number and "Traceback" not in err, err
-    assert "finishing this step" in err and is_one_error_line(err[err.index("error: ") :])
-    assert "--resume continues it" in err and (tmp_path / "checkpoint.pt").exists()
 
 
 THREADS = """

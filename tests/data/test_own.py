@@ -387,7 +387,7 @@ def test_only_bytes_of_the_right_size_and_order_can_stay_in_their_file(other, co
         own(collections / "pictures", stream="on")
 
 
-@pytest.mark.parametrize("flags", [("--workers", 1), ("--leave-out", 1), ("--dataset", "digits")], ids=str)
+@pytest.mark.parametrize("flags", [("--leave-out", 1), ("--dataset", "digits")], ids=str)
 def test_streaming_is_refused_where_it_does_not_apply(collections, tmp_path, capsys, flags):
     data = ("--dataset", collections / "array.npy", "--stream", "on", *TINY, "--output-dir", tmp_path / "out")
     status, _, err = call(capsys, "ae_train", *data, *flags)

@@ -12,10 +12,10 @@ from autoencoders.training.trainer import StepLog, Trainer
 SMALL = {"hidden_sizes": (32,), "code_size": 8, "epochs": 3, "batch_size": 50}
 
 
-def train(images, amp="off", workers=0, **settings):
+def train(images, amp="off", **settings):
     """A trainer at the end of a small run."""
     recipe = make_trainer("symmetric", images, **{**SMALL, **settings}).recipe
-    trainer = Trainer(recipe, images, "cpu", amp, workers)
+    trainer = Trainer(recipe, images, "cpu", amp)
     list(trainer.epochs())
     return trainer
 
@@ -37,12 +37,6 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit_and_another_one_others
     again = train(few)
     assert same_weights(run, again) and losses(run) == losses(again)
     assert not same_weights(run, train(few, seed=1))
-
-
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
-def test_worker_processes_change_no_loss_and_no_weight(run, few):
-    other = train(few, workers=2)
-    assert losses(other) == losses(run) and same_weights(other, run)
 
 
 def test_training_is_what_a_plain_loop_does(run, few):
