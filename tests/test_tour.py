@@ -16,6 +16,7 @@ def code_cells():
 
 def test_the_notebook_runs_on_digits_without_an_error_or_a_warning(tmp_path, monkeypatch):
     monkeypatch.setenv("TOUR_IMAGES", "digits")
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # it would replace the notebook's own
     (tmp_path / "docs").mkdir()
     shutil.copy(TOUR, tmp_path / "docs")
     for name in ("autoencoders", "ae_models.py"):  # the notebook finds them in the folder above its own
