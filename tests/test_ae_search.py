@@ -124,7 +124,6 @@ def test_a_stopped_search_continued_with_other_jobs_ends_in_the_same_bits(stoppe
     "flags",
     [
         ("--folds", 2000), ("--recipe", "conv"), ("--recipe", "sparse"), ("--image-size", 2),
-        ("--hidden-sizes", "99999999"),
     ],
     ids=str,
 )  # fmt: skip

@@ -102,7 +102,7 @@ def test_the_analysis_is_of_the_images_that_are_trained_on(tmp_path, capsys):
 
 @pytest.mark.parametrize("analysis", [(), ("--analyze-loss",)], ids=["", "analysis"])
 @pytest.mark.parametrize("flags", [("--k", "65"), ("--recipe", "bce"), ("--code-size", "3"), ("--epochs", "-1"),
-                                   ("--device", "tpu"), ("--features", "2000000000")], ids=" ".join)  # fmt: skip
+                                   ("--device", "tpu")], ids=" ".join)  # fmt: skip
 def test_bad_input_is_one_line_and_status_2_before_anything_is_done(tmp_path, capsys, flags, analysis):
     status, out, err = call(capsys, *SMALL, "--output-dir", tmp_path / "out", *analysis, *flags)
     assert status == 2 and out == "" and is_one_error_line(err) and not (tmp_path / "out").exists()
